@@ -1,0 +1,44 @@
+# The daily commands. Each does all the set-up it needs.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+python := .venv/bin/python
+.PHONY: help rehearse down test unit lint bench pins clean
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+
+rehearse: ## Run the whole system on this machine, verify it, print connector URL and key
+	@scripts/rehearse up --verify --show-secrets
+
+down: ## Remove what `make rehearse` made
+	@scripts/rehearse down
+
+test: lint ## Lint, types, unit and integration tests (real SSH, Docker, Nginx and vLLM)
+	@$(as_root) $(python) -m pytest
+
+unit: lint ## The daily loop: lint, types and unit tests, in seconds, without Docker
+	@$(python) -m pytest tests/unit
+
+lint: ## ruff, mypy --strict, shellcheck
+	@scripts/setup --dev
+	@$(python) -m ruff check .
+	@$(python) -m ruff format --check .
+	@$(python) -m mypy .
+	@.venv/bin/shellcheck components/files/*.sh scripts/setup scripts/launch scripts/verify scripts/rehearse .ci/run
+
+bench: ## Measure what the README promises (minutes)
+	@scripts/setup --dev
+	@$(as_root) $(python) -m scripts.bench
+
+pins: ## Pin requirements*.in anew
+	@scripts/setup --dev
+	@$(python) -m pip install --quiet pip-tools
+	@for set in requirements requirements-dev; do \
+	  .venv/bin/pip-compile --quiet --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --strip-extras \
+	    --no-header --annotation-style=line --output-file $$set.txt $$set.in; done
+
+clean: ## Remove .venv and caches
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# Integration tests and benchmarks start sshd and Docker.
+as_root := $(shell [ "$$(id -u)" = 0 ] || echo sudo)

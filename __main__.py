@@ -1,0 +1,51 @@
+"""The program: read the settings, build the components in order, export. `pulumi up` and `scripts/rehearse` run it."""
+
+import pulumi
+
+from components.certificate import Certificate, CertificateArgs
+from components.container_runtime import ContainerRuntime, ContainerRuntimeArgs
+from components.elastic_connector import ElasticConnector, ElasticConnectorArgs
+from components.host import ExistingHost, ExistingHostArgs
+from components.model_weights import ModelWeights, ModelWeightsArgs
+from components.nginx_gateway import NginxGateway, NginxGatewayArgs
+from components.settings import read_settings
+from components.shared_secret import SharedSecret, SharedSecretArgs
+from components.vllm_server import VllmServer, VllmServerArgs
+
+s = read_settings()
+# fmt: off
+host = ExistingHost("host", ExistingHostArgs(
+    host=s.server, https_port=s.https_port, images=s.images,
+    weights_path=s.weights_path, weights_gb=s.model.weights_gb, weights_on_host=s.model_source == "host",
+)).host
+runtime = ContainerRuntime("runtime", ContainerRuntimeArgs(host=host, images=s.images))
+weights = ModelWeights("weights", ModelWeightsArgs(
+    host=host, model=s.model, source=s.model_source, path=s.weights_path,
+    hub_endpoint=s.hub_endpoint, hub_revision=s.model_revision, hub_token=s.hub_token,
+    image_name=s.images["vllm"], image=runtime.images["vllm"],
+))
+vllm = VllmServer("vllm", VllmServerArgs(
+    host=host, provider=runtime.provider, image=runtime.images["vllm"], weights=weights.resource,
+    model=s.model, alias=s.model_alias, weights_path=s.weights_path,
+    gpu_count=s.gpu_count, gpu_memory_percent=s.gpu_memory_percent,
+    context_tokens=s.context_tokens, extra_arguments=s.vllm_arguments,
+))
+secret = SharedSecret("key", SharedSecretArgs(version=s.key_version, accept_previous=s.accept_previous_key))
+certificate = Certificate("certificate", CertificateArgs(host=s.endpoint_host))
+nginx = NginxGateway("nginx", NginxGatewayArgs(
+    host=host, provider=runtime.provider, image=runtime.images["nginx"], https_port=s.https_port,
+    socket_directory=vllm.socket_directory, directories=vllm.directories, keys=secret.accepted,
+    certificate_pem=certificate.certificate_pem, private_key_pem=certificate.private_key_pem,
+))
+connector = ElasticConnector("connector", ElasticConnectorArgs(
+    host=s.endpoint_host, https_port=s.https_port, key=secret.key, ready=(vllm.ready, nginx.ready),
+))
+# fmt: on
+
+pulumi.export("connectorUrl", connector.url)
+pulumi.export("connectorApiKey", connector.key)
+pulumi.export("model", s.model.name)
+pulumi.export("modelAlias", s.model_alias)
+pulumi.export("nativeFunctionCalling", s.model.native_function_calling)
+pulumi.export("caCertificate", certificate.ca_certificate_pem)
+pulumi.export("containers", {"vllm": vllm.container.name, "nginx": nginx.container.name})

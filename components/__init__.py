@@ -1,0 +1,1 @@
+"""What the program creates: one component a file, named for what it is."""

@@ -1,0 +1,144 @@
+"""How a machine is reached, and the server that exists already."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pulumi
+from pulumi_command import remote
+
+from components import render
+
+STANDARD_SSH_PORT = 22
+# vLLM's GPU image: 12 GB packed and 28 GB unpacked, both on disk while it is pulled.
+IMAGES_GB = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """How any machine is reached over SSH, by commands and by Docker, with its host key verified."""
+
+    address: str
+    port: int
+    user: str
+    private_key_path: Path
+    host_key: str
+    """`ssh-ed25519 AAAA...`; a machine that shows another key is refused."""
+    identity: pulumi.Input[str]
+    """Changes when it is another machine behind the same address: everything on it is then made anew."""
+    prefix: str
+    """Name of everything of this stack on the machine, so that two stacks can share one."""
+    directory: str
+    """This stack's own directory on the machine."""
+    cleans_up: bool
+    """Whether destroying a resource cleans up on the machine. False where the machine itself goes away."""
+    ready: Sequence[pulumi.Resource] = ()
+    """What must be there before anything is done on the machine."""
+
+    def connection(self) -> remote.ConnectionArgs:
+        """The connection for pulumi-command."""
+        return remote.ConnectionArgs(
+            host=self.address,
+            port=self.port,
+            user=self.user,
+            private_key=pulumi.Output.secret(self.private_key_path.read_text()),
+            host_key=self.host_key,
+            dial_error_limit=3,
+            per_dial_timeout=10,
+        )
+
+    def docker_url(self) -> str:
+        """The address for pulumi-docker, which starts the `ssh` client itself."""
+        return f"ssh://{self.user}@{self.address}:{self.port}"
+
+    def ssh_options(self) -> list[str]:
+        """Options for the `ssh` client: this key only, and the host key without a file to keep (OpenSSH 8.5)."""
+        known = self.address if self.port == STANDARD_SSH_PORT else f"[{self.address}]:{self.port}"
+        options = {
+            "IdentitiesOnly": "yes",
+            "StrictHostKeyChecking": "yes",
+            "UserKnownHostsFile": "/dev/null",
+            "GlobalKnownHostsFile": "/dev/null",
+            "KnownHostsCommand": f"/bin/echo {known} {self.host_key}",
+            "ConnectTimeout": "10",
+            "ServerAliveInterval": "15",
+        }
+        flags = [flag for name, value in options.items() for flag in ("-o", f"{name}={value}")]
+        return ["-i", str(self.private_key_path), *flags]
+
+    def command(
+        self,
+        name: str,
+        script: str,
+        *,
+        parent: pulumi.Resource,
+        depends_on: Sequence[pulumi.Resource] = (),
+        stdin: pulumi.Input[str] | None = None,
+        cleanup: str | None = None,
+        triggers: Sequence[pulumi.Input[str]] = (),
+    ) -> remote.Command:
+        """Run `script` on the machine when it is new or changed; `cleanup` when it is destroyed.
+
+        Secrets go through `stdin`: the script's text is visible in process lists and error messages.
+        """
+        return remote.Command(
+            name,
+            connection=self.connection(),
+            create=self._shell(script),
+            delete=self._shell(cleanup) if cleanup and self.cleans_up else None,
+            stdin=stdin,
+            triggers=[self.identity, *triggers],
+            opts=pulumi.ResourceOptions(parent=parent, depends_on=[*self.ready, *depends_on]),
+        )
+
+    def _shell(self, script: str) -> str:
+        # bash by name, since the login shell of a user can be any.
+        as_root = "" if self.user == "root" else "sudo -n "
+        return f"{as_root}bash -c {shlex.quote(script)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExistingHostArgs:
+    """What the server must offer, besides how it is reached."""
+
+    host: Host
+    https_port: int
+    weights_path: str
+    weights_gb: float
+    """Disk that the weights need if they are not there yet, in 10^9 bytes."""
+    weights_on_host: bool
+    """True if the weights must be there already."""
+    images: Mapping[str, str]
+    """Role -> image reference; one that begins with `localhost/` must be there already."""
+
+
+class ExistingHost(pulumi.ComponentResource):
+    """A server that someone else set up can take the endpoint: reachable, its key verified, rights, port and disk free.
+
+    Changes nothing on the server. Everything else on it depends on this check. Leaves drivers and the operating
+    system to the server's owner.
+    """
+
+    host: Host
+
+    def __init__(self, name: str, args: ExistingHostArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("elastic-vllm:host:ExistingHost", name, None, opts)
+        check = args.host.command(
+            f"{name}-check",
+            render.script(
+                "check-weights.sh",
+                "check-host.sh",
+                login=args.host.user,
+                prefix=args.host.prefix,
+                port=args.https_port,
+                weights=args.weights_path,
+                weights_gb=max(1, round(args.weights_gb)),
+                weights_on_host="yes" if args.weights_on_host else "no",
+                images=" ".join(args.images.values()),
+                images_gb=IMAGES_GB,
+            ),
+            parent=self,
+        )
+        self.host = replace(args.host, ready=[check])
+        self.register_outputs({})

@@ -1,0 +1,70 @@
+"""The model's weights in a directory on the host."""
+
+import json
+from dataclasses import dataclass
+
+import pulumi
+import pulumi_docker as docker
+
+from components import render
+from components.host import Host
+from components.models import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelWeightsArgs:
+    """Which weights, from where, to where."""
+
+    host: Host
+    model: Model
+    source: str
+    """`hub`: downloaded; `host`: already there."""
+    path: str
+    """The model's directory on the host."""
+    hub_endpoint: str
+    hub_revision: str
+    hub_token: pulumi.Input[str]
+    """Secret; empty where none is needed."""
+    image_name: str
+    image: docker.RemoteImage
+    """An image that has the hub's client library: vLLM's."""
+
+
+class ModelWeights(pulumi.ComponentResource):
+    """The weights are on the host: complete, of the pinned revision, readable by the server.
+
+    A download resumes, and each file is checked against the hub's checksums. Weights of other models, and these when
+    the stack is destroyed, are left alone. Leaves serving to others: nothing is downloaded after this.
+    """
+
+    path: str
+    resource: pulumi.Resource
+
+    def __init__(self, name: str, args: ModelWeightsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("elastic-vllm:model_weights:ModelWeights", name, None, opts)
+        if args.source == "hub":
+            self.resource = args.host.command(
+                f"{name}-download",
+                render.script(
+                    "download-weights.sh",
+                    prefix=args.host.prefix,
+                    image=args.image_name,
+                    weights=args.path,
+                    model=args.model.name,
+                    revision=args.hub_revision,
+                    endpoint=args.hub_endpoint,
+                    unneeded=json.dumps(list(args.model.unneeded_files)),
+                    downloader=(render.FILES / "download_weights.py").read_text(),
+                ),
+                stdin=args.hub_token,
+                parent=self,
+                depends_on=[args.image],
+            )
+        else:
+            self.resource = args.host.command(
+                f"{name}-check",
+                render.script("check-weights.sh", weights=args.path) + 'check_weights "$WEIGHTS"\n',
+                parent=self,
+            )
+        self.path = args.path
+        self.register_outputs({})
