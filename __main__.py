@@ -20,12 +20,12 @@ host = ExistingHost("host", ExistingHostArgs(
 )).host
 runtime = ContainerRuntime("runtime", ContainerRuntimeArgs(host=host, images=s.images))
 weights = ModelWeights("weights", ModelWeightsArgs(
-    host=host, model=s.model, source=s.model_source, path=s.weights_path,
+    host=runtime.host, model=s.model, source=s.model_source, path=s.weights_path,
     hub_endpoint=s.hub_endpoint, hub_revision=s.model_revision, hub_token=s.hub_token,
     image_name=s.images["vllm"], image=runtime.images["vllm"],
 ))
 vllm = VllmServer("vllm", VllmServerArgs(
-    host=host, provider=runtime.provider, image=runtime.images["vllm"], weights=weights.resource,
+    host=runtime.host, provider=runtime.provider, image=runtime.images["vllm"], weights=weights.resource,
     model=s.model, alias=s.model_alias, weights_path=s.weights_path,
     gpu_count=s.gpu_count, gpu_memory_percent=s.gpu_memory_percent,
     context_tokens=s.context_tokens, extra_arguments=s.vllm_arguments,
@@ -33,7 +33,7 @@ vllm = VllmServer("vllm", VllmServerArgs(
 secret = SharedSecret("key", SharedSecretArgs(version=s.key_version, accept_previous=s.accept_previous_key))
 certificate = Certificate("certificate", CertificateArgs(host=s.endpoint_host))
 nginx = NginxGateway("nginx", NginxGatewayArgs(
-    host=host, provider=runtime.provider, image=runtime.images["nginx"], https_port=s.https_port,
+    host=runtime.host, provider=runtime.provider, image=runtime.images["nginx"], https_port=s.https_port,
     socket_directory=vllm.socket_directory, directories=vllm.directories, keys=secret.accepted,
     certificate_pem=certificate.certificate_pem, private_key_pem=certificate.private_key_pem,
 ))

@@ -1,7 +1,7 @@
 """Docker on the host, and the images that run there."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pulumi
 import pulumi_docker as docker
@@ -26,6 +26,8 @@ class ContainerRuntime(pulumi.ComponentResource):
     do. Leaves GPU drivers and NVIDIA's toolkit to others.
     """
 
+    host: Host
+    """The host, ready for containers: what depends on it waits for Docker, curl and nft."""
     provider: docker.Provider
     images: Mapping[str, docker.RemoteImage]
 
@@ -34,6 +36,7 @@ class ContainerRuntime(pulumi.ComponentResource):
         installed = args.host.command(
             f"{name}-docker", render.script("install-docker.sh", login=args.host.user), parent=self
         )
+        self.host = replace(args.host, ready=[installed])
         # The provider pings Docker at its first use, without a retry: Docker must be there before.
         self.provider = docker.Provider(
             f"{name}-provider",

@@ -18,12 +18,12 @@ CONFIG_DIRECTORY = "/etc/elastic-vllm"
 # What Nginx itself answers, in the shape of OpenAI's API: status -> (type, code, message).
 ERRORS = {
     400: ("invalid_request_error", "bad_request", "The request could not be understood."),
-    401: ("invalid_request_error", "invalid_api_key", "Missing or wrong API key: send 'Authorization: Bearer KEY'."),
+    401: ("invalid_request_error", "invalid_api_key", "Missing or wrong API key: send it as a bearer token in the Authorization header."),
     404: ("invalid_request_error", "not_found", "Not served here. Use /v1/chat/completions or /v1/models."),
     405: ("invalid_request_error", "method_not_allowed", "Method not allowed for this path."),
     413: ("invalid_request_error", "request_too_large", "The request is larger than 32 MB."),
     414: ("invalid_request_error", "uri_too_long", "The address of the request is too long."),
-    431: ("invalid_request_error", "headers_too_large", "The request's headers are too large."),
+    431: ("invalid_request_error", "headers_too_large", "The headers of the request are too large."),
     429: ("rate_limit_error", "too_many_requests", "Too many requests: wait and try again."),
     500: ("server_error", "internal_error", "Nginx could not handle the request."),
     503: ("server_error", "model_unavailable", "The model is not ready: it is loading or was stopped. Try again."),

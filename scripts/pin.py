@@ -1,0 +1,107 @@
+"""Pin a stack's images by digest and its model by commit, and record them in the stack's file.
+
+Runs on a connected machine: it asks the images' registries and the hub, and downloads nothing else.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import requests
+import typer
+from dxf import DXF, DXFBase
+from dxf.exceptions import DXFError
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from rich.console import Console
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULTS = {"vllmImage": "docker.io/vllm/vllm-openai:v0.32.0", "nginxImage": "docker.io/library/nginx:1.30.6"}
+DOCKER_HUB = "registry-1.docker.io"
+app = typer.Typer(add_completion=False)
+console = Console(highlight=False, soft_wrap=True)
+
+
+def image_digest(reference: str) -> str:
+    """The digest (`sha256:...`) that the registry gives for `HOST/NAME:TAG` now.
+
+    Raises OSError (requests' errors are) or DXFError when the registry does not answer, or knows no such image.
+    """
+    name, tag = reference.rsplit(":", 1)
+    host, repository = name.split("/", 1)
+    loopback = host.split(":")[0] in {"localhost", "127.0.0.1"}
+
+    def authenticate(dxf: DXFBase, response: requests.Response) -> None:
+        dxf.authenticate(response=response)
+
+    registry = DXF(
+        DOCKER_HUB if host == "docker.io" else host,
+        repository,
+        auth=authenticate,
+        insecure=loopback,  # a registry on this machine needs no TLS, as for Docker itself
+        timeout=30,
+    )
+    digest, _ = registry.head_manifest_and_response(tag)
+    return str(digest)
+
+
+def with_registry(reference: str) -> str:
+    """The reference with its registry written out, as Docker completes it, and without a digest."""
+    reference = reference.partition("@")[0]
+    first, slash, _ = reference.partition("/")
+    if slash and ("." in first or ":" in first or first == "localhost"):
+        return reference
+    return f"docker.io/{reference}" if slash else f"docker.io/library/{reference}"
+
+
+@app.command()
+def main(
+    stack: Annotated[str, typer.Option(help="The stack whose file in stacks/ is completed.")],
+    vllm: Annotated[str, typer.Option(help="Take this vLLM image (NAME:TAG) in place of the recorded one.")] = "",
+    nginx: Annotated[str, typer.Option(help="Take this Nginx image (NAME:TAG) in place of the recorded one.")] = "",
+) -> None:
+    """Record what the stack's image tags and model mean today: image digests and the model's commit.
+
+    Images on localhost/ are left alone: they are on the server already. A private or gated model needs the
+    hub's token in the environment variable HF_TOKEN.
+    """
+    file = ROOT / "stacks" / f"Pulumi.{stack}.yaml"
+    if not file.exists():
+        raise typer.BadParameter(f"there is no {file.relative_to(ROOT)}", param_hint="--stack")
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 10_000
+    document = yaml.load(file)
+    config = document["config"]
+    for key, wanted in (("vllmImage", vllm), ("nginxImage", nginx)):
+        reference = with_registry(wanted or config.get(f"elastic-vllm:{key}") or DEFAULTS[key])
+        if reference.startswith("localhost/"):
+            continue
+        console.print(f"asking {reference.split('/')[0]} for {reference}")
+        try:
+            config[f"elastic-vllm:{key}"] = f"{reference}@{image_digest(reference)}"
+        except (OSError, DXFError) as error:
+            _fail(f"no answer for {reference}: {error}", f"check the image's name ({key}) and this machine's network")
+        console.print(f"  {config[f'elastic-vllm:{key}']}")
+    if config.get("elastic-vllm:modelSource", "hub") == "hub":
+        model = config.get("elastic-vllm:model", "mistralai/Mistral-Small-3.2-24B-Instruct-2506")
+        endpoint = config.get("elastic-vllm:hubEndpoint")
+        console.print(f"asking the hub for {model}")
+        try:
+            config["elastic-vllm:modelRevision"] = str(HfApi(endpoint=endpoint).model_info(model, timeout=30).sha)
+        except HfHubHTTPError as error:
+            _fail(f"the hub refused {model}: {error}", "check the model's name; for gated models set HF_TOKEN")
+        except (OSError, requests.RequestException) as error:
+            _fail(f"the hub does not answer: {type(error).__name__}", "check hubEndpoint and this machine's network")
+        console.print(f"  {config['elastic-vllm:modelRevision']}")
+    yaml.dump(document, file)
+    console.print(f"recorded in {file.relative_to(ROOT)}")
+
+
+def _fail(problem: str, fix: str) -> None:
+    console.print(f"pin: {problem}\n  fix: {fix}", style="red")
+    raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()
