@@ -3,13 +3,13 @@
 Runs on a connected machine: it asks the images' registries and the hub, and downloads nothing else.
 """
 
+import re
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated
 
 import requests
 import typer
-from dxf import DXF, DXFBase
-from dxf.exceptions import DXFError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from rich.console import Console
@@ -18,6 +18,15 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULTS = {"vllmImage": "docker.io/vllm/vllm-openai:v0.32.0", "nginxImage": "docker.io/library/nginx:1.30.6"}
 DOCKER_HUB = "registry-1.docker.io"
+# The index of a multi-platform image first: its digest serves every platform.
+MANIFEST_TYPES = ", ".join(
+    (
+        "application/vnd.oci.image.index.v1+json",
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+        "application/vnd.oci.image.manifest.v1+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+    )
+)
 app = typer.Typer(add_completion=False)
 console = Console(highlight=False, soft_wrap=True)
 
@@ -25,24 +34,22 @@ console = Console(highlight=False, soft_wrap=True)
 def image_digest(reference: str) -> str:
     """The digest (`sha256:...`) that the registry gives for `HOST/NAME:TAG` now.
 
-    Raises OSError (requests' errors are) or DXFError when the registry does not answer, or knows no such image.
+    Raises OSError (requests' errors are), KeyError or ValueError when the registry does not answer as one should.
     """
     name, tag = reference.rsplit(":", 1)
     host, repository = name.split("/", 1)
-    loopback = host.split(":")[0] in {"localhost", "127.0.0.1"}
-
-    def authenticate(dxf: DXFBase, response: requests.Response) -> None:
-        dxf.authenticate(response=response)
-
-    registry = DXF(
-        DOCKER_HUB if host == "docker.io" else host,
-        repository,
-        auth=authenticate,
-        insecure=loopback,  # a registry on this machine needs no TLS, as for Docker itself
-        timeout=30,
-    )
-    digest, _ = registry.head_manifest_and_response(tag)
-    return str(digest)
+    # A registry on this machine needs no TLS, as for Docker itself.
+    scheme = "http" if host.split(":")[0] in {"localhost", "127.0.0.1"} else "https"
+    url = f"{scheme}://{DOCKER_HUB if host == 'docker.io' else host}/v2/{repository}/manifests/{tag}"
+    headers = {"Accept": MANIFEST_TYPES}
+    answer = requests.head(url, headers=headers, timeout=30)
+    if answer.status_code == HTTPStatus.UNAUTHORIZED:
+        # Public registries want a token too, which anyone gets: distribution.github.io/distribution/spec/auth/token
+        challenge = dict(re.findall(r'(\w+)="([^"]*)"', answer.headers.get("WWW-Authenticate", "")))
+        token = requests.get(challenge.pop("realm"), params=challenge, timeout=30).json()["token"]
+        answer = requests.head(url, headers={**headers, "Authorization": f"Bearer {token}"}, timeout=30)
+    answer.raise_for_status()
+    return answer.headers["Docker-Content-Digest"]
 
 
 def with_registry(reference: str) -> str:
@@ -80,7 +87,7 @@ def main(
         console.print(f"asking {reference.split('/')[0]} for {reference}")
         try:
             config[f"elastic-vllm:{key}"] = f"{reference}@{image_digest(reference)}"
-        except (OSError, DXFError) as error:
+        except (OSError, KeyError, ValueError) as error:
             _fail(f"no answer for {reference}: {error}", f"check the image's name ({key}) and this machine's network")
         console.print(f"  {config[f'elastic-vllm:{key}']}")
     if config.get("elastic-vllm:modelSource", "hub") == "hub":
