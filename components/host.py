@@ -74,28 +74,31 @@ class Host:
         *,
         parent: pulumi.Resource,
         depends_on: Sequence[pulumi.Resource] = (),
-        stdin: pulumi.Input[str] | None = None,
+        data: pulumi.Input[str] = "",
         cleanup: str | None = None,
         triggers: Sequence[pulumi.Input[str]] = (),
     ) -> remote.Command:
-        """Run `script` on the machine when it is new or changed; `cleanup` when it is destroyed.
+        """Run `script` on the machine when it or `data` is new or changed; `cleanup` when it is destroyed.
 
-        Secrets go through `stdin`: the script's text is visible in process lists and error messages.
+        The script finds `data` on its standard input: the only way for secrets.
         """
+        # Script and data both travel on standard input. So neither is in a process list, and an error shows what the
+        # script said, not the script. Bash reads the group as a whole before it runs it; what follows is left to read.
+        stdin = pulumi.Output.concat("{\n", script, "\nexit\n}\n", data)
         return remote.Command(
             name,
             connection=self.connection(),
-            create=self._shell(script),
-            delete=self._shell(cleanup) if cleanup and self.cleans_up else None,
+            # bash by name, since a user's login shell can be any
+            create=f"{self._as_root}bash -s",
+            delete=f"{self._as_root}bash -c {shlex.quote(cleanup)}" if cleanup and self.cleans_up else None,
             stdin=stdin,
             triggers=[self.identity, *triggers],
             opts=pulumi.ResourceOptions(parent=parent, depends_on=[*self.ready, *depends_on]),
         )
 
-    def _shell(self, script: str) -> str:
-        # bash by name, since the login shell of a user can be any.
-        as_root = "" if self.user == "root" else "sudo -n "
-        return f"{as_root}bash -c {shlex.quote(script)}"
+    @property
+    def _as_root(self) -> str:
+        return "" if self.user == "root" else "sudo -n "
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,7 @@ class ModelWeights(pulumi.ComponentResource):
                     unneeded=json.dumps(list(args.model.unneeded_files)),
                     downloader=(render.FILES / "download_weights.py").read_text(),
                 ),
-                stdin=args.hub_token,
+                data=args.hub_token,
                 parent=self,
                 depends_on=[args.image],
             )

@@ -18,7 +18,11 @@ CONFIG_DIRECTORY = "/etc/elastic-vllm"
 # What Nginx itself answers, in the shape of OpenAI's API: status -> (type, code, message).
 ERRORS = {
     400: ("invalid_request_error", "bad_request", "The request could not be understood."),
-    401: ("invalid_request_error", "invalid_api_key", "Missing or wrong API key: send it as a bearer token in the Authorization header."),
+    401: (
+        "invalid_request_error",
+        "invalid_api_key",
+        "Missing or wrong API key: send it as a bearer token in the Authorization header.",
+    ),
     404: ("invalid_request_error", "not_found", "Not served here. Use /v1/chat/completions or /v1/models."),
     405: ("invalid_request_error", "method_not_allowed", "Method not allowed for this path."),
     413: ("invalid_request_error", "request_too_large", "The request is larger than 32 MB."),
@@ -97,7 +101,7 @@ class NginxGateway(pulumi.ComponentResource):
                 owner=NGINX_UID,
                 gid=SOCKET_GID,
             ),
-            stdin=_config_files(args),
+            data=_config_files(args),
             cleanup=render.script("remove-directory.sh", directory=f"{args.host.directory}/nginx"),
             parent=self,
             depends_on=[args.directories],

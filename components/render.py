@@ -23,7 +23,7 @@ _templates = jinja2.Environment(
 def script(*names: str, **variables: str | int) -> str:
     """Shell scripts of files/, one after the other, with common.sh and `variables` (as upper-case names) in front.
 
-    Variables are quoted, so any text is safe; never pass a secret, it would show in the process list.
+    Variables are quoted, so any text is safe; never pass a secret, it would show in plans.
     """
     assignments = "".join(f"{name.upper()}={shlex.quote(str(value))}\n" for name, value in variables.items())
     return assignments + "".join((FILES / name).read_text() for name in ("common.sh", *names))
