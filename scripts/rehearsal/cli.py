@@ -1,0 +1,256 @@
+"""The command line: `scripts/rehearse up | verify | down | outputs | setup`."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import pulumi
+import typer
+
+from scripts.rehearsal import (
+    RehearsalError,
+    command_adapter,
+    docker_adapters,
+    docker_ssh,
+    engine,
+    machine,
+    tls_adapters,
+)
+from scripts.rehearsal.config import StackConfig, read_config
+from scripts.rehearsal.display import Display
+from scripts.rehearsal.errors import SetupError
+from scripts.rehearsal.ssh_keys import write_keys
+from scripts.rehearsal.state import ROOT, State, load, locked
+
+PROJECT = Path(__file__).resolve().parents[2]
+ADAPTERS = {
+    "command:remote:Command": command_adapter.COMMAND,
+    **docker_adapters.ADAPTERS,
+    **tls_adapters.ADAPTERS,
+}
+INTERRUPTED = 130
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
+
+Stack = Annotated[str, typer.Option(help="The stack: stacks/Pulumi.<stack>.yaml.")]
+Sets = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting for this run, over the stack's file. Repeatable."),
+]
+SetFiles = Annotated[
+    list[str],
+    typer.Option("--set-file", metavar="KEY=PATH", help="A secret setting, read from a file. Repeatable."),
+]
+ShowSecrets = Annotated[bool, typer.Option("--show-secrets", help="Show secrets in clear.")]
+
+
+@app.callback()
+def main() -> None:
+    """Run the unmodified Pulumi program without the Pulumi CLI, each resource doing the real thing."""
+
+
+@app.command()
+def up(
+    *,
+    stack: Stack = "local",
+    sets: Sets = [],  # noqa: B006 (typer copies it)
+    set_files: SetFiles = [],  # noqa: B006
+    verify: Annotated[bool, typer.Option("--verify", help="Then prove that the endpoint keeps its promises.")] = False,
+    show_secrets: ShowSecrets = False,
+) -> None:
+    """Bring the stack up, or up to date: what `pulumi up --refresh` does."""
+    with _user_errors():
+        machine.require_root()
+        config = read_config(PROJECT, stack, sets, set_files)
+        with locked(ROOT, stack) as interrupted, _cut_off(stack), Display() as display:
+            state = load(ROOT, stack)
+            _set_up(config, state, display, interrupted=interrupted, check_first=True)
+            directory = config.get("weightsDirectory")
+            state.kept[f"weights in {directory} on {config.get('host')}"] = f"rm -r {directory}"
+            engine.up(PROJECT, config, state, ADAPTERS, display)
+        display.line(display.counts())
+        display.line(display.timeline())
+        outputs = engine.outputs(stack)
+        failed = _verify(outputs) if verify else 0
+        _print_connector(outputs, stack, show_secrets=show_secrets)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def setup(*, stack: Stack = "local", sets: Sets = []) -> None:  # noqa: B006
+    """Only make this machine ready for the stack: packages, dockerd, sshd, images, the tiny model."""
+    with _user_errors():
+        machine.require_root()
+        config = read_config(PROJECT, stack, sets, [])
+        if not machine.is_private(config):
+            raise RehearsalError(
+                f"stack {stack} is for a host of its own ({config.get('host')}): nothing to set up here"
+            )
+        with locked(ROOT, stack) as interrupted, _cut_off(stack), Display() as display:
+            _set_up(config, load(ROOT, stack), display, interrupted=interrupted, check_first=False)
+        display.line(display.timeline())
+
+
+@app.command()
+def verify(*, stack: Stack = "local") -> None:
+    """Prove that a stack that is up keeps its promises."""
+    with _user_errors():
+        machine.require_root()
+        failed = _verify(engine.outputs(stack))
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def outputs(
+    *,
+    stack: Stack = "local",
+    as_json: Annotated[bool, typer.Option("--json", help="As `pulumi stack output --json`.")] = False,
+    show_secrets: ShowSecrets = False,
+) -> None:
+    """Show a stack's outputs."""
+    with _user_errors():
+        machine.require_root()
+        found = engine.outputs(stack)
+        shown = {
+            name: "[secret]" if each["secret"] and not show_secrets else each["value"] for name, each in found.items()
+        }
+        if as_json:
+            typer.echo(json.dumps(shown, indent=2))
+            return
+        for name, value in shown.items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            typer.echo(f"{name:<20} " + text.strip().replace("\n", "\n" + " " * 21))
+
+
+@app.command()
+def down(*, stack: Stack = "local") -> None:
+    """Remove all that the stack consists of, and what the rehearsal started for it."""
+    with _user_errors():
+        machine.require_root()
+        with locked(ROOT, stack) as interrupted, _cut_off(stack), Display() as display:
+            state = load(ROOT, stack)
+            if not state.path.exists() and not machine.is_set_up():
+                shutil.rmtree(state.path.parent)
+                machine.tear_down(stack, display)
+                display.line(f"stack {stack}: there is nothing to take down")
+                return
+            _destroy(stack, state, display, interrupted=interrupted)
+            kept = dict(state.kept)
+            shutil.rmtree(state.path.parent)
+            machine.tear_down(stack, display)
+        display.line(display.counts())
+        if kept:
+            display.line("kept, and how to remove it:")
+        for what, remove in kept.items():
+            display.line(f"  {what}: {remove}")
+
+
+def _set_up(config: StackConfig, state: State, display: Display, *, interrupted: bool, check_first: bool) -> None:
+    private = machine.is_private(config)
+    if private:
+        write_keys(ROOT / "ssh")  # the settings name them
+        state.save()
+    if check_first:
+        # Images take minutes: a bad setting is to be told before.
+        with display.task("settings", "set-up"):
+            engine.check(PROJECT, config)
+    if private:
+        if interrupted:
+            machine.end_sessions(config.stack)
+        machine.set_up(config, state, display)
+
+
+def _destroy(stack: str, state: State, display: Display, *, interrupted: bool) -> None:
+    if state.ssh_port and state.resources:
+        if interrupted:
+            machine.end_sessions(stack)
+        machine.start_daemons(state.ssh_port, display)  # what is removed is reached through them
+    for record in state.resources.values():
+        if record.type == "docker:index/remoteImage:RemoteImage" and record.inputs.get("keepLocally"):
+            image = record.inputs["name"]
+            state.kept[f"image {image}"] = f"docker image rm {image}"
+    state.save()
+
+    def remove_leftovers() -> None:
+        for record in list(state.resources.values()):
+            for removed in docker_adapters.remove_leftovers(record.inputs, stack):
+                display.line(f"{'deleted':<10} {removed}, left by a run that was cut off")
+
+    config = StackConfig(project="", stack=stack, values={}, secrets=frozenset())
+    engine.destroy(config, state, ADAPTERS, display, remove_leftovers)
+
+
+def _verify(outputs: dict[str, dict[str, Any]]) -> int:
+    """Print a line for each check; returns how many failed."""
+    from scripts.verify_endpoint import Endpoint, format_result, verify  # noqa: PLC0415 (brings the openai client)
+
+    values = {name: each["value"] for name, each in outputs.items()}
+    endpoint = Endpoint(
+        url=values["connectorUrl"],
+        key=values["connectorApiKey"],
+        model=values["model"],
+        ca_certificate=values.get("caCertificate") or None,
+    )
+    with Display() as display:
+        results = []
+        with display.task("verify", "checks") as task:
+            results = verify(endpoint, on_start=task.say, on_result=lambda result: display.line(format_result(result)))
+            failed = sum(not result.ok for result in results)
+            task.outcome = "failed" if failed else "verified"
+    typer.echo(f"{failed} of {len(results)} checks failed" if failed else f"all {len(results)} checks passed")
+    return failed
+
+
+def _print_connector(outputs: dict[str, dict[str, Any]], stack: str, *, show_secrets: bool) -> None:
+    how = f"shown by: scripts/rehearse outputs --stack {stack} --show-secrets"
+    names = {"URL": "connectorUrl", "API key": "connectorApiKey", "model": "model"}
+    typer.echo()
+    for label, name in names.items():
+        if name in outputs:
+            hidden = outputs[name]["secret"] and not show_secrets
+            typer.echo(f"{label + ':':<9} {how if hidden else outputs[name]['value']}")
+
+
+@contextmanager
+def _user_errors() -> Iterator[None]:
+    """What the user can put right is shown as a message; anything else is a bug and shows where it was."""
+    try:
+        yield
+    except (RehearsalError, SetupError, pulumi.RunError) as error:
+        typer.echo(f"\nerror: {error}", err=True)
+        raise typer.Exit(1) from None
+    finally:
+        _quietly(command_adapter.close_all)
+        _quietly(docker_ssh.close_all)
+
+
+@contextmanager
+def _cut_off(stack: str) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the run at once, though threads are still waiting for a command's end."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        again = f"scripts/rehearse up --stack {stack}"
+        typer.echo(f"\ninterrupted; what was done is kept: `{again}` goes on from here", err=True)
+        _quietly(command_adapter.close_all)
+        _quietly(docker_ssh.close_all)
+        machine.end_sessions(stack)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)  # inside the lock, so that no thread changes the state after it is free
+
+
+def _quietly(close: Callable[[], None]) -> None:
+    try:
+        close()
+    except Exception as error:  # the run is over: how it went has been said
+        typer.echo(f"while closing connections: {error}", err=True)

@@ -1,0 +1,61 @@
+"""Processes found and ended by what they are, never by a number alone: a stale pid may be someone else's by now."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+
+def pid_of(pid_file: Path, program: str, argument: str) -> int | None:
+    """The running process that a pid file names, if it is that program and its command line holds `argument`."""
+    try:
+        pid = int(pid_file.read_text())
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except (OSError, ValueError):
+        return None
+    return pid if program in command and argument in command else None
+
+
+def marked(mark: str) -> list[int]:
+    """All processes whose environment holds `mark` (NAME=value), with or without a living parent."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # ended meanwhile
+            if mark.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
+
+
+def end(pids: Iterable[int], seconds: float) -> None:
+    """Ask processes to end, and kill those that have not after so many seconds."""
+    pids = list(pids)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        limit = time.monotonic() + seconds
+        while any(_runs(pid) for pid in pids) and time.monotonic() < limit:
+            time.sleep(0.05)
+        pids = [pid for pid in pids if _runs(pid)]
+
+
+def _runs(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"  # a zombie only waits for its parent
+
+
+def listener(port: int) -> str:
+    """Who listens on a TCP port, as far as can be told."""
+    if shutil.which("ss"):
+        said = subprocess.run(["ss", "-Hltnp", f"sport = :{port}"], capture_output=True, text=True, check=False).stdout
+        if match := re.search(r'"([^"]+)",pid=(\d+)', said):
+            return f"process {match[2]} ({match[1]})"
+    return "another process"
