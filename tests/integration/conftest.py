@@ -26,7 +26,7 @@ STACK_DIRECTORY = Path("/var/lib/elastic-vllm") / STACK
 
 def rehearse(*arguments: str, stack: str = STACK, timeout: float = 1500) -> subprocess.CompletedProcess[str]:
     """Run `scripts/rehearse ARGUMENTS --stack STACK` to its end, whatever that is."""
-    command = [ROOT / "scripts" / "rehearse", *arguments, "--stack", stack]
+    command = [str(ROOT / "scripts" / "rehearse"), *arguments, "--stack", stack]
     environment = {**os.environ, "TERM": "dumb"}
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
 
