@@ -93,7 +93,12 @@ class Host:
             delete=f"{self._as_root}bash -c {shlex.quote(cleanup)}" if cleanup and self.cleans_up else None,
             stdin=stdin,
             triggers=[self.identity, *triggers],
-            opts=pulumi.ResourceOptions(parent=parent, depends_on=[*self.ready, *depends_on]),
+            opts=pulumi.ResourceOptions(
+                parent=parent,
+                depends_on=[*self.ready, *depends_on],
+                # The other way round, the old one's cleanup would take away what the new one has just made.
+                delete_before_replace=bool(cleanup),
+            ),
         )
 
     @property

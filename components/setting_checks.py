@@ -5,6 +5,8 @@ import binascii
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from components.models import GB, GIB, LEAST_SAFE_VLLM, WEIGHTS_SHARE, Catalogue, Model
@@ -13,19 +15,20 @@ ADDRESS = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 USER = re.compile(r"[a-z_][a-z0-9_-]*")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 DIRECTORY = re.compile(r"(/[A-Za-z0-9._-]+)+")
-URL = re.compile(r"https?://[^\s/]+(/\S*)?")
+URL = re.compile(r"https?://[^\s/@]+(/\S*)?")
 REVISION = re.compile(r"[0-9a-f]{40}")
 # `localhost/...` names an image that is on the server already: no registry can answer for it, so its
 # content can only be pinned there, by the image id that the containers use.
 PINNED_IMAGE = re.compile(r"(?P<name>[a-z0-9./:_-]+):(?P<tag>[\w.-]+)@sha256:[0-9a-f]{64}")
 LOCAL_IMAGE = re.compile(r"localhost/(?P<name>[a-z0-9./_-]+):(?P<tag>[\w.-]+)")
-# Secret settings: their values never appear in an error.
-SECRETS = {"hubToken"}
+# Secret settings, written as plain() does: their values never appear in an error.
+SECRETS = {"hubtoken"}
 
 # vLLM arguments that the program gives itself, or that would break what the endpoint promises.
 RESERVED_ARGUMENTS = {
     "--model": "model",
     "--served-model-name": "modelAlias",
+    "-tp": "gpuCount",
     "--max-model-len": "contextTokens",
     "--tensor-parallel-size": "gpuCount",
     "--gpu-memory-utilization": "gpuMemoryPercent",
@@ -57,15 +60,15 @@ class Problems:
     def add(self, key: str, problem: str, fix: str) -> None:
         """Record a problem; the value is shown unless it is secret or empty."""
         value = self.values.get(key, "")
-        shown = "" if key in SECRETS or not value else f" = {value!r}"
+        secret = plain(key) in SECRETS or "PRIVATE KEY" in value
+        shown = "" if secret or not value else f" = {value!r}"
         self.found.append(f"{key}{shown}: {problem}; {fix}")
         self.keys.add(key)
 
     def unknown_keys(self) -> None:
         """Refuse what is not a setting: a typing error would otherwise be silent."""
         for key in sorted(set(self.values) - set(self.known)):
-            plain = key.lower().replace("-", "").replace("_", "")
-            near = [known for known in self.known if known.lower() == plain]
+            near = [known for known in self.known if plain(known) == plain(key)]
             fix = f"did you mean {near[0]}?" if near else "remove it, or see Pulumi.yaml for the settings"
             self.add(key, "no such setting", fix)
 
@@ -112,24 +115,35 @@ def stack_name(problems: Problems, stack: str) -> None:
         )
 
 
-def _file(value: str, project_directory: Path) -> Path:
-    return project_directory / Path(value).expanduser()
+def plain(key: str) -> str:
+    """The setting that a misspelt key is likely to mean: letters and digits only, small."""
+    return re.sub(r"[^a-z0-9]", "", key.lower())
+
+
+def _read(value: str, project_directory: Path) -> tuple[Path, str]:
+    """A file and its text. Raises OSError or ValueError with the reason."""
+    try:
+        path = project_directory / Path(value).expanduser()
+        return path, path.read_text()
+    except UnicodeDecodeError as error:
+        raise ValueError("not a text file") from error
+    except RuntimeError as error:  # expanduser: no such user
+        raise ValueError("no such user") from error
 
 
 def private_key(problems: Problems, project_directory: Path) -> Path:
     """The SSH private key's file, which must be readable and without a passphrase."""
     key = "sshPrivateKeyPath"
     value = problems.values[key]
-    path = _file(value, project_directory)
     if not value:
         problems.add(key, "not set", "give the file of the SSH private key for sshUser")
-        return path
+        return project_directory
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        path, text = _read(value, project_directory)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         problems.add(key, f"cannot be read ({reason})", "give the file of the SSH private key for sshUser")
-        return path
+        return project_directory
     if "PRIVATE KEY-----" not in text:
         problems.add(key, "is not an SSH private key", "give the private key, not the .pub file")
     elif "ENCRYPTED" in text or _openssh_cipher(text) not in {"none", None}:
@@ -162,8 +176,8 @@ def host_key(problems: Problems, project_directory: Path) -> str:
         return ""
     if not value.startswith(("ssh-", "ecdsa-")):
         try:
-            value = _file(value, project_directory).read_text().strip()
-        except (OSError, UnicodeDecodeError):
+            value = _read(value, project_directory)[1].strip()
+        except (OSError, ValueError):
             problems.add(key, "neither a public key nor a file that can be read", fix)
             return ""
     words = value.split()
@@ -204,9 +218,7 @@ def vllm_arguments(problems: Problems) -> tuple[str, ...]:
         problems.add(key, "not a list of texts", 'write ["--option", "value"]')
         return ()
     for argument in arguments:
-        option = argument.split("=", 1)[0].replace("_", "-")
-        # argparse also takes an unambiguous beginning of an option's name.
-        reserved = [name for name in RESERVED_ARGUMENTS if len(option) > 2 and name.startswith(option)]  # noqa: PLR2004
+        reserved = [name for name in RESERVED_ARGUMENTS if is_option(argument, name)]
         if reserved:
             setting = RESERVED_ARGUMENTS[reserved[0]]
             fix = f"use the setting {setting}" if setting else "remove it: the program decides this"
@@ -214,13 +226,17 @@ def vllm_arguments(problems: Problems) -> tuple[str, ...]:
     return tuple(arguments)
 
 
+def is_option(argument: str, option: str) -> bool:
+    """Whether vLLM could take `argument` for `option`: with `_` for `-`, cut short, or with its value behind `=`."""
+    name = argument.split("=", 1)[0].replace("_", "-")
+    return name == option or (len(name) > len("--") and name.startswith("--") and option.startswith(name))
+
+
 def argument_value(arguments: tuple[str, ...], option: str) -> str | None:
-    """The value given for `option`, as `--option value` or `--option=value`."""
-    for index, argument in enumerate(arguments):
-        if argument == option and index + 1 < len(arguments):
-            return arguments[index + 1]
-        if argument.startswith(f"{option}="):
-            return argument.split("=", 1)[1]
+    """The value given for `option`, behind it or behind `=`."""
+    for argument, following in pairwise((*arguments, None)):
+        if argument and is_option(argument, option):
+            return argument.split("=", 1)[1] if "=" in argument else following
     return None
 
 
@@ -279,30 +295,47 @@ def _vllm_version(problems: Problems, model: Model) -> None:
         problems.add("vllmImage", f"a vLLM this old {why}", f"use {wanted} or newer")
 
 
-def _memory(problems: Problems, model: Model, gpu_count: int) -> None:
-    gib_each = problems.integer("gpuMemoryGib", 1, 1024)
-    percent = problems.integer("gpuMemoryPercent", 10, 99)
+@dataclass(frozen=True)
+class Gpus:
+    """The GPUs of the server."""
+
+    count: int
+    memory_gib: int
+    """Of one."""
+    memory_percent: int
+    """What vLLM may use of it."""
+
+
+def gpus(problems: Problems) -> Gpus:
+    """Read the GPU settings; they are checked without GPUs as well, where they have no effect."""
+    count = problems.integer("gpuCount", 1, 16)
+    if count & (count - 1):
+        problems.add("gpuCount", "does not divide a model's attention heads", "use 1, 2, 4, 8 or 16")
+    return Gpus(count, problems.integer("gpuMemoryGib", 1, 1024), problems.integer("gpuMemoryPercent", 10, 99))
+
+
+def _memory(problems: Problems, model: Model, gpus: Gpus) -> None:
     if {"gpuMemoryGib", "gpuMemoryPercent", "gpuCount"} & problems.keys:
         return
-    usable = gpu_count * gib_each * percent / 100
+    usable = gpus.count * gpus.memory_gib * gpus.memory_percent / 100
     needed = model.weights_gb * GB / GIB
     if needed > usable * WEIGHTS_SHARE:
         problems.add(
             "model",
             f"its weights take {needed:.0f} GiB, and with room for the KV cache {needed / WEIGHTS_SHARE:.0f} GiB, but "
-            f"{gpu_count} x {gib_each} GiB at {percent} % are {usable:.0f} GiB",
+            f"{gpus.count} x {gpus.memory_gib} GiB at {gpus.memory_percent} % are {usable:.0f} GiB",
             "take a smaller model or more GPU memory (gpuCount, gpuMemoryGib)",
         )
 
 
-def contradictions(problems: Problems, model: Model, gpu_count: int) -> None:
-    """What is fine by itself but not together."""
+def contradictions(problems: Problems, model: Model, gpus: Gpus | None) -> None:
+    """What is fine by itself but not together; `gpus` is None where the server has none."""
     values = problems.values
     _vllm_version(problems, model)
-    if gpu_count and model.weights_gb:
-        _memory(problems, model, gpu_count)
-    if gpu_count & (gpu_count - 1):
-        problems.add("gpuCount", "does not divide a model's attention heads", "use 1, 2, 4, 8 or 16")
+    if gpus and model.name.startswith("rehearsal/"):
+        problems.add("model", "for rehearsals on a CPU only", "take another, or set accelerator to none")
+    elif gpus and model.weights_gb:
+        _memory(problems, model, gpus)
     source = values["modelSource"]
     if source == "hub" and model.name.startswith("rehearsal/"):
         problems.add("modelSource", f"{model.name} is on no hub", "use host: the rehearsal trains it on the server")

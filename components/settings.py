@@ -57,7 +57,9 @@ class Settings:
     @property
     def weights_path(self) -> str:
         """The model's directory on the server."""
-        return f"{self.weights_directory}/{self.model.name.replace('/', '--')}"
+        # Another revision is another directory: the server keeps its own until it is replaced, and a way back stays.
+        revision = f"--{self.model_revision[:12]}" if self.model_revision else ""
+        return f"{self.weights_directory}/{self.model.name.replace('/', '--')}{revision}"
 
 
 @cache
@@ -80,7 +82,8 @@ def parse_settings(
     check.stack_name(problems, stack)
     choice("target", ("existing",))
     accelerator = choice("accelerator", ("nvidia", "none"))
-    gpu_count = integer("gpuCount", 1, 16) if accelerator == "nvidia" else 0
+    gpus = check.gpus(problems)
+    gpu_count = gpus.count if accelerator == "nvidia" else 0
     arguments = check.vllm_arguments(problems)
     model = check.model(problems, catalogue, arguments)
     host_key = check.host_key(problems, PROJECT_DIRECTORY)
@@ -98,13 +101,13 @@ def parse_settings(
             cleans_up=True,
         ),
         gpu_count=gpu_count,
-        gpu_memory_percent=integer("gpuMemoryPercent", 10, 99),
+        gpu_memory_percent=gpus.memory_percent,
         model=model,
         model_alias=text("modelAlias", check.NAME, "use letters, digits, '.', '_', '-' and '/'"),
         model_source=choice("modelSource", ("hub", "host")),
         model_revision=values["modelRevision"],
         weights_directory=text("weightsDirectory", check.DIRECTORY, "give an absolute path without spaces"),
-        hub_endpoint=text("hubEndpoint", check.URL, "give an https:// address"),
+        hub_endpoint=text("hubEndpoint", check.URL, "give an https:// address without user and password"),
         hub_token=hub_token,
         context_tokens=integer("contextTokens", 0, 10_000_000),
         vllm_arguments=arguments,
@@ -116,7 +119,7 @@ def parse_settings(
         key_version=integer("keyVersion", 1, 1_000_000),
         accept_previous_key=problems.boolean("acceptPreviousKey"),
     )
-    check.contradictions(problems, model, gpu_count)
+    check.contradictions(problems, model, gpus if gpu_count else None)
     if problems.found:
         raise SettingsError(stack, problems.found)
     return settings

@@ -8,6 +8,7 @@ import pulumi_docker as docker
 from components import render
 from components.host import Host
 from components.models import Model
+from components.setting_checks import is_option
 
 # Users of the containers on the host: numbers only, outside the ranges of Debian's and Ubuntu's own users
 # (Debian policy 9.2.2 gives people 1000 and up, adduser counts from there).
@@ -156,7 +157,7 @@ def serve_arguments(args: VllmServerArgs) -> list[str]:
     """vLLM's command line for a model: what the catalogue says, the stack's settings, then the user's own."""
     model = args.model
     arguments = ["--model", MODEL_DIRECTORY, "--served-model-name", model.name, args.alias]
-    own_parser = any(argument.startswith("--tool-call-parser") for argument in args.extra_arguments)
+    own_parser = any(is_option(argument, "--tool-call-parser") for argument in args.extra_arguments)
     if model.tool_call_parser:
         arguments.append("--enable-auto-tool-choice")
         if not own_parser:

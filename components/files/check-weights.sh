@@ -33,7 +33,7 @@ check_weights() {
       fail "weights in $directory are incomplete: $(basename "$file") is cut short or damaged" "$fetch"
   done
   # The server's own user reads them; nothing else grants it that.
-  unreadable=$(find -L "$directory" \( -type f ! -perm -o=r \) -o \( -type d ! -perm -o=rx \) | head -n 1)
+  unreadable=$(find -L "$directory" \( \( -type f ! -perm -o=r \) -o \( -type d ! -perm -o=rx \) \) -print -quit)
   [ -z "$unreadable" ] ||
     fail "the server's user may not read $unreadable" "run: chmod -R o+rX $directory"
   echo "weights complete: $(du -sLh -- "$directory" | cut -f 1) in $directory"

@@ -1,4 +1,4 @@
-"""Download a model's weights into a directory, resume what was begun, check every file. Runs inside the vLLM image.
+"""Download a model's weights into a directory, go on with what was begun, check every file. Runs inside the vLLM image.
 
 Arguments: MODEL REVISION DIRECTORY UNNEEDED(JSON list of patterns). The hub's token, if any, comes on
 standard input. The hub's address is in HF_ENDPOINT.
@@ -9,21 +9,34 @@ import json
 import shutil
 import sys
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.file_download import http_get
+from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 MARKER = ".elastic-vllm-complete"
+# Files on their way. Not snapshot_download: since huggingface_hub 1.0 it begins a file that was cut off from zero.
+PARTS = ".elastic-vllm-parts"
 # Weights in other formats than safetensors, and Meta's originals, double the size and are never loaded.
 IGNORED = ["*.bin", "*.pth", "*.pt", "*.gguf", "*.onnx", "*.msgpack", "*.h5", "original/*", "metal/*"]
-# vLLM and the hub's client also make files; only the repository's own are counted and checked.
-CLIENT_CACHE = ".cache"
+AT_ONCE = 4
+HUB_SECONDS = 30
 
 
-def digest(path: Path, size: int, *, lfs: bool) -> str:
+class DamagedError(Exception):
+    """What arrived is not what the hub published."""
+
+
+def digest(path: Path, *, lfs: bool) -> str:
     """SHA-256 of a large (LFS) file, git's blob hash (SHA-1) of any other: what the hub publishes for it."""
+    size = path.stat().st_size
     state = hashlib.sha256() if lfs else hashlib.sha1(f"blob {size}\0".encode())  # noqa: S324 - git's own hash
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -31,11 +44,45 @@ def digest(path: Path, size: int, *, lfs: bool) -> str:
     return state.hexdigest()
 
 
+def fetcher(model: str, revision: str, directory: Path, token: str | bool) -> Callable[[RepoSibling], None]:
+    """What brings one file of the model: complete and checked, or not at all."""
+
+    def fetch(file: RepoSibling) -> None:
+        path, published = directory / file.rfilename, file.lfs.sha256 if file.lfs else file.blob_id
+        if path.exists() and digest(path, lfs=bool(file.lfs)) == published:
+            return
+        part = directory / PARTS / f"{published}-{file.rfilename.replace('/', '--')}"
+        url = hf_hub_url(model, file.rfilename, revision=revision)
+        found = get_hf_file_metadata(url, token=token, timeout=HUB_SECONDS)
+        # The token is the hub's: a host that the hub sends us to never gets it.
+        on_hub = urlsplit(found.location)[:2] == urlsplit(url)[:2]
+        with part.open("ab") as stream:
+            http_get(
+                found.location,
+                stream,
+                resume_size=stream.tell(),
+                headers={"authorization": f"Bearer {token}"} if token and on_hub else {},
+                expected_size=file.size,
+            )
+        if digest(part, lfs=bool(file.lfs)) != published:
+            part.unlink()
+            raise DamagedError(file.rfilename)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.replace(path)
+
+    return fetch
+
+
 def report_progress(directory: Path, total: int, done: threading.Event) -> None:
     """Print the bytes on disk every 5 s."""
     while not done.wait(5):
-        present = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-        print(f"{present / 1e9:.1f} of {total / 1e9:.1f} GB", flush=True)
+        with suppress(FileNotFoundError):  # files are renamed meanwhile
+            print(f"{size_of(directory) / 1e9:.1f} of {total / 1e9:.1f} GB", flush=True)
+
+
+def size_of(directory: Path) -> int:
+    """Bytes in a directory's files."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
 def main() -> None:
@@ -44,27 +91,26 @@ def main() -> None:
     patterns = [*IGNORED, *json.loads(sys.argv[4])]
     token = sys.stdin.read().strip() or False
     disable_progress_bars()
-    marker = directory / MARKER
+    marker, parts = directory / MARKER, directory / PARTS
     try:
-        info = HfApi().model_info(model, revision=revision, files_metadata=True, token=token)
-        names = [sibling.rfilename for sibling in info.siblings or []]
-        ignored = {name for name in names if any(Path(name).match(pattern) for pattern in patterns)}
-        wanted = [sibling for sibling in info.siblings or [] if sibling.rfilename not in ignored]
-        total = sum(sibling.size or 0 for sibling in wanted)
+        info = HfApi().model_info(model, revision=revision, files_metadata=True, token=token, timeout=HUB_SECONDS)
+        files = info.siblings or []
+        wanted = [file for file in files if not any(Path(file.rfilename).match(pattern) for pattern in patterns)]
+        total = sum(file.size or 0 for file in wanted)
         stamp = json.dumps({"model": model, "revision": revision, "files": len(wanted), "bytes": total})
         if marker.exists() and marker.read_text() == stamp:
             print(f"unchanged: {model} at {revision}, {total / 1e9:.1f} GB")
             return
         marker.unlink(missing_ok=True)
-        missing = sum(sibling.size or 0 for sibling in wanted if not (directory / sibling.rfilename).exists())
+        parts.mkdir(exist_ok=True)
+        missing = sum(file.size or 0 for file in wanted if not (directory / file.rfilename).exists()) - size_of(parts)
         if missing > shutil.disk_usage(directory).free:
             sys.exit(f"too little disk: {missing / 1e9:.1f} GB needed in weightsDirectory; fix: free some")
         print(f"downloading {len(wanted)} files, {total / 1e9:.1f} GB, of {model} at {revision}", flush=True)
         done = threading.Event()
         threading.Thread(target=report_progress, args=(directory, total, done), daemon=True).start()
-        snapshot_download(
-            model, revision=revision, local_dir=directory, token=token, ignore_patterns=sorted(ignored), max_workers=4
-        )
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(fetcher(model, revision, directory, token), wanted))
     except GatedRepoError:
         sys.exit(f"{model} is gated; fix: accept its licence on the hub and set hubToken to a token that may read it")
     except RepositoryNotFoundError:
@@ -74,19 +120,13 @@ def main() -> None:
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no answer"
         sys.exit(f"the hub answered {status}; fix: check hubEndpoint and hubToken, or try again later")
-    except OSError as error:
+    except DamagedError as error:
+        sys.exit(f"{error} arrived damaged and was removed; fix: run the update again to fetch it anew")
+    except Exception as error:  # a network's errors come from whichever HTTP library this hub client uses
         sys.exit(f"download failed: {type(error).__name__}: {str(error)[:300]}; fix: check hubEndpoint and disk")
-
-    print("checking the files' checksums", flush=True)
-    for sibling in wanted:
-        path = directory / sibling.rfilename
-        published = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
-        if digest(path, path.stat().st_size, lfs=bool(sibling.lfs)) != published:
-            path.unlink()
-            sys.exit(f"{sibling.rfilename} is damaged and was removed; fix: run the update again to fetch it anew")
     done.set()
-    shutil.rmtree(directory / CLIENT_CACHE, ignore_errors=True)
-    # The server's own user reads them; the hub's client keeps its files to its own.
+    shutil.rmtree(parts)
+    # The server's own user reads them.
     for path in directory.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     marker.write_text(stamp)

@@ -1,0 +1,36 @@
+"""What all tests share: golden files, which `pytest --update-golden` writes anew."""
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).with_name("golden")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden anew; then look at git diff")
+
+
+@pytest.fixture
+def update_golden(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--update-golden"))
+
+
+@pytest.fixture
+def golden(update_golden: bool) -> Callable[[str, str], None]:
+    """Compares a text with the golden file of that name, and shows the difference."""
+
+    def compare(name: str, text: str) -> None:
+        path = GOLDEN / name
+        if update_golden:
+            path.write_text(text)
+        kept = path.read_text() if path.exists() else ""
+        difference = difflib.unified_diff(
+            kept.splitlines(keepends=True), text.splitlines(keepends=True), f"tests/golden/{name}", "now"
+        )
+        if kept != text:
+            pytest.fail(f"{''.join(difference)}\nif that is right: pytest --update-golden", pytrace=False)
+
+    return compare

@@ -1,0 +1,73 @@
+"""What a change of a setting touches: README's table of changes (tests/golden/changes.yaml)."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import GOLDEN
+from tests.unit.program import PROJECT, Program, changes, run
+
+FILE = GOLDEN / "changes.yaml"
+HEADER = """\
+# What `pulumi up` does to each resource when a setting changes; what is not named is left alone.
+# base: a stack file, or gpu (tests/unit/program.py). from, to: settings that differ from it.
+# To add a change, write setting, base, from and to, then run: pytest --update-golden
+"""
+Values = Callable[..., dict[str, str]]
+TABLE: list[dict[str, Any]] = yaml.safe_load(FILE.read_text())
+
+
+@pytest.fixture(scope="session")
+def another_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ssh") / "another"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
+    return path
+
+
+@pytest.fixture
+def settled(program_of: Callable[..., Program], another_key: Path) -> Callable[[str, dict[str, Any]], Program]:
+    def program(base: str, overrides: dict[str, Any]) -> Program:
+        known = {"ANOTHER KEY": str(another_key)}
+        return program_of(base, **{key: known.get(str(value), value) for key, value in overrides.items()})
+
+    return program
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: f"{row['setting']}={row['to'][row['setting']]}")
+def test_a_change_of_a_setting_touches_exactly_these(
+    row: dict[str, Any], settled: Callable[[str, dict[str, Any]], Program], update_golden: bool
+) -> None:
+    now = changes(settled(row["base"], row["from"]), settled(row["base"], row["to"]))
+    if update_golden:
+        row |= now
+        FILE.write_text(HEADER + yaml.safe_dump(TABLE, sort_keys=False, default_flow_style=None, width=120))
+    assert now == {kind: row.get(kind) for kind in now}
+
+
+def test_the_table_holds_every_setting_that_can_change() -> None:
+    assert {row["setting"] for row in TABLE} == set(PROJECT["config"]) - {"target"}  # one value as yet
+
+
+def test_nothing_changed_touches_nothing(values_of: Values, program_of: Callable[..., Program]) -> None:
+    assert not any(changes(program_of("gpu"), run(values_of("gpu"), stack="gpu")).values())
+
+
+def test_a_renewed_certificate_touches_only_nginx_config(values_of: Values, program_of: Callable[..., Program]) -> None:
+    renewed = run(values_of("local"), outputs={"certificate-server": {"certPem": "renewed\n"}})
+    assert changes(program_of("local"), renewed) == {
+        "created": [],
+        "replaced": [],
+        "updated": ["nginx-config"],
+        "deleted": [],
+    }
+
+
+def test_a_new_revision_of_the_model_is_served_and_not_only_downloaded(
+    settled: Callable[[str, dict[str, Any]], Program],
+) -> None:
+    found = changes(settled("gpu", {}), settled("gpu", {"modelRevision": "2" * 40}))
+    assert "vllm-container" in found["replaced"]
