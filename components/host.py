@@ -78,27 +78,25 @@ class Host:
         cleanup: str | None = None,
         triggers: Sequence[pulumi.Input[str]] = (),
     ) -> remote.Command:
-        """Run `script` on the machine when it or `data` is new or changed; `cleanup` when it is destroyed.
+        """Run `script` on the machine when it, `data`, `triggers` or the machine is new; `cleanup` on destroy.
 
         The script finds `data` on its standard input: the only way for secrets.
         """
         # Script and data both travel on standard input. So neither is in a process list, and an error shows what the
         # script said, not the script. Bash reads the group as a whole before it runs it; what follows is left to read.
         stdin = pulumi.Output.concat("{\n", script, "\nexit\n}\n", data)
+        delete = f"{self._as_root}bash -c {shlex.quote(cleanup)}" if cleanup and self.cleans_up else None
         return remote.Command(
             name,
             connection=self.connection(),
             # bash by name, since a user's login shell can be any
             create=f"{self._as_root}bash -s",
-            delete=f"{self._as_root}bash -c {shlex.quote(cleanup)}" if cleanup and self.cleans_up else None,
+            delete=delete,
             stdin=stdin,
-            triggers=[self.identity, *triggers],
-            opts=pulumi.ResourceOptions(
-                parent=parent,
-                depends_on=[*self.ready, *depends_on],
-                # The other way round, the old one's cleanup would take away what the new one has just made.
-                delete_before_replace=bool(cleanup),
-            ),
+            # One that cleans up must never be replaced: its cleanup would ask a machine that may be gone, or take away
+            # what its successor has made. It runs again as well, since another machine has another host key.
+            triggers=None if delete else [self.identity, *triggers],
+            opts=pulumi.ResourceOptions(parent=parent, depends_on=[*self.ready, *depends_on]),
         )
 
     @property

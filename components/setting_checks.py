@@ -23,6 +23,8 @@ PINNED_IMAGE = re.compile(r"(?P<name>[a-z0-9./:_-]+):(?P<tag>[\w.-]+)@sha256:[0-
 LOCAL_IMAGE = re.compile(r"localhost/(?P<name>[a-z0-9./_-]+):(?P<tag>[\w.-]+)")
 # Secret settings, written as plain() does: their values never appear in an error.
 SECRETS = {"hubtoken"}
+SECRET_WORDS = re.compile(r"token|key|secret|passw", re.IGNORECASE)
+"""In a key that is no setting: what was meant may be one."""
 
 # vLLM arguments that the program gives itself, or that would break what the endpoint promises.
 RESERVED_ARGUMENTS = {
@@ -33,6 +35,7 @@ RESERVED_ARGUMENTS = {
     "--tensor-parallel-size": "gpuCount",
     "--gpu-memory-utilization": "gpuMemoryPercent",
     "--revision": "modelRevision",
+    "--config": None,
     "--host": None,
     "--port": None,
     "--uds": None,
@@ -60,7 +63,8 @@ class Problems:
     def add(self, key: str, problem: str, fix: str) -> None:
         """Record a problem; the value is shown unless it is secret or empty."""
         value = self.values.get(key, "")
-        secret = plain(key) in SECRETS or "PRIVATE KEY" in value
+        meant = key not in self.known and SECRET_WORDS.search(key)
+        secret = meant or plain(key) in SECRETS or "PRIVATE KEY" in value
         shown = "" if secret or not value else f" = {value!r}"
         self.found.append(f"{key}{shown}: {problem}; {fix}")
         self.keys.add(key)
@@ -261,7 +265,7 @@ def model(problems: Problems, catalogue: Catalogue, arguments: tuple[str, ...]) 
             f"use {' or '.join(family)}",
         )
     weights_gb = problems.integer("weightsGb", 0, 100_000)
-    if not weights_gb:
+    if not weights_gb and "model" not in problems.keys:
         near = [known for known in catalogue.models if known.lower().split("/")[-1] == name.lower().split("/")[-1]]
         fix = f"did you mean {near[0]}?" if near else f"use one of {', '.join(catalogue.models)}"
         problems.add("model", "not in the catalogue", f"{fix}; or set weightsGb (and vllmArguments) for this one")
@@ -275,8 +279,8 @@ def model(problems: Problems, catalogue: Catalogue, arguments: tuple[str, ...]) 
 
 
 def _version(text: str) -> tuple[int, ...] | None:
-    match = re.match(r"v?(\d+)\.(\d+)\.(\d+)", text)
-    return tuple(int(part) for part in match.groups()) if match else None
+    match = re.match(r"v?(\d+)\.(\d+)\.(\d+)(?![\d.]*[-.]?(a|b|rc|dev)\d)", text)
+    return tuple(int(part) for part in match.groups()[:3]) if match else None
 
 
 def _vllm_version(problems: Problems, model: Model) -> None:
@@ -286,7 +290,7 @@ def _vllm_version(problems: Problems, model: Model) -> None:
         return
     version = _version(match["tag"])
     if version is None:
-        problems.add("vllmImage", "its tag does not say vLLM's version", "tag it like v0.32.0")
+        problems.add("vllmImage", "its tag does not say a released version of vLLM", "tag it like v0.32.0")
         return
     least = max(LEAST_SAFE_VLLM, _version(model.least_vllm) or LEAST_SAFE_VLLM)
     if version < least:

@@ -11,6 +11,7 @@ import runpy
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -187,20 +188,38 @@ class _Monitor(mocks.MockMonitor):
         self.program = program
 
     def RegisterResource(self, request: resource_pb2.RegisterResourceRequest) -> Any:  # noqa: N802 - the protocol's
-        if request.type != "pulumi:pulumi:Stack":
-            inputs = rpc.deserialize_properties(request.object, keep_unknowns=False)
-            assert request.name not in self.program.resources, f"two resources are called {request.name}"
-            self.program.resources[request.name] = Registered(
-                type=request.type,
-                name=request.name,
-                inputs={key: _mark(value) for key, value in inputs.items()},
-                parent=_name(request.parent),
-                depends_on=sorted(_name(urn) for urn in request.dependencies),
-                provider=_name(request.provider.rpartition("::")[0]),
-                delete_before_replace=request.deleteBeforeReplace,
-                replacement_trigger=_trigger(request),
-            )
-        return super().RegisterResource(request)  # type: ignore[no-untyped-call]
+        urn = self.make_urn(request.parent, request.type, request.name)
+        if request.type == "pulumi:pulumi:Stack":
+            return resource_pb2.RegisterResourceResponse(urn=urn)
+        inputs = rpc.deserialize_properties(request.object)
+        assert request.name not in self.program.resources, f"two resources are called {request.name}"
+        self.program.resources[request.name] = Registered(
+            type=request.type,
+            name=request.name,
+            inputs={key: _mark(value) for key, value in inputs.items()},
+            parent=_name(request.parent),
+            depends_on=sorted(_name(urn) for urn in request.dependencies),
+            provider=_name(request.provider.rpartition("::")[0]),
+            delete_before_replace=request.deleteBeforeReplace,
+            replacement_trigger=_trigger(request),
+        )
+        arguments = mocks.MockResourceArgs(typ=request.type, name=request.name, inputs=inputs)
+        id_, outputs = self.mocks.new_resource(arguments)
+        answer = resource_pb2.RegisterResourceResponse(urn=urn, id=id_ or "")
+        answer.object.update(outputs)
+        return answer
+
+
+class _AtOnce(ThreadPoolExecutor):
+    """Answers in the thread that asks: the mocks never wait, and threads would cost more than they do."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            done.set_exception(error)
+        return done
 
 
 def _trigger(request: resource_pb2.RegisterResourceRequest) -> Any:
@@ -249,7 +268,7 @@ def changes(old: Program, new: Program) -> dict[str, list[str]]:
         if before.replacement_trigger != after.replacement_trigger:
             return True
         if before.is_command:
-            return bool(before.inputs["triggers"] != after.inputs["triggers"])
+            return bool(before.inputs.get("triggers") != after.inputs.get("triggers"))
         # Of these providers, every input that a setting can change forces replacement.
         return before.inputs != after.inputs and before.type.startswith(("docker:", "random:", "tls:"))
 
@@ -290,6 +309,7 @@ def run(
     monitor = _Monitor(found, outputs or {})
 
     async def everything() -> None:
+        asyncio.get_running_loop().set_default_executor(_AtOnce())
         config = {f"elastic-vllm:{key}": value for key, value in values.items()}
         pulumi.runtime.set_all_config(config, ["elastic-vllm:hubToken"])
         mocks.set_mocks(monitor.mocks, project="elastic-vllm", stack=stack, monitor=monitor)
@@ -303,8 +323,9 @@ def run(
                 found.secret_outputs.add(name)
             found.outputs_wait_for[name] = {str(resource._name) for resource in await output.resources()}
 
-    with asyncio.Runner() as runner:
-        runner.run(everything())
+    # A thread of its own has an empty context. And its stack is short: Pulumi reads all of it for each resource.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, everything()).result()
     return found
 
 
