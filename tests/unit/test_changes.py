@@ -48,6 +48,21 @@ def test_a_change_of_a_setting_touches_exactly_these(
     assert now == {kind: row.get(kind) for kind in now}
 
 
+PREVIEWS: list[dict[str, Any]] = yaml.safe_load((GOLDEN / "previews.yaml").read_text())
+
+
+@pytest.mark.parametrize("preview", PREVIEWS, ids=lambda row: f"{row['setting']}={row['to'][row['setting']]}")
+def test_the_real_engine_plans_the_same(preview: dict[str, Any]) -> None:
+    """Recorded by scripts/record_previews.py: this fails where the table has changed since."""
+    (row,) = [row for row in TABLE if row["to"] == preview["to"] and row["base"] == "local"]
+    kinds = ("created", "replaced", "updated", "deleted")
+    assert {kind: preview[kind] for kind in kinds} == {kind: sorted(row[kind]) for kind in kinds}
+
+
+def test_every_change_of_the_local_stack_was_previewed_by_the_real_engine() -> None:
+    assert {str(row["to"]) for row in TABLE if row["base"] == "local"} == {str(row["to"]) for row in PREVIEWS}
+
+
 def test_the_table_holds_every_setting_that_can_change() -> None:
     assert {row["setting"] for row in TABLE} == set(PROJECT["config"]) - {"target"}  # one value as yet
 
