@@ -93,6 +93,8 @@ class Host:
             create=f"{self._as_root}bash -s",
             delete=delete,
             stdin=stdin,
+            # It would be sent as environment variables, which sshd refuses with a warning.
+            add_previous_output_in_env=False,
             # One that cleans up must never be replaced: its cleanup would ask a machine that may be gone, or take away
             # what its successor has made. It runs again as well, since another machine has another host key.
             triggers=None if delete else [self.identity, *triggers],

@@ -237,7 +237,9 @@ def _delete(resource: Resource) -> None:
 
 # As the real provider: only triggers replace, anything else runs `update`, or else `create` again.
 COMMAND = Adapter(
-    inputs=frozenset({"connection", "create", "update", "delete", "stdin", "triggers", "logging"}),
+    inputs=frozenset(
+        {"connection", "create", "update", "delete", "stdin", "triggers", "logging", "addPreviousOutputInEnv"}
+    ),
     create=_create,
     update=_update,
     delete=_delete,
