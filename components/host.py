@@ -84,13 +84,14 @@ class Host:
         """
         # Script and data both travel on standard input. So neither is in a process list, and an error shows what the
         # script said, not the script. Bash reads the group as a whole before it runs it; what follows is left to read.
-        stdin = pulumi.Output.concat("{\n", script, "\nexit\n}\n", data)
-        delete = f"{self._as_root}bash -c {shlex.quote(cleanup)}" if cleanup and self.cleans_up else None
+        stdin = pulumi.Output.concat(self._become_root, "{\n", script, "\nexit\n}\n", data)
+        sudo = "" if self.user == "root" else "sudo -n "
+        delete = f"{sudo}bash -c {shlex.quote(cleanup)}" if cleanup and self.cleans_up else None
         return remote.Command(
             name,
             connection=self.connection(),
             # bash by name, since a user's login shell can be any
-            create=f"{self._as_root}bash -s",
+            create="bash -s",
             delete=delete,
             stdin=stdin,
             # It would be sent as environment variables, which sshd refuses with a warning.
@@ -102,8 +103,9 @@ class Host:
         )
 
     @property
-    def _as_root(self) -> str:
-        return "" if self.user == "root" else "sudo -n "
+    def _become_root(self) -> str:
+        """What the user's own bash reads; it leaves the rest to root's."""
+        return "" if self.user == "root" else "{\n" + render.script("become-root.sh", login=self.user) + "}\n"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,7 @@ STACKS = sorted(
     ).stdout.splitlines()
 )
 HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
+BECOME_ROOT = "exec sudo -n bash -s\n}\n"
 END_OF_SCRIPT = "\nexit\n}\n"
 HUB_TOKEN = "hf_TokenOfTheTests"
 
@@ -79,7 +80,13 @@ class Registered:
     @property
     def script(self) -> str:
         """What bash runs on the host: the group in front of standard input (components/host.py)."""
-        return self._stdin.partition(END_OF_SCRIPT)[0].removeprefix("{\n")
+        return self._stdin.partition(END_OF_SCRIPT)[0].removeprefix(self.becoming_root).removeprefix("{\n")
+
+    @property
+    def becoming_root(self) -> str:
+        """What the user's own bash reads before it leaves the script to root's; empty if the user is root."""
+        before, found, _ = self._stdin.partition(END_OF_SCRIPT)[0].partition(BECOME_ROOT)
+        return before + found if found else ""
 
     @property
     def data(self) -> str:

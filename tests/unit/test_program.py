@@ -257,11 +257,11 @@ def test_nothing_is_cleaned_up_on_a_machine_that_goes_away(private_key: Path) ->
     assert program.resources["test-goes"].cleanup == ""
 
 
-@pytest.mark.parametrize(("user", "bash"), [("root", "bash"), ("ops", "sudo -n bash")])
-def test_scripts_run_as_root(user: str, bash: str, program_of: Programs) -> None:
+@pytest.mark.parametrize(("user", "sudo"), [("root", ""), ("ops", "sudo -n ")])
+def test_scripts_run_as_root(user: str, sudo: str, program_of: Programs) -> None:
     commands = program_of("gpu", sshUser=user).commands
-    assert {c.inputs["create"] for c in commands} == {f"{bash} -s"}
-    assert not [c.name for c in commands if c.cleanup and not c.inputs["delete"].startswith(f"{bash} -c ")]
+    assert {(c.inputs["create"], bool(c.becoming_root)) for c in commands} == {("bash -s", bool(sudo))}
+    assert not [c.name for c in commands if c.cleanup and not c.inputs["delete"].startswith(f"{sudo}bash -c ")]
 
 
 def test_two_stacks_on_one_host_share_nothing(program_of: Programs) -> None:

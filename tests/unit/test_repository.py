@@ -29,7 +29,7 @@ def own_files(*patterns: str) -> list[Path]:
 def test_every_file_for_the_host_gets_there(name: str, program_of: Callable[..., Program]) -> None:
     first_line = (ROOT / "components" / "files" / name).read_text().splitlines()[0]
     commands = [command for base in ("local", "gpu") for command in program_of(base).commands]
-    sent = "\n".join(text for c in commands for text in (c.script, *c.files.values(), c.cleanup))
+    sent = "\n".join(text for c in commands for text in (c.becoming_root, c.script, *c.files.values(), c.cleanup))
     sent = sent.replace("'\"'\"'", "'")  # as the shell quotes it
     assert first_line in sent
 
