@@ -1,14 +1,15 @@
 """What integration tests share: the stack `test`, up once for all of them, on real SSH, Docker, Nginx and vLLM.
 
 Nothing here skips: a machine without Docker or vLLM fails, with the rehearsal's own words.
+While writing tests: ELASTIC_VLLM_TEST_STACK names another stack, ELASTIC_VLLM_TEST_KEEP=1 leaves it up at the end.
 """
 
 import json
 import os
 import ssl
 import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import docker
@@ -18,15 +19,18 @@ import pytest
 from docker.models.containers import Container
 
 ROOT = Path(__file__).resolve().parents[2]
-STACK = "test"
+STACK = os.environ.get("ELASTIC_VLLM_TEST_STACK", "test")
 PREFIX = f"elastic-vllm-{STACK}"
 REHEARSAL = Path("/var/lib/elastic-vllm-rehearsal")
 STACK_DIRECTORY = Path("/var/lib/elastic-vllm") / STACK
+TCP_LISTEN = "0A"  # in /proc/net/tcp
 
 
-def rehearse(*arguments: str, stack: str = STACK, timeout: float = 1500) -> subprocess.CompletedProcess[str]:
-    """Run `scripts/rehearse ARGUMENTS --stack STACK` to its end, whatever that is."""
-    command = [str(ROOT / "scripts" / "rehearse"), *arguments, "--stack", stack]
+def rehearse(
+    *arguments: str, stack: str = STACK, timeout: float = 1500, under: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run `scripts/rehearse ARGUMENTS --stack STACK` to its end, whatever that is; `under` goes before it."""
+    command = [*under, str(ROOT / "scripts" / "rehearse"), *arguments, "--stack", stack]
     environment = {**os.environ, "TERM": "dumb"}
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
 
@@ -44,8 +48,9 @@ class Deployment:
 
     url: str
     """The connector's URL, ending in /v1/chat/completions."""
-    key: str
+    key: str = field(repr=False)
     model: str
+    alias: str
     ca_certificate: str
     docker: docker.DockerClient
 
@@ -83,6 +88,7 @@ def deployment(stack: str = STACK) -> Deployment:
         url=values["connectorUrl"],
         key=values["connectorApiKey"],
         model=values["model"],
+        alias=values["modelAlias"],
         ca_certificate=values["caCertificate"],
         docker=docker.from_env(timeout=120),
     )
@@ -94,15 +100,37 @@ def identity(container: Container) -> tuple[str, str]:
     return str(container.id), str(container.attrs["State"]["StartedAt"])
 
 
+def tcp_listeners() -> set[int]:
+    """The ports that something on this machine listens on, on any address."""
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    return {int(fields[1].rpartition(":")[2], 16) for fields in lines if fields[3] == TCP_LISTEN}
+
+
 @pytest.fixture(scope="session")
-def first_up() -> Iterator[str]:
-    """The stack `test` is up and verified; what `up` printed. It goes away at the end."""
-    yield rehearse_up("--verify")
-    done = rehearse("down")
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+def machine() -> Iterator[None]:
+    """This machine has what stacks need (packages, Docker, sshd, images), whether or not one is up."""
+    done = rehearse("setup")
+    nothing_to_do = f"stack {STACK} is for a host of its own"
+    assert done.returncode == 0 or nothing_to_do in done.stderr, f"{done.stdout}\n{done.stderr}"
+    yield
+    if "ELASTIC_VLLM_TEST_KEEP" not in os.environ:
+        rehearse("down")
 
 
-@pytest.fixture
-def deployed(first_up: str) -> Deployment:
-    """The stack `test` as it is now."""
+@pytest.fixture(scope="session")
+def first_up() -> Iterator[set[int]]:
+    """The stack is up; the ports that are listened on since then. It goes away at the end."""
+    before = tcp_listeners()
+    try:
+        rehearse_up()
+        yield tcp_listeners() - before
+    finally:
+        if "ELASTIC_VLLM_TEST_KEEP" not in os.environ:
+            done = rehearse("down")
+            assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+
+@pytest.fixture(scope="module")
+def deployed(first_up: set[int]) -> Deployment:
+    """The stack as a module of tests finds it."""
     return deployment()

@@ -1,0 +1,83 @@
+"""What processes are started with, their arguments and environments: strace on whatever starts them, and /proc."""
+
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+# Programs that start others on behalf of the rehearsal: commands over SSH, and processes in containers.
+STARTERS = {"sshd", "dockerd", "containerd", "containerd-shim"}
+ATTACH_SECONDS = 30
+STRACE = ["strace", "--follow-forks", "--no-abbrev", "--string-limit=1000000", "--trace=execve,execveat"]
+
+
+def install_strace() -> None:
+    """Debian and Ubuntu have it as a package; nothing but these tests needs it."""
+    if not shutil.which("strace"):
+        subprocess.run(["apt-get", "-q", "update"], check=True)
+        subprocess.run(["apt-get", "-q", "-y", "install", "--no-install-recommends", "strace"], check=True)
+
+
+def starters() -> list[int]:
+    """All processes that run one of the STARTERS."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        with suppress(OSError):  # ended meanwhile
+            if path.read_text().strip() in STARTERS:
+                found.append(int(path.parent.name))
+    return found
+
+
+def launcher(output: Path) -> list[str]:
+    """To be put before a command: every program that it starts is written to `output`."""
+    return [*STRACE, "--seccomp-bpf", f"--output={output}"]
+
+
+@contextmanager
+def attached(processes: Sequence[int], output: Path) -> Iterator[None]:
+    """Meanwhile, every program that these processes and their children start is written to `output`."""
+    tracer = subprocess.Popen(
+        [*STRACE, f"--output={output}", *(f"--attach={process}" for process in processes)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        end = time.monotonic() + ATTACH_SECONDS
+        while not all(_is_traced(process) for process in processes):
+            assert tracer.poll() is None, "strace can't attach"
+            assert time.monotonic() < end, "strace takes too long to attach"
+            time.sleep(0.05)
+        yield
+    finally:
+        tracer.terminate()  # it lets go of them, and they go on
+        tracer.wait(ATTACH_SECONDS)
+
+
+def _is_traced(process: int) -> bool:
+    tasks = list(Path("/proc").glob(f"{process}/task/*/status"))
+    with suppress(FileNotFoundError):  # a thread ended meanwhile
+        return all("TracerPid:\t0\n" not in task.read_text() for task in tasks)
+    return False
+
+
+class Watcher(threading.Thread):
+    """Reads the arguments and environments of all processes in /proc, again and again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._done = threading.Event()
+        self.seen: set[bytes] = set()
+
+    def run(self) -> None:
+        while not self._done.wait(0.1):
+            for process in Path("/proc").glob("[0-9]*"):
+                for name in ("cmdline", "environ"):
+                    with suppress(OSError):  # ended meanwhile
+                        self.seen.add((process / name).read_bytes())
+
+    def stop(self) -> None:
+        self._done.set()
+        self.join()

@@ -1,0 +1,102 @@
+"""What the containers' logs say of a request, and what they never say."""
+
+import re
+import time
+from dataclasses import dataclass
+from secrets import token_hex
+
+import pytest
+
+from tests.integration.conftest import Deployment
+
+CHAT, MODELS = "/v1/chat/completions", "/v1/models"
+AUDIT_LINE = re.compile(
+    r'\S+ - (?P<label>\S+) \[\S+ \+0000\] "(?P<asked>\S+ \S+) HTTP/1\.1" (?P<status>\d{3}) \d+ "-" "-" '
+    r"(?P<request_id>[0-9a-f]{32}) [\d.]+"
+)
+LOG_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Requests that were made, and what the logs said since."""
+
+    expected: dict[str, str]
+    """Request id -> key's label, method and path, status."""
+    nginx: str
+    vllm: str
+
+
+@dataclass(frozen=True)
+class Canaries:
+    """Words that occur nowhere else, put where no log may repeat them."""
+
+    prompt: str
+    query: str
+    wrong_key: str
+    header: str
+
+
+@pytest.fixture(scope="module")
+def canaries() -> Canaries:
+    return Canaries(*(f"canary{token_hex(12)}" for _ in range(4)))
+
+
+@pytest.fixture(scope="module")
+def asked(deployed: Deployment, canaries: Canaries) -> Asked:
+    start = int(time.time())
+    query = f"?word={canaries.query}&api_key={deployed.key}"
+    wrong = {"Authorization": f"Bearer {canaries.wrong_key}"}
+    chat = {
+        "model": deployed.model,
+        "messages": [{"role": "user", "content": f"Say {canaries.prompt}"}],
+        "max_tokens": 5,
+    }
+    too_long = {**chat, "max_tokens": 10**9}
+    with deployed.http(deployed.key) as client:
+        client.headers["X-Word"] = canaries.header
+        answers = {
+            f"v1 POST {CHAT} 200": client.post(CHAT + query, json=chat),
+            f"v1 POST {CHAT} 400": client.post(CHAT + query, json=too_long),
+            f"v1 POST {CHAT} 404": client.post(CHAT, json={**chat, "model": "no-such-model"}),
+            f"v1 GET {MODELS} 200": client.get(MODELS + query),
+            "v1 GET /v1/files 404": client.get("/v1/files" + query),
+            f"v1 DELETE {MODELS} 405": client.delete(MODELS + query),
+            f"- POST {CHAT} 401": client.post(CHAT + query, json=chat, headers=wrong),
+            f"- GET {MODELS} 401": client.get(MODELS, headers={"Authorization": f"Basic {deployed.key}"}),
+            "v1 GET /healthz 200": client.get("/healthz" + query),
+        }
+        # Refused before the path is known to the log, so only what it must not say is of interest.
+        client.get(MODELS, headers=[("Authorization", f"Bearer {deployed.key}")] * 2)
+        client.get(MODELS, headers={"X-Long": canaries.header * 500})
+        client.get(MODELS + query + "x" * 9000)
+        client.post(CHAT, content=f'{{"messages": "{canaries.prompt}"', headers={"Content-Type": "application/json"})
+    expected = {answer.headers["x-request-id"]: line for line, answer in answers.items()}
+    return _logs_with(deployed, start, expected)
+
+
+def _logs_with(deployed: Deployment, start: int, expected: dict[str, str]) -> Asked:
+    """The logs once they hold all these requests, or as they are when that takes too long."""
+    end = time.monotonic() + LOG_SECONDS
+    while True:
+        nginx, vllm = (each.logs(since=start).decode() for each in (deployed.nginx, deployed.vllm))
+        if all(request in nginx for request in expected) or time.monotonic() > end:
+            return Asked(expected, nginx, vllm)
+        time.sleep(0.1)
+
+
+def test_each_request_has_one_line_with_label_path_and_status(asked: Asked) -> None:
+    lines = [match for line in asked.nginx.splitlines() if (match := AUDIT_LINE.fullmatch(line))]
+    logged = [(line["request_id"], f"{line['label']} {line['asked']} {line['status']}") for line in lines]
+    assert sorted(line for line in logged if line[0] in asked.expected) == sorted(asked.expected.items())
+
+
+@pytest.mark.parametrize("container", ["nginx", "vllm"])
+@pytest.mark.parametrize("what", ["prompt", "query", "wrong_key", "header", "key"])
+def test_no_log_repeats_what_was_sent(
+    what: str, container: str, asked: Asked, canaries: Canaries, deployed: Deployment
+) -> None:
+    words = {**vars(canaries), "key": deployed.key}
+    log: str = getattr(asked, container)
+    assert log.count("\n") > 3
+    assert words[what] not in log

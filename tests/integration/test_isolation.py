@@ -1,0 +1,293 @@
+"""What the containers can reach, and who can reach vLLM: tried from inside, each with proof that the trying works."""
+
+import json
+import socket
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+from docker.models.containers import Container
+
+from components.vllm_server import NGINX_UID, SOCKET_GID, VLLM_UID
+from tests.integration.conftest import PREFIX, ROOT, STACK, STACK_DIRECTORY, Deployment
+
+METADATA = "169.254.169.254"
+SOCKET = STACK_DIRECTORY / "socket" / "vllm.sock"
+GUARD_TABLE = PREFIX.replace("-", "_")
+GUARD_FILE = Path("/etc/elastic-vllm") / f"{PREFIX}.nft"
+
+# Prints the arguments HOST:PORT that a TCP connection could be opened to. 0.9 s: a SYN is not sent twice.
+OPEN_TCP = """
+for target in "$@"; do
+  timeout 0.9 bash -c "exec 3<>/dev/tcp/${target%:*}/${target##*:}" 2>/dev/null && echo "$target" &
+done
+wait"""
+SEND_UDP = 'for target in "$@"; do printf probe >"/dev/udp/${target%:*}/${target##*:}"; done'
+
+# The same from vLLM's image, which has Python: what the network looks like, and how each attempt fails.
+LOOK_AROUND = """
+import errno, json, os, socket, sys
+def attempt(target):
+    host, _, port = target.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), 2).close()
+    except OSError as error:
+        return errno.errorcode.get(error.errno, str(error))
+    return "connected"
+def lookup(name):
+    try:
+        return socket.gethostbyname(name)
+    except OSError:
+        return "unknown"
+print(json.dumps({
+    "interfaces": os.listdir("/sys/class/net"),
+    "routes": open("/proc/net/route").read().splitlines()[1:],
+    "tcp": {target: attempt(target) for target in sys.argv[1].split()},
+    "names": {name: lookup(name) for name in sys.argv[2].split()},
+}))"""
+
+
+class Listeners:
+    """On each address of the host that a container might reach, a TCP and a UDP port that someone listens on."""
+
+    def __init__(self, addresses: list[str], closing: ExitStack) -> None:
+        self.tcp = [closing.enter_context(socket.create_server((address, 0))) for address in addresses]
+        self.udp = [closing.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in addresses]
+        for each, address in zip(self.udp, addresses, strict=True):
+            each.bind((address, 0))
+            each.settimeout(0.3)
+
+    @property
+    def tcp_targets(self) -> set[str]:
+        return {target(each) for each in self.tcp}
+
+    @property
+    def udp_targets(self) -> set[str]:
+        return {target(each) for each in self.udp}
+
+    def udp_received(self) -> set[str]:
+        """The targets that something arrived at since the last time."""
+        received = set()
+        for each in self.udp:
+            try:
+                each.recv(100)
+            except TimeoutError:
+                continue
+            received.add(target(each))
+        return received
+
+
+def target(listener: socket.socket) -> str:
+    host, port = listener.getsockname()
+    return f"{host}:{port}"
+
+
+def own_address() -> str:
+    """The host's own address, towards wherever its default route leads."""
+    with socket.socket(type=socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))
+        return str(probe.getsockname()[0])
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """Another container, on Docker's own network, that runs a web server."""
+
+    server: str
+    gateway: str
+    """The host's address on that network."""
+
+
+@pytest.fixture(scope="module")
+def neighbour(deployed: Deployment) -> Iterator[Neighbour]:
+    container = deployed.docker.containers.run(
+        str(deployed.nginx.attrs["Image"]), ["nginx", "-g", "daemon off;"], detach=True, network="bridge"
+    )
+    try:
+        container.reload()
+        network = container.attrs["NetworkSettings"]["Networks"]["bridge"]
+        end = time.monotonic() + 10
+        while True:
+            try:
+                socket.create_connection((network["IPAddress"], 80), 1).close()
+                break
+            except OSError:
+                assert time.monotonic() < end, "the neighbour's web server does not answer"
+        yield Neighbour(f"{network['IPAddress']}:80", network["Gateway"])
+    finally:
+        container.remove(force=True)
+
+
+@pytest.fixture(scope="module")
+def listeners(deployed: Deployment, neighbour: Neighbour) -> Iterator[Listeners]:
+    edge = deployed.nginx.attrs["NetworkSettings"]["Networks"][f"{PREFIX}-edge"]
+    with ExitStack() as closing:
+        yield Listeners([edge["Gateway"], neighbour.gateway, own_address()], closing)
+
+
+# --- Nginx
+
+
+def output_in(container: Container, command: list[str]) -> bytes:
+    code, output = container.exec_run(command)
+    assert isinstance(output, bytes)
+    assert code == 0, output
+    return output
+
+
+def opened_by(container: Container, targets: set[str]) -> set[str]:
+    return set(output_in(container, ["bash", "-c", OPEN_TCP, "probe", *targets]).decode().split())
+
+
+def reached_by_nginx(deployed: Deployment, listeners: Listeners, beyond: set[str]) -> set[str]:
+    """The targets that something from Nginx's container gets through to."""
+    opened = opened_by(deployed.nginx, listeners.tcp_targets | beyond)
+    deployed.nginx.exec_run(["bash", "-c", SEND_UDP, "probe", *listeners.udp_targets])
+    return opened | listeners.udp_received()
+
+
+@contextmanager
+def without_guard() -> Iterator[None]:
+    subprocess.run(["nft", "delete", "table", "inet", GUARD_TABLE], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["nft", "-f", GUARD_FILE], check=True)
+
+
+def dropped() -> int:
+    """Packets that the guard has dropped so far."""
+    listed = subprocess.run(["nft", "-j", "list", "table", "inet", GUARD_TABLE], capture_output=True, check=True)
+    rules: list[dict[str, Any]] = [each["rule"] for each in json.loads(listed.stdout)["nftables"] if "rule" in each]
+    return sum(part["counter"]["packets"] for rule in rules for part in rule["expr"] if "counter" in part)
+
+
+def test_nginx_opens_no_connection(deployed: Deployment, listeners: Listeners, neighbour: Neighbour) -> None:
+    beyond = {neighbour.server, f"{METADATA}:80", "198.51.100.1:443"}
+    before = dropped()
+    assert reached_by_nginx(deployed, listeners, beyond) == set()
+    on_host = listeners.tcp_targets | listeners.udp_targets
+    # Each of them left the container and was dropped: it is the packet filter that keeps it from them,
+    assert dropped() - before >= len(on_host | beyond)
+    with without_guard():
+        # and nothing else does.
+        assert reached_by_nginx(deployed, listeners, beyond) >= on_host
+    assert reached_by_nginx(deployed, listeners, beyond) == set()
+
+
+@contextmanager
+def name_server(address: str) -> Iterator[list[bytes]]:
+    """A name server that knows every name as 192.0.2.53; the questions that it was asked."""
+    asked: list[bytes] = []
+    with socket.socket(type=socket.SOCK_DGRAM) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind((address, 53))
+        server.settimeout(0.1)
+        done = threading.Event()
+
+        def serve() -> None:
+            while not done.is_set():
+                try:
+                    question, client = server.recvfrom(512)
+                except TimeoutError:
+                    continue
+                asked.append(question)
+                end = question.index(b"\0", 12) + 5
+                counts = b"\x81\x80\0\x01\0\x01\0\0\0\0"
+                answer = b"\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04" + socket.inet_aton("192.0.2.53")
+                server.sendto(question[:2] + counts + question[12:end] + answer, client)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield asked
+        finally:
+            done.set()
+            thread.join()
+
+
+def test_nginx_resolves_no_name(deployed: Deployment, neighbour: Neighbour) -> None:
+    ask = ["env", "RES_OPTIONS=timeout:1 attempts:1", "getent", "ahostsv4", "canary.example.com"]
+    # Docker's own resolver could ask on the container's behalf, from the host, where no filter holds it.
+    with name_server("127.0.0.1") as on_host, name_server(neighbour.gateway) as on_bridge:
+        image = str(deployed.nginx.attrs["Image"])
+        control = deployed.docker.containers.run(image, ask, dns=[neighbour.gateway], network="bridge", remove=True)
+        assert (b"192.0.2.53" in control, len(on_bridge)) == (True, 1)
+        code, output = deployed.nginx.exec_run(ask)
+        assert (code, output, on_host, len(on_bridge)) == (2, b"", [], 1)
+
+
+def test_nothing_shares_nginxs_network(deployed: Deployment) -> None:
+    network = deployed.docker.networks.get(f"{PREFIX}-edge")
+    assert [each.name for each in network.containers] == [f"{PREFIX}-nginx"]
+
+
+# --- vLLM
+
+
+def test_vllm_reaches_nothing(deployed: Deployment, listeners: Listeners, neighbour: Neighbour) -> None:
+    nginx_address = deployed.nginx.attrs["NetworkSettings"]["Networks"][f"{PREFIX}-edge"]["IPAddress"]
+    targets = {*listeners.tcp_targets, neighbour.server, f"{METADATA}:80", f"{nginx_address}:8443", "198.51.100.1:443"}
+    names = ["example.com", "metadata.google.internal", f"{PREFIX}-nginx"]
+    look = ["python3", "-c", LOOK_AROUND, " ".join(targets), " ".join(names)]
+    assert json.loads(output_in(deployed.vllm, look)) == {
+        "interfaces": ["lo"],
+        "routes": [],
+        "tcp": dict.fromkeys(targets, "ENETUNREACH"),
+        "names": dict.fromkeys(names, "unknown"),
+    }
+    control = deployed.docker.containers.run(str(deployed.vllm.attrs["Image"]), look, network="bridge", remove=True)
+    connected = {target for target, how in json.loads(control)["tcp"].items() if how == "connected"}
+    assert connected >= {*listeners.tcp_targets, neighbour.server}
+
+
+def test_vllm_can_be_reached_over_no_network(deployed: Deployment) -> None:
+    settings = deployed.vllm.attrs["NetworkSettings"]
+    assert (list(settings["Networks"]), settings["Ports"]) == (["none"], {})
+    processes = [row[1] for row in deployed.vllm.top()["Processes"]]
+    namespaces = {network_namespace(process) for process in processes}
+    assert len(namespaces) == 1
+    assert namespaces.isdisjoint({network_namespace("self"), network_namespace(deployed.nginx.attrs["State"]["Pid"])})
+
+
+def network_namespace(process: int | str) -> Path:
+    return Path(f"/proc/{process}/ns/net").readlink()
+
+
+def test_vllms_socket_is_for_its_user_and_nginxs_group(deployed: Deployment) -> None:
+    directory = SOCKET.parent.stat()
+    assert (stat.filemode(directory.st_mode), directory.st_uid, directory.st_gid) == (
+        "drwxr-x---",
+        VLLM_UID,
+        SOCKET_GID,
+    )
+    assert [each.name for each in SOCKET.parent.iterdir()] == [SOCKET.name]
+
+
+@pytest.mark.parametrize(
+    ("user", "group", "answer"), [(NGINX_UID, SOCKET_GID, "200"), (NGINX_UID, NGINX_UID, "000"), (65534, 65534, "000")]
+)
+def test_vllm_answers_nginx_only(user: int, group: int, answer: str, deployed: Deployment) -> None:
+    ask = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--unix-socket", str(SOCKET), "http://vllm/health"]
+    done = subprocess.run(
+        ask, user=user, group=group, extra_groups=[], cwd="/", capture_output=True, text=True, check=False
+    )
+    assert done.stdout == answer
+
+
+# --- The host
+
+
+def test_only_nginxs_port_is_open_on_the_host(first_up: set[int], deployed: Deployment) -> None:
+    settings = yaml.safe_load((ROOT / "stacks" / f"Pulumi.{STACK}.yaml").read_text())["config"]
+    rehearsals_sshd = settings["elastic-vllm:sshPort"]
+    assert first_up - {rehearsals_sshd} == {urlsplit(deployed.url).port}, "the stack must be down before the tests"

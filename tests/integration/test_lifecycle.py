@@ -1,0 +1,266 @@
+"""A stack through its life: brought up again, damaged, killed while it comes up, taken down.
+
+On the stack of all tests, where vLLM must be the real one; else on a stack of this file, where a stand-in comes up
+in a second.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import docker
+import httpx2
+import pytest
+from docker.models.containers import Container
+
+from tests.integration import own_machine, own_sshd, vllm_stand_in
+from tests.integration.conftest import REHEARSAL, Deployment, identity, rehearse, rehearse_up
+from tests.integration.own_machine import Machine, Run, outcomes, wait_until
+from tests.integration.own_stacks import MODEL, NGINX_IMAGE, make_weights, stack_file, traces
+
+STACK = "lifecycle"
+NOOP_SECONDS = 15
+RESTART_SECONDS = 5
+
+# With the real vLLM
+
+
+def test_a_second_up_changes_nothing_and_is_quick(deployed: Deployment) -> None:
+    rehearse_up()  # the one before may have been of another test
+    start = time.monotonic()
+    done = rehearse("up", "--verify")
+    seconds = time.monotonic() - start
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert set(outcomes(done.stdout).values()) == {"unchanged"}
+    assert seconds < NOOP_SECONDS
+
+
+def test_a_removed_container_is_made_again_and_nothing_else(deployed: Deployment) -> None:
+    vllm = identity(deployed.vllm)
+    deployed.nginx.remove(force=True)
+    found = outcomes(rehearse_up())
+    # That it answers is waited for anew.
+    assert {name: outcome for name, outcome in found.items() if outcome != "unchanged"} == {
+        "nginx-container": "created",
+        "nginx-ready": "replaced",
+    }
+    assert identity(deployed.vllm) == vllm
+    assert deployed.http().get("/healthz").status_code == 200
+
+
+def test_nginx_comes_back_by_itself(deployed: Deployment) -> None:
+    assert comes_back(deployed.nginx, deployed.http())
+
+
+def comes_back(container: Container, http: httpx2.Client) -> bool:
+    """Whether the endpoint is healthy again soon after the container's process was killed.
+
+    Not by `docker kill`: Docker does not restart what it was told to kill.
+    """
+    before = identity(container)
+    os.kill(container.attrs["State"]["Pid"], signal.SIGKILL)
+    wait_until(lambda: identity(container)[1] > before[1], RESTART_SECONDS)
+    wait_until(lambda: is_healthy(http), RESTART_SECONDS)
+    return identity(container)[0] == before[0]
+
+
+def is_healthy(http: httpx2.Client) -> bool:
+    try:
+        return http.get("/healthz").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+# With the stand-in
+
+
+@pytest.fixture(scope="module")
+def apart(machine: None) -> Iterator[Machine]:
+    with own_machine.running() as apart:
+        yield apart
+
+
+@dataclass(frozen=True)
+class Own:
+    """The stack of this file."""
+
+    https_port: int
+    weights: Path
+    """Its weightsDirectory."""
+    image: str
+    before: dict[str, list[str]]
+    """What was on the server before it."""
+
+    @property
+    def container_names(self) -> set[str]:
+        return {f"elastic-vllm-{STACK}-vllm", f"elastic-vllm-{STACK}-nginx"}
+
+    def http(self) -> httpx2.Client:
+        return httpx2.Client(base_url=f"https://127.0.0.1:{self.https_port}", verify=False, trust_env=False)
+
+
+@pytest.fixture(scope="module")
+def own(apart: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Own]:
+    weights = tmp_path_factory.mktemp("models")
+    make_weights(weights)
+    https_port = own_sshd.free_port()
+    with vllm_stand_in.image() as image:
+        settings = {
+            "host": "127.0.0.1",
+            "sshPort": own_sshd.free_port(),
+            "sshPrivateKeyPath": str(REHEARSAL / "ssh" / "id_ed25519"),
+            "sshHostKey": str(REHEARSAL / "ssh" / "ssh_host_ed25519_key.pub"),
+            "accelerator": "none",
+            "vllmImage": image,
+            "nginxImage": NGINX_IMAGE,
+            "model": MODEL,
+            "weightsGb": 1,
+            "modelSource": "host",
+            "weightsDirectory": str(weights),
+            "httpsPort": https_port,
+        }
+        with stack_file(STACK, settings):
+            before = traces(STACK, weights)
+            yield Own(https_port, weights, image, before)
+            apart.run("down", stack=STACK)
+
+
+@dataclass(frozen=True)
+class Survivor:
+    """A stack that was killed again and again while it came up."""
+
+    killed: list[set[str]]
+    """For each time: the steps that had been begun for the first time."""
+    finishing: Run
+    """The `up` that came to its end."""
+
+
+@pytest.fixture(scope="module")
+def survivor(own: Own, apart: Machine) -> Survivor:
+    killed: list[set[str]] = []
+    while True:
+        run = apart.start("up", stack=STACK)
+
+        def moved_on(run: Run = run) -> bool:
+            return bool(steps(apart, run) - set().union(*killed)) or run.process.poll() is not None
+
+        wait_until(moved_on)
+        if run.process.poll() is not None:
+            return Survivor(killed, run)
+        run.send(signal.SIGKILL)
+        assert run.exit_code != 0
+        killed.append(steps(apart, run) - set().union(*killed))
+
+
+def steps(apart: Machine, run: Run) -> set[str]:
+    """What an `up` has begun or done by now: resources, and what is set up for them."""
+    resources = {urn.rpartition("::")[2] for urn in apart.state(STACK).get("resources", {})}
+    return resources | {line.split()[1] for line in run.text.splitlines() if " set-up " in line}
+
+
+def test_an_up_that_was_killed_at_every_step_is_finished_by_the_next(survivor: Survivor, own: Own) -> None:
+    assert survivor.finishing.exit_code == 0, survivor.finishing.text
+    assert is_healthy(own.http())
+    # The rounds did what they are for.
+    assert set().union(*survivor.killed) >= survivor.finishing.outcomes.keys()
+
+
+def test_killing_leaves_nothing_twice_and_nothing_undone(survivor: Survivor, own: Own, apart: Machine) -> None:
+    again = apart.run("up", stack=STACK)
+    assert set(again.outcomes.values()) == {"unchanged"}, again.text
+    added = {kind: set(items) - set(own.before[kind]) for kind, items in traces(STACK).items()}
+    assert added["containers"] == own.container_names
+    assert added["networks"] == {f"elastic-vllm-{STACK}-edge"}
+    assert added["packet filters"] == {f"table inet elastic_vllm_{STACK}"}
+    sshd = [process for process in apart.processes() if "listener" in process]
+    assert len(sshd) == 1
+    assert apart.processes() == sshd
+
+
+def test_vllm_comes_back_by_itself(survivor: Survivor, own: Own) -> None:
+    assert comes_back(docker.from_env().containers.get(f"elastic-vllm-{STACK}-vllm"), own.http())
+
+
+def test_only_one_up_at_a_time(survivor: Survivor, apart: Machine) -> None:
+    first = apart.start("up", stack=STACK)
+    wait_until(lambda: "settings" in first.text)
+    first.send(signal.SIGSTOP)
+    second = apart.run("up", stack=STACK)
+    first.send(signal.SIGCONT)
+    assert second.exit_code == 1
+    assert f"error: stack {STACK} is being changed by process " in second.text
+    assert second.text.rstrip().endswith("wait for it")
+    assert first.exit_code == 0
+    assert set(first.outcomes.values()) == {"unchanged"}
+
+
+# Its end
+
+
+@dataclass(frozen=True)
+class End:
+    run: Run
+    left: dict[str, list[str]]
+    """On the server."""
+    processes: list[str]
+    files: list[Path]
+    """Of the rehearsal's own."""
+
+
+@pytest.fixture(scope="module")
+def end(survivor: Survivor, own: Own, apart: Machine) -> End:
+    return take_down(own, apart)
+
+
+def take_down(own: Own, apart: Machine) -> End:
+    run = apart.run("down", stack=STACK)
+    files = [path.relative_to(apart.directory) for path in apart.directory.rglob("*")]
+    return End(run, traces(STACK, own.weights), apart.processes(), files)
+
+
+def test_down_removes_what_up_made(end: End, own: Own) -> None:
+    assert end.run.exit_code == 0, end.run.text
+    assert end.left == own.before
+
+
+def test_down_leaves_no_process(end: End) -> None:
+    assert end.processes == []
+
+
+def test_down_leaves_no_state_and_no_keys(end: End) -> None:
+    assert end.files == [Path("machine.lock")] or end.files == []
+
+
+def test_down_says_what_it_keeps_and_how_to_remove_that(end: End, own: Own) -> None:
+    _, _, kept = end.run.text.partition("kept, and how to remove it:\n")
+    assert set(kept.splitlines()) == {
+        f"  weights in {own.weights} on 127.0.0.1: rm -r {own.weights}",
+        f"  image {own.image}: docker image rm {own.image}",
+        f"  image {NGINX_IMAGE}: docker image rm {NGINX_IMAGE}",
+    }
+
+
+def test_a_second_down_has_nothing_to_do(end: End, own: Own, apart: Machine) -> None:
+    again = take_down(own, apart)
+    assert again.run.exit_code == 0
+    assert f"stack {STACK}: there is nothing to take down" in again.run.text
+    assert (again.left, again.processes, again.files) == (end.left, end.processes, end.files)
+
+
+def test_what_a_killed_up_and_a_killed_down_leave_is_removed_by_the_next_down(
+    end: End, own: Own, apart: Machine
+) -> None:
+    up = apart.start("up", stack=STACK)
+    wait_until(lambda: "nginx-container" in steps(apart, up))
+    up.send(signal.SIGKILL)
+    assert up.exit_code != 0
+    down = apart.start("down", stack=STACK)
+    wait_until(lambda: "deleted" in down.outcomes.values())
+    down.send(signal.SIGKILL)
+    assert down.exit_code != 0
+    again = take_down(own, apart)
+    assert again.run.exit_code == 0, again.run.text
+    assert (again.left, again.processes, again.files) == (own.before, [], end.files)

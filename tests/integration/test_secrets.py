@@ -1,0 +1,186 @@
+"""The connector's key is nowhere but in the rehearsal's state and in Nginx's own file, during a rotation and after.
+
+The programs that a rotation starts are traced, one that fails included, and everything that it leaves is searched.
+"""
+
+import base64
+import json
+import os
+import shutil
+import stat
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.vllm_server import NGINX_UID
+from tests.integration import process_trace
+from tests.integration.conftest import REHEARSAL, ROOT, STACK, STACK_DIRECTORY, Deployment, rehearse, rehearse_up
+
+STATE = REHEARSAL / "stacks" / STACK / "state.json"
+KEYS = STACK_DIRECTORY / "nginx" / "current" / "keys.conf"
+SEARCHED = [
+    *map(Path, ("/etc", "/tmp", "/run", "/dev/shm", "/var/log", "/var/tmp", "/var/cache/elastic-vllm")),
+    *(REHEARSAL, STACK_DIRECTORY.parent, ROOT),
+]
+PRUNED = {ROOT / ".venv", ROOT / ".git"}
+
+
+def forms(key: str) -> set[bytes]:
+    """A key as it could show: in clear, as bytes, or in base64 together with whatever stands before and after it."""
+    found = set()
+    for text in (key.encode(), key.upper().encode(), bytes.fromhex(key)):
+        found.add(text)
+        for before in range(3):
+            encoded = base64.b64encode(b"\0" * before + text)
+            whole = encoded[-(-before * 4 // 3) : (before + len(text)) * 4 // 3]
+            found |= {whole, whole.translate(bytes.maketrans(b"+/", b"-_"))}
+    return found
+
+
+@dataclass(frozen=True)
+class Run:
+    """Two rotations that were traced, the second of which failed."""
+
+    keys: list[str]
+    """All versions that there are: before, rotated, failed."""
+    started: float
+    executed: bytes
+    """What strace wrote: programs, arguments, environments."""
+    processes: set[bytes]
+    """Arguments and environments that were seen in /proc."""
+    output: str
+    error: str
+    """What the rotation that failed printed."""
+
+    def shows_in(self, texts: Iterable[bytes]) -> set[bytes]:
+        """The forms of keys that are in any of these texts."""
+        wanted = {form for key in self.keys for form in forms(key)}
+        return {form for text in texts for form in wanted if form in text}
+
+
+@pytest.fixture(scope="module")
+def run(deployed: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    process_trace.install_strace()
+    traces = tmp_path_factory.mktemp("traces")
+    model = ("--set", f"model={deployed.model}")  # stays, whichever test was before
+    under = process_trace.launcher(traces / "rehearse")
+    started = time.time()
+    watcher = process_trace.Watcher()
+    watcher.start()
+    try:
+        with process_trace.attached(process_trace.starters(), traces / "starters"):
+            rotated = rehearse("up", *model, "--set", "keyVersion=2", under=under)
+            deployed.nginx.pause()
+            try:
+                under = process_trace.launcher(traces / "failing")
+                failed = rehearse("up", *model, "--set", "keyVersion=3", under=under)
+            finally:
+                deployed.nginx.unpause()
+        watcher.stop()
+        executed = b"".join(path.read_bytes() for path in traces.iterdir())
+        shutil.rmtree(traces)  # a file that holds the key if an argument does
+        assert rotated.returncode == 0, f"{rotated.stdout}\n{rotated.stderr}"
+        assert failed.returncode == 1, f"{failed.stdout}\n{failed.stderr}"
+        state = json.loads(STATE.read_text())["resources"].values()
+        yield Run(
+            keys=[each["outputs"]["hex"] for each in state if each["type"] == "random:index/randomBytes:RandomBytes"],
+            started=started,
+            executed=executed,
+            processes=watcher.seen,
+            output=rotated.stdout + rotated.stderr,
+            error=failed.stdout + failed.stderr,
+        )
+    finally:
+        watcher.stop()
+        rehearse_up(*model)
+
+
+@pytest.mark.parametrize("before", [b"", b"Bearer ", b'if ($http_authorization = "Bearer ', b"x"])
+def test_search_finds_a_key_in_base64(before: bytes) -> None:
+    key = "0123456789abcdef" * 4
+    text = base64.b64encode(before + key.encode() + b'"\n')
+    assert any(form in text for form in forms(key))
+
+
+def test_key_is_in_no_argument_or_environment(run: Run) -> None:
+    # It was seen what ran over SSH, by the rehearsal itself, and in Nginx's container.
+    for program in (b'["bash", "-s"]', b'"-m", "scripts.rehearsal"', b'["nginx", "-t", "-q"'):
+        assert program in run.executed
+    assert len(run.keys) == 3
+    assert run.shows_in([run.executed]) == set()
+
+
+def test_key_is_in_no_process_list(run: Run) -> None:
+    assert any(b"scripts.rehearsal" in seen for seen in run.processes)
+    assert run.shows_in(run.processes) == set()
+
+
+def test_key_is_in_nothing_that_docker_shows(run: Run, deployed: Deployment) -> None:
+    client = deployed.docker
+    containers = client.containers.list(all=True, ignore_removed=True)
+    everything: list[Any] = [*containers, *client.networks.list(), *client.images.list(), *client.volumes.list()]
+    shown = [json.dumps(each.attrs).encode() for each in everything]
+    assert any(f"elastic-vllm-{STACK}-nginx".encode() in text for text in shown)
+    assert run.shows_in(shown) == set()
+
+
+def test_key_is_in_no_log(run: Run, deployed: Deployment) -> None:
+    assert run.shows_in([deployed.nginx.logs(), deployed.vllm.logs()]) == set()
+
+
+def test_key_is_not_in_what_the_rehearsal_prints(run: Run) -> None:
+    outputs = [rehearse("outputs"), rehearse("outputs", "--json")]
+    assert all("[secret]" in done.stdout for done in outputs)
+    assert run.shows_in([run.output.encode(), *(done.stdout.encode() for done in outputs)]) == set()
+
+
+def test_key_is_in_no_error(run: Run) -> None:
+    assert "Nginx refuses the new configuration" in run.error
+    assert run.shows_in([run.error.encode()]) == set()
+
+
+def changed_files(since: float, deployed: Deployment) -> Iterator[Path]:
+    """All files that were written since then, where anything of this product could have left one."""
+    layers = [Path(each.attrs["GraphDriver"]["Data"]["UpperDir"]) for each in (deployed.nginx, deployed.vllm)]
+    for top in (*SEARCHED, *layers):
+        for directory, below, names in os.walk(top):
+            below[:] = [name for name in below if Path(directory, name) not in PRUNED]
+            for name in names:
+                path = Path(directory, name)
+                with suppress(FileNotFoundError):  # gone meanwhile
+                    status = path.lstat()
+                    if stat.S_ISREG(status.st_mode) and max(status.st_ctime, status.st_mtime) >= since:
+                        yield path
+
+
+def test_key_is_in_two_files_only(run: Run, deployed: Deployment) -> None:
+    holding = set()
+    for path in changed_files(run.started, deployed):
+        with suppress(OSError):  # gone meanwhile, or not a file that can be read
+            if run.shows_in([path.read_bytes()]):
+                holding.add(path)
+    assert holding == {STATE, KEYS.resolve()}
+
+
+def test_state_is_for_root_alone(run: Run) -> None:
+    paths = [STATE, STATE.parent, REHEARSAL]
+    assert [(stat.filemode(path.stat().st_mode), path.stat().st_uid) for path in paths] == [
+        ("-rw-------", 0),
+        ("drwx------", 0),
+        ("drwx------", 0),
+    ]
+
+
+def test_keys_file_is_for_nginxs_user_alone(run: Run) -> None:
+    file = KEYS.resolve()
+    paths = [file, file.parent, file.parent.parent]
+    assert [(stat.filemode(path.stat().st_mode), path.stat().st_uid) for path in paths] == [
+        ("-rw-------", NGINX_UID),
+        ("drwx------", NGINX_UID),
+        ("drwx------", NGINX_UID),
+    ]
