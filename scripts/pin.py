@@ -8,6 +8,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated
 
+import httpx2
 import requests
 import typer
 from huggingface_hub import HfApi
@@ -97,9 +98,10 @@ def main(
         try:
             config["elastic-vllm:modelRevision"] = str(HfApi(endpoint=endpoint).model_info(model, timeout=30).sha)
         except HfHubHTTPError as error:
-            _fail(f"the hub refused {model}: {error}", "check the model's name; for gated models set HF_TOKEN")
-        except (OSError, requests.RequestException) as error:
-            _fail(f"the hub does not answer: {type(error).__name__}", "check hubEndpoint and this machine's network")
+            answer = error.response.status_code
+            _fail(f"the hub refused {model}: {answer}", "check the model's name; for gated models set HF_TOKEN")
+        except (OSError, httpx2.HTTPError) as error:
+            _fail(f"the hub does not answer: {error}", "check hubEndpoint and this machine's network")
         console.print(f"  {config['elastic-vllm:modelRevision']}")
     yaml.dump(document, file)
     console.print(f"recorded in {file.relative_to(ROOT)}")

@@ -138,7 +138,10 @@ def test_wrong_settings_are_refused_before_any_resource(changed: dict[str, objec
 
 
 def test_all_wrong_settings_are_told_together(up: Up) -> None:
-    assert up(modle="x", httpsPort=0, accelerator="tpu").refused("3 settings are wrong", "modle", "httpsPort", "tpu")
+    result = up(target="moon", accelerator="tpu", acceptPreviousKey="maybe")
+    assert result.refused(
+        "3 settings are wrong", "target = 'moon'", "accelerator = 'tpu'", "acceptPreviousKey = 'maybe'"
+    )
 
 
 def test_a_stack_that_is_not_there_is_refused(machine: None) -> None:

@@ -263,4 +263,4 @@ def test_what_a_killed_up_and_a_killed_down_leave_is_removed_by_the_next_down(
     assert down.exit_code != 0
     again = take_down(own, apart)
     assert again.run.exit_code == 0, again.run.text
-    assert (again.left, again.processes, again.files) == (own.before, [], end.files)
+    assert (again.left, again.processes, again.files) == (end.left, end.processes, end.files)

@@ -1,0 +1,352 @@
+"""Images pinned and pulled by what a real registry says (Debian's, on loopback), models by what a stand-in hub says."""
+
+import hashlib
+import io
+import json
+import subprocess
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import docker
+import pytest
+import requests
+import yaml
+from docker.errors import ImageNotFound
+from typer.testing import CliRunner
+
+from scripts import pin
+from scripts.rehearsal import images
+from tests.integration import hub_stand_in
+from tests.integration.hub_stand_in import COMMIT, Hub
+from tests.integration.own_sshd import free_port
+from tests.integration.own_stacks import installed
+from tests.unit.program import configuration, run
+
+pytestmark = pytest.mark.usefixtures("machine")
+
+MODEL = "acme/tiny"
+VLLM, NGINX = "team/vllm:v0.32.0", "team/nginx:1.30.6"
+LOCAL_NAME = "localhost/elastic-vllm/pulled:test"
+CONFIG = """\
+version: 0.1
+storage: {{filesystem: {{rootdirectory: {directory}/data}}}}
+http: {{addr: "{host}"}}
+"""
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+
+
+class Registry:
+    """A registry that runs, and the images that tests put there."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.docker = docker.from_env(timeout=120)
+
+    def push(self, name: str, content: bytes) -> str:
+        """An image with one file, under HOST/NAME; returns its digest, as Docker has it from the registry."""
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w") as tar:
+            entry = tarfile.TarInfo("file")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+        repository, _, tag = f"{self.host}/{name}".rpartition(":")
+        self.docker.api.import_image_from_data(stream.getvalue(), repository, tag)
+        events = list(self.docker.api.push(repository, tag, stream=True, decode=True))
+        digests = [str(event["aux"]["Digest"]) for event in events if "aux" in event]
+        assert digests, events
+        self.docker.images.remove(f"{repository}:{tag}")
+        return digests[-1]
+
+    def push_index(self, name: str, *digests: str) -> str:
+        """An index (one image for many platforms) over images of the same repository; returns its digest."""
+        repository, _, tag = name.rpartition(":")
+        platforms = [{"architecture": "amd64", "os": "linux"}, {"architecture": "arm64", "os": "linux"}]
+        manifests = []
+        for digest, platform in zip(digests, platforms, strict=True):
+            found = requests.get(f"http://{self.host}/v2/{repository}/manifests/{digest}", headers=ANY, timeout=10)
+            kind = found.headers["Content-Type"]
+            manifests.append({"mediaType": kind, "digest": digest, "size": len(found.content), "platform": platform})
+        index = json.dumps({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": manifests}).encode()
+        url = f"http://{self.host}/v2/{repository}/manifests/{tag}"
+        requests.put(url, data=index, headers={"Content-Type": INDEX_TYPE}, timeout=10).raise_for_status()
+        return f"sha256:{hashlib.sha256(index).hexdigest()}"
+
+
+ANY = {"Accept": pin.MANIFEST_TYPES}
+
+
+@pytest.fixture(scope="module")
+def registry(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    installed("docker-registry", "docker-registry")
+    directory, host = tmp_path_factory.mktemp("registry"), f"127.0.0.1:{free_port()}"
+    (directory / "config.yml").write_text(CONFIG.format(directory=directory, host=host))
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(["docker-registry", "serve", directory / "config.yml"], stdout=log, stderr=log)
+    try:
+        wait_for(host, process)
+        yield Registry(host)
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def wait_for(host: str, process: subprocess.Popen[bytes]) -> None:
+    limit = time.monotonic() + 20
+    while True:
+        try:
+            requests.get(f"http://{host}/v2/", timeout=5).raise_for_status()
+        except requests.ConnectionError:
+            assert process.poll() is None
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        else:
+            return
+
+
+# Digests
+
+
+def test_an_image_is_pinned_by_the_registrys_own_digest(registry: Registry) -> None:
+    digest = registry.push("team/one:1.0.0", b"one")
+    assert pin.image_digest(f"{registry.host}/team/one:1.0.0") == digest
+
+
+def test_an_image_for_many_platforms_is_pinned_by_its_index(registry: Registry) -> None:
+    digests = [registry.push(f"team/many:{platform}", platform.encode()) for platform in ("amd64", "arm64")]
+    index = registry.push_index("team/many:1.0.0", *digests)
+    assert pin.image_digest(f"{registry.host}/team/many:1.0.0") == index
+
+
+class _WithToken(BaseHTTPRequestHandler):
+    """A registry that lets in whoever has the token that it gives to everyone for the asking."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        if self.headers["Authorization"] == "Bearer for-pull":
+            self.answer(200, Docker_Content_Digest=f"sha256:{'5' * 64}")
+        else:
+            realm = f"http://127.0.0.1:{self.server.server_port}/token"  # type: ignore[attr-defined]
+            challenge = f'Bearer realm="{realm}",service="here",scope="repository:team/private:pull"'
+            self.answer(401, WWW_Authenticate=challenge)
+
+    def do_GET(self) -> None:
+        assert self.path == "/token?service=here&scope=repository%3Ateam%2Fprivate%3Apull"
+        self.answer(200, b'{"token": "for-pull"}')
+
+    def answer(self, status: int, content: bytes = b"", /, **headers: str) -> None:
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(content)
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_registry_that_wants_a_token_of_everyone_is_given_one() -> None:
+    with serving(_WithToken) as host:
+        assert pin.image_digest(f"{host}/team/private:1.0.0") == f"sha256:{'5' * 64}"
+
+
+# The stack's file
+
+STACK_FILE = """\
+# What this stack is for.
+config:
+  elastic-vllm:host: llm.example.com
+  elastic-vllm:sshPrivateKeyPath: ~/.ssh/id  # no passphrase
+
+  # Which images: pinned by scripts/pin.
+  elastic-vllm:vllmImage: {host}/{vllm}
+  elastic-vllm:nginxImage: "{host}/{nginx}"
+  elastic-vllm:model: {model} # not in the catalogue
+  elastic-vllm:weightsGb: 1
+  elastic-vllm:vllmArguments:
+    - --enforce-eager
+  elastic-vllm:hubEndpoint: {endpoint}
+  elastic-vllm:modelRevision: ""
+"""
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with hub_stand_in.running(MODEL, {"config.json": b"{}"}) as hub:
+        yield hub
+
+
+@pytest.fixture
+def digests(registry: Registry) -> dict[str, str]:
+    return {name: registry.push(name, name.encode()) for name in (VLLM, NGINX)}
+
+
+@pytest.fixture
+def file(tmp_path: Path, registry: Registry, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of a stack in a project of its own."""
+    monkeypatch.setattr(pin, "ROOT", tmp_path)
+    path = tmp_path / "stacks" / "Pulumi.pinned.yaml"
+    path.parent.mkdir()
+    path.write_text(STACK_FILE.format(host=registry.host, vllm=VLLM, nginx=NGINX, model=MODEL, endpoint=hub.endpoint))
+    return path
+
+
+def run_pin(*arguments: str, stack: str = "pinned") -> tuple[int, str]:
+    """Exit code and all that was printed."""
+    done = CliRunner().invoke(pin.app, ["--stack", stack, *arguments])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.output
+
+
+def test_what_is_pinned_is_recorded_and_all_else_in_the_file_stays(
+    file: Path, registry: Registry, digests: dict[str, str]
+) -> None:
+    before = file.read_text()
+    assert run_pin()[0] == 0
+    expected = before.replace('modelRevision: ""', f"modelRevision: {COMMIT}")
+    for name, digest in digests.items():
+        expected = expected.replace(f"{registry.host}/{name}", f"{registry.host}/{name}@{digest}")
+    assert file.read_text() == expected
+
+
+def test_what_is_pinned_is_accepted_by_the_settings(file: Path, digests: dict[str, str], tmp_path: Path) -> None:
+    assert run_pin()[0] == 0
+    key = tmp_path / "id"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    recorded = yaml.safe_load(file.read_text())["config"]
+    values = {name.removeprefix("elastic-vllm:"): value for name, value in recorded.items()}
+    keys = {"sshPrivateKeyPath": str(key), "sshHostKey": key.with_suffix(".pub").read_text()}
+    found = run(configuration(None, values | keys), stack="pinned").resources
+    assert found["runtime-vllm-image"].inputs["name"].endswith(f"{VLLM}@{digests[VLLM]}")
+
+
+def test_a_tag_that_has_moved_is_pinned_anew(file: Path, registry: Registry, digests: dict[str, str]) -> None:
+    assert run_pin()[0] == 0
+    moved = registry.push(NGINX, b"a newer one")
+    assert run_pin()[0] == 0
+    assert f"{NGINX}@{moved}" in file.read_text()
+    assert digests[NGINX] not in file.read_text()
+
+
+@pytest.mark.usefixtures("digests")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--vllm", "{host}/team/vllm:v9.9.9"], ["no answer for {host}/team/vllm:v9.9.9: 404", "(vllmImage)"]),
+        (["--nginx", "127.0.0.1:9/nginx:1.30.6"], ["no answer for 127.0.0.1:9/nginx:1.30.6", "(nginxImage)"]),
+    ],
+    ids=["no such tag", "no registry"],
+)
+def test_an_image_that_can_not_be_pinned_is_told_in_one_line(
+    arguments: list[str], words: list[str], file: Path, registry: Registry
+) -> None:
+    before = file.read_text()
+    result = run_pin(*(argument.format(host=registry.host) for argument in arguments))
+    assert failed(result, *(word.format(host=registry.host) for word in words))
+    assert file.read_text() == before
+
+
+def unknown(_: Hub, text: str) -> str:
+    return text.replace(MODEL, "acme/typo")
+
+
+def out_of_reach(hub: Hub, text: str) -> str:
+    return text.replace(hub.endpoint, "http://127.0.0.1:9")
+
+
+@pytest.mark.usefixtures("digests")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (unknown, ["the hub refused acme/typo", "check the model's name"]),
+        (out_of_reach, ["the hub does not answer", "check hubEndpoint"]),
+    ],
+)
+def test_a_model_that_can_not_be_pinned_is_told_in_one_line(
+    change: Callable[[Hub, str], str], words: list[str], file: Path, hub: Hub
+) -> None:
+    file.write_text(change(hub, file.read_text()))
+    before = file.read_text()
+    assert failed(run_pin(), *words)
+    assert file.read_text() == before
+
+
+def failed(result: tuple[int, str], *words: str) -> bool:
+    """Whether it ended with one line that says what and one that says the fix, with these words."""
+    exit_code, output = result
+    problem, fix = output.splitlines()[-2:]
+    assert problem.startswith("pin: ")
+    assert fix.startswith("  fix: ")
+    assert output.count("pin: ") == 1
+    return exit_code == 1 and all(word in f"{problem}\n{fix}" for word in words)
+
+
+def test_a_stack_that_is_not_there_is_told() -> None:
+    exit_code, output = run_pin(stack="no-such-stack")
+    assert exit_code == 2
+    assert "there is no stacks/Pulumi.no-such-stack.yaml" in output
+
+
+# The rehearsal's images
+
+
+@pytest.fixture
+def client() -> Iterator[docker.DockerClient]:
+    client = docker.from_env(timeout=120)
+    yield client
+    try:
+        for reference in {LOCAL_NAME, *client.images.get(LOCAL_NAME).attrs["RepoDigests"]}:
+            client.images.remove(reference, force=True)
+    except ImageNotFound:
+        return
+
+
+@pytest.fixture
+def said(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the rehearsal says; its registry is this one, and it builds nothing."""
+    said: list[str] = []
+    monkeypatch.setattr(images, "NGINX_REGISTRY_IMAGE", f"{registry.host}/{NGINX}")
+    monkeypatch.setattr(images, "_build", lambda *_: said.append("built"))
+    return said
+
+
+def test_a_rehearsal_pulls_by_digest(
+    client: docker.DockerClient, registry: Registry, digests: dict[str, str], said: list[str]
+) -> None:
+    images.ensure_nginx_image(client, LOCAL_NAME, said.append)
+    found = client.images.get(LOCAL_NAME)
+    assert found.attrs["RepoDigests"] == [f"{registry.host}/team/nginx@{digests[NGINX]}"]
+    # By its tag it could have become another between the question and the pull; and Docker would know it by that.
+    assert found.tags == [LOCAL_NAME]
+    assert "built" not in said
+
+
+def test_a_rehearsal_pulls_an_image_once(client: docker.DockerClient, digests: dict[str, str], said: list[str]) -> None:
+    images.ensure_nginx_image(client, LOCAL_NAME, said.append)
+    said.clear()
+    images.ensure_nginx_image(client, LOCAL_NAME, said.append)
+    assert said == []
+
+
+def test_a_rehearsal_builds_what_the_registry_does_not_have(
+    client: docker.DockerClient, registry: Registry, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "NGINX_REGISTRY_IMAGE", f"{registry.host}/team/nothing:1.0.0")
+    images.ensure_nginx_image(client, LOCAL_NAME, said.append)
+    assert said[-1] == "built"
+    assert f"{registry.host} refused" in said[0]
