@@ -24,7 +24,7 @@ lint: ## ruff, mypy --strict, shellcheck
 	@$(python) -m ruff check .
 	@$(python) -m ruff format --check .
 	@$(python) -m mypy .
-	@.venv/bin/shellcheck components/files/*.sh scripts/setup scripts/launch scripts/verify scripts/rehearse .ci/run
+	@.venv/bin/shellcheck components/files/*.sh scripts/setup scripts/launch scripts/verify scripts/rehearse scripts/pin .ci/run
 
 bench: ## Measure what the README promises (minutes)
 	@scripts/setup --dev

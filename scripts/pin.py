@@ -15,6 +15,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from rich.console import Console
 from ruamel.yaml import YAML
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULTS = {"vllmImage": "docker.io/vllm/vllm-openai:v0.32.0", "nginxImage": "docker.io/library/nginx:1.30.6"}
@@ -79,6 +80,7 @@ def main(
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 10_000
+    yaml.indent(mapping=2, sequence=4, offset=2)  # as `pulumi config set` writes lists
     document = yaml.load(file)
     config = document["config"]
     for key, wanted in (("vllmImage", vllm), ("nginxImage", nginx)):
@@ -96,7 +98,9 @@ def main(
         endpoint = config.get("elastic-vllm:hubEndpoint")
         console.print(f"asking the hub for {model}")
         try:
-            config["elastic-vllm:modelRevision"] = str(HfApi(endpoint=endpoint).model_info(model, timeout=30).sha)
+            commit = HfApi(endpoint=endpoint).model_info(model, timeout=30).sha
+            # Quoted: one of digits alone would be a number in YAML.
+            config["elastic-vllm:modelRevision"] = DoubleQuotedScalarString(commit)
         except HfHubHTTPError as error:
             answer = error.response.status_code
             _fail(f"the hub refused {model}: {answer}", "check the model's name; for gated models set HF_TOKEN")

@@ -218,7 +218,7 @@ def test_what_is_pinned_is_recorded_and_all_else_in_the_file_stays(
 ) -> None:
     before = file.read_text()
     assert run_pin()[0] == 0
-    expected = before.replace('modelRevision: ""', f"modelRevision: {COMMIT}")
+    expected = before.replace('modelRevision: ""', f'modelRevision: "{COMMIT}"')
     for name, digest in digests.items():
         expected = expected.replace(f"{registry.host}/{name}", f"{registry.host}/{name}@{digest}")
     assert file.read_text() == expected
