@@ -100,7 +100,7 @@ def main(
         try:
             commit = HfApi(endpoint=endpoint).model_info(model, timeout=30).sha
             # Quoted: one of digits alone would be a number in YAML.
-            config["elastic-vllm:modelRevision"] = DoubleQuotedScalarString(commit)
+            config["elastic-vllm:modelRevision"] = DoubleQuotedScalarString(str(commit))
         except HfHubHTTPError as error:
             answer = error.response.status_code
             _fail(f"the hub refused {model}: {answer}", "check the model's name; for gated models set HF_TOKEN")

@@ -61,8 +61,10 @@ class Run:
 
 def outcomes(text: str) -> dict[str, str]:
     """Resource -> outcome, from what an `up` or `down` printed."""
-    lines = [line.split() for line in text.splitlines() if line.endswith(" s") and ":" in line]
-    return {fields[1]: fields[0] for fields in lines if fields[0] not in {"started", "…"}}
+    lines = [line.split() for line in text.splitlines()]
+    # OUTCOME NAME PROVIDER:TYPE SECONDS s
+    ended = [fields for fields in lines if len(fields) == 5 and ":" in fields[2] and fields[4] == "s"]
+    return {fields[1]: fields[0] for fields in ended if fields[0] not in {"started", "…"}}
 
 
 @dataclass(frozen=True)
