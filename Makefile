@@ -26,7 +26,7 @@ lint: ## ruff, mypy --strict, shellcheck
 	@$(python) -m mypy .
 	@.venv/bin/shellcheck components/files/*.sh scripts/setup scripts/launch scripts/verify scripts/rehearse scripts/pin .ci/run
 
-bench: ## Measure what the README promises (minutes)
+bench: ## Measure `up` against vLLM started by hand (minutes)
 	@scripts/setup --dev
 	@$(as_root) $(python) -m scripts.bench
 

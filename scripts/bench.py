@@ -1,4 +1,4 @@
-"""What `make bench` prints: how long the things take that README promises under "Speed".
+"""What `make bench` prints: how long `up` takes against the same vLLM started by hand, and with nothing to do.
 
 Everything runs on this machine against the stack `test`, images and model present. `up` and the same vLLM started by
 hand take turns, so that a noisy machine disturbs both alike.
