@@ -175,9 +175,8 @@ def test_killing_leaves_nothing_twice_and_nothing_undone(survivor: Survivor, own
     assert added["containers"] == own.container_names
     assert added["networks"] == {f"elastic-vllm-{STACK}-edge"}
     assert added["packet filters"] == {f"table inet elastic_vllm_{STACK}"}
-    sshd = [process for process in apart.processes() if "listener" in process]
-    assert len(sshd) == 1
-    assert apart.processes() == sshd
+    # Connections that have just ended take a moment to go.
+    wait_until(lambda: ["listener" in process for process in apart.processes()] == [True])
 
 
 def test_vllm_comes_back_by_itself(survivor: Survivor, own: Own) -> None:
