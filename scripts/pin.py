@@ -4,21 +4,31 @@ Runs on a connected machine: it asks the images' registries and the hub, and dow
 """
 
 import re
+from collections.abc import MutableMapping
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import httpx2
 import requests
 import typer
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from rich.console import Console
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 ROOT = Path(__file__).resolve().parent.parent
-DEFAULTS = {"vllmImage": "docker.io/vllm/vllm-openai:v0.32.0", "nginxImage": "docker.io/library/nginx:1.30.6"}
+PREFIX = "elastic-vllm:"
+DEFAULTS = {
+    "vllmImage": "docker.io/vllm/vllm-openai:v0.32.0",
+    "nginxImage": "docker.io/library/nginx:1.30.6",
+    "model": "mistralai/Mistral-Small-3.2-24B-Instruct-2506",
+    "modelSource": "hub",
+    "hubEndpoint": "https://huggingface.co",
+}
+NAME_AND_TAG = re.compile(r"[a-z0-9][a-z0-9._:-]*(/[a-z0-9._-]+)+:[\w.-]+")
 DOCKER_HUB = "registry-1.docker.io"
 # The index of a multi-platform image first: its digest serves every platform.
 MANIFEST_TYPES = ", ".join(
@@ -29,7 +39,8 @@ MANIFEST_TYPES = ", ".join(
         "application/vnd.docker.distribution.manifest.v2+json",
     )
 )
-app = typer.Typer(add_completion=False)
+# Panels and tracebacks would break "one line for each cause".
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -75,46 +86,73 @@ def main(
     hub's token in the environment variable HF_TOKEN.
     """
     file = ROOT / "stacks" / f"Pulumi.{stack}.yaml"
-    if not file.exists():
-        raise typer.BadParameter(f"there is no {file.relative_to(ROOT)}", param_hint="--stack")
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 10_000
     yaml.indent(mapping=2, sequence=4, offset=2)  # as `pulumi config set` writes lists
-    document = yaml.load(file)
-    config = document["config"]
-    for key, wanted in (("vllmImage", vllm), ("nginxImage", nginx)):
-        reference = with_registry(wanted or config.get(f"elastic-vllm:{key}") or DEFAULTS[key])
+    document, config = _read(yaml, file)
+    for key, given in (("vllmImage", vllm), ("nginxImage", nginx)):
+        reference = with_registry(given or _setting(config, key))
         if reference.startswith("localhost/"):
             continue
+        if not NAME_AND_TAG.fullmatch(reference):
+            _fail(f"{key} = {reference!r} is no image's name with a tag", "give NAME:TAG, e.g. " + DEFAULTS[key])
         console.print(f"asking {reference.split('/')[0]} for {reference}")
         try:
-            config[f"elastic-vllm:{key}"] = f"{reference}@{image_digest(reference)}"
+            config[PREFIX + key] = f"{reference}@{image_digest(reference)}"
         except (OSError, KeyError, ValueError) as error:
             _fail(f"no answer for {reference}: {error}", f"check the image's name ({key}) and this machine's network")
-        console.print(f"  {config[f'elastic-vllm:{key}']}")
-    if config.get("elastic-vllm:modelSource", "hub") == "hub":
-        model = config.get("elastic-vllm:model", "mistralai/Mistral-Small-3.2-24B-Instruct-2506")
-        endpoint = config.get("elastic-vllm:hubEndpoint")
-        console.print(f"asking the hub for {model}")
-        try:
-            commit = HfApi(endpoint=endpoint).model_info(model, timeout=30).sha
-            # Quoted: one of digits alone would be a number in YAML.
-            config["elastic-vllm:modelRevision"] = DoubleQuotedScalarString(str(commit))
-        except HfHubHTTPError as error:
-            answer = error.response.status_code
-            _fail(f"the hub refused {model}: {answer}", "check the model's name; for gated models set HF_TOKEN")
-        except (OSError, httpx2.HTTPError) as error:
-            _fail(f"the hub does not answer: {error}", "check hubEndpoint and this machine's network")
-        console.print(f"  {config['elastic-vllm:modelRevision']}")
+        console.print(f"  {config[PREFIX + key]}")
+    if _setting(config, "modelSource") == "hub":
+        # Quoted: one of digits alone would be a number in YAML.
+        config[PREFIX + "modelRevision"] = DoubleQuotedScalarString(
+            commit(_setting(config, "model"), _setting(config, "hubEndpoint"))
+        )
+        console.print(f"  {config[PREFIX + 'modelRevision']}")
     yaml.dump(document, file)
     console.print(f"recorded in {file.relative_to(ROOT)}")
 
 
-def _fail(problem: str, fix: str) -> None:
-    console.print(f"pin: {problem}\n  fix: {fix}", style="red")
+def commit(model: str, endpoint: str) -> str:
+    """The commit that the hub's main branch of `model` points to now."""
+    console.print(f"asking the hub for {model}")
+    try:
+        return str(HfApi(endpoint=endpoint).model_info(model, timeout=30).sha)
+    except HfHubHTTPError as error:
+        answer = error.response.status_code
+        _fail(f"the hub refused {model}: {answer}", "check the model's name; for gated models set HF_TOKEN")
+    except HFValidationError:
+        _fail(f"model = {model!r} is no name on the hub", "give ORGANISATION/NAME")
+    except (OSError, httpx2.HTTPError) as error:
+        _fail(f"the hub does not answer: {error}", "check hubEndpoint and this machine's network")
+
+
+def _read(yaml: YAML, file: Path) -> tuple[Any, MutableMapping[str, Any]]:
+    """The stack's file, and the settings in it."""
+    name = f"stacks/{file.name}"
+    try:
+        document = yaml.load(file)
+    except FileNotFoundError:
+        _fail(f"there is no {name} (--stack)", "write it: README shows how, under Use it on a server")
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        _fail(f"{name} can't be read: {error}", "correct it")
+    config = document.get("config") if isinstance(document, MutableMapping) else None
+    if not isinstance(config, MutableMapping):
+        _fail(f"{name} has no settings under config", "write it: README shows how, under Use it on a server")
+    return document, config
+
+
+def _setting(config: MutableMapping[str, Any], key: str) -> str:
+    value = config.get(PREFIX + key) or DEFAULTS[key]
+    if not isinstance(value, str):
+        _fail(f"{key} = {value!r} is no text", f"write it as text, e.g. {DEFAULTS[key]}")
+    return value
+
+
+def _fail(problem: str, fix: str) -> NoReturn:
+    console.print(f"pin: {' '.join(problem.split())}\n  fix: {fix}", style="red", markup=False)
     raise typer.Exit(1)
 
 
 if __name__ == "__main__":
-    app()
+    app(prog_name="scripts/pin")

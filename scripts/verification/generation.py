@@ -23,8 +23,8 @@ from scripts.verification.probe import ANSWER_SECONDS, Probe
 
 # Events closer together than this arrived in one piece. vLLM sends one event a step, and a step takes longer.
 SAME_PIECE_SECONDS = 0.001
-# Nginx's smallest buffer (4 KiB) holds about 17 events: more than 8 a piece on average means that something buffers.
-MOST_EVENTS_A_PIECE = 8
+# Nginx's smallest buffer (4 KiB) holds about 17 events: more than 12 a piece on average means that something buffers.
+MOST_EVENTS_A_PIECE = 12
 QUOTED_CHARACTERS = 60
 
 # Chat may be cut off: reasoning counts as an answer too. A tool call may not, and reasoning models think first.
@@ -52,7 +52,8 @@ TOOL_CHOICES: dict[str, ChatCompletionToolChoiceOptionParam] = {
 TOOL_FIX = "check vLLM's --tool-call-parser for this model, or pass --no-tools if it has none"
 
 
-STREAM_TRIES = 4
+STREAM_PAUSES = (0.5, 2, 5)
+"""Seconds between the tries of a stream."""
 
 
 @dataclass
@@ -100,11 +101,12 @@ def chat(probe: Probe) -> str:
 def streamed_chat(probe: Probe) -> str:
     """A streamed answer arrives while it is generated, not in one piece or a few.
 
-    Tried again where it seems buffered: a busy client sees lumps now and then, behind a buffer it sees nothing else.
+    Tried again, after a while, where it seems buffered: a busy machine shows lumps now and then, a buffer always.
     """
-    for _ in range(STREAM_TRIES - 1):
+    for pause in STREAM_PAUSES:
         with suppress(CheckFailedError):
             return _streamed_chat_once(probe)
+        time.sleep(pause)
     return _streamed_chat_once(probe)
 
 

@@ -102,13 +102,13 @@ class Machine:
     def processes(self) -> list[str]:
         """The command lines of all processes here but the first."""
         listed = subprocess.run(
-            ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--", "ps", "-eo", "pid=,stat=,args="],
+            ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--", "ps", "-wweo", "pid=,stat=,args="],
             capture_output=True,
             text=True,
             check=True,
         ).stdout
         lines = [line.split(maxsplit=2) for line in listed.splitlines()]
-        return [args for pid, state, args in lines if pid != "1" and state[0] != "Z" and not args.startswith("ps -eo")]
+        return [args for pid, state, args in lines if pid != "1" and state[0] != "Z" and not args.startswith("ps ")]
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """A server to reach over SSH: this machine, behind an sshd of a test's own, with users that come and go."""
 
-import pwd
 import shutil
 import socket
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from scripts.rehearsal import machine
 
+UID = 54321  # of the users that tests make: nothing else has it, in containers neither
 CONFIG = """\
 Port {port}
 ListenAddress 127.0.0.1
@@ -84,7 +84,7 @@ def running() -> Iterator[Server]:
 
 
 def _wait_for(server: Server, process: subprocess.Popen[bytes]) -> None:
-    limit = time.monotonic() + 10
+    limit = time.monotonic() + 60
     while time.monotonic() < limit and process.poll() is None:
         try:
             socket.create_connection(("127.0.0.1", server.port), timeout=1).close()
@@ -99,9 +99,11 @@ def _wait_for(server: Server, process: subprocess.Popen[bytes]) -> None:
 def user(name: str, *, sudo: bool, groups: tuple[str, ...] = ()) -> Iterator[str]:
     """A Linux user whom the server lets in, until the block ends."""
     rights = Path("/etc/sudoers.d") / name
+    if f"\n{name}:" in Path("/etc/passwd").read_text():  # left by a run that was killed
+        _remove(name)
     # '*' is no password and, unlike '!', no locked account, which sshd would refuse.
     command = ["useradd", "--no-create-home", "--home-dir", "/", "--shell", "/bin/bash", "--password", "*"]
-    subprocess.run([*command, "--groups", ",".join(groups), name], check=True)
+    subprocess.run([*command, "--uid", str(UID), "--groups", ",".join(groups), name], check=True)
     try:
         if sudo:
             rights.write_text(f"{name} ALL=(ALL) NOPASSWD: ALL\n")
@@ -109,13 +111,12 @@ def user(name: str, *, sudo: bool, groups: tuple[str, ...] = ()) -> Iterator[str
         yield name
     finally:
         rights.unlink(missing_ok=True)
-        _wait_until_gone(pwd.getpwnam(name).pw_uid)
-        subprocess.run(["userdel", name], check=True)
+        _remove(name)
 
 
-def _wait_until_gone(uid: int) -> None:
-    """Until no process of the user is left: sshd's own ends a moment after the connection."""
-    limit = time.monotonic() + 10
-    while any(path.stat().st_uid == uid for path in Path("/proc").glob("[0-9]*") if path.exists()):
-        assert time.monotonic() < limit
-        time.sleep(0.05)
+def _remove(name: str) -> None:
+    """Once the last process of the user is gone: sshd's own ends a moment after the connection."""
+    limit = time.monotonic() + 60
+    while (done := subprocess.run(["userdel", name], capture_output=True, text=True, check=False)).returncode:
+        assert time.monotonic() < limit, done.stderr
+        time.sleep(0.1)

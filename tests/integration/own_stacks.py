@@ -10,6 +10,7 @@ from typing import Any
 
 import docker
 import yaml
+from docker.models.containers import Container
 
 from tests.integration.conftest import ROOT, rehearse
 
@@ -55,7 +56,7 @@ def traces(stack: str, *directories: Path) -> dict[str, list[str]]:
     """
     client = docker.from_env()
     found = {
-        "containers": [str(container.name) for container in client.containers.list(all=True)],
+        "containers": [str(container.name) for container in client.containers.list(all=True) if _is_ours(container)],
         "networks": [str(network.name) for network in client.networks.list()],
         "packet filters": _output("nft", "list", "tables"),
         "files": [line for path in (*SERVER_DIRECTORIES, *directories) for line in _files(path)],
@@ -63,6 +64,11 @@ def traces(stack: str, *directories: Path) -> dict[str, list[str]]:
         "groups": Path("/etc/group").read_text().splitlines(),
     }
     return {kind: sorted(item for item in items if not _of_another(stack, item)) for kind, items in found.items()}
+
+
+def _is_ours(container: Container) -> bool:
+    """Whether this project made it, by name or label: people may run others beside."""
+    return any("elastic-vllm" in text for text in (str(container.name), *container.labels))
 
 
 def _of_another(stack: str, item: str) -> bool:

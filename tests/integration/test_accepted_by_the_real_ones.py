@@ -1,12 +1,14 @@
 """Nginx and vLLM themselves accept what tests/golden shows, for models and GPUs that no test can run as well."""
 
 import json
+import os
 import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from components.vllm_server import NGINX_UID, SOCKET_GID
 from tests.integration.conftest import ROOT, Deployment
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -89,12 +91,15 @@ def nginx_config(tmp_path: Path) -> Path:
     certificate = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     files = ["-keyout", "private-key.pem", "-out", "certificate.pem", "-subj", "/CN=test", "-days", "1"]
     subprocess.run([*certificate, *files], cwd=tmp_path, check=True, capture_output=True)
+    for path in (tmp_path, *tmp_path.iterdir()):
+        os.chown(path, NGINX_UID, SOCKET_GID)
     return tmp_path
 
 
 def nginx_says(deployed: Deployment, config: Path) -> list[str]:
     image = str(deployed.nginx.attrs["Image"])
-    done = run_in(image, ["nginx", "-e", "stderr", "-t", "-c", "/config/nginx.conf"], "-v", f"{config}:/config:ro")
+    options = ["--volume", f"{config}:/config:ro", "--user", f"{NGINX_UID}:{SOCKET_GID}"]
+    done = run_in(image, ["nginx", "-e", "stderr", "-t", "-c", "/config/nginx.conf"], *options)
     return done.stderr.splitlines()
 
 

@@ -92,11 +92,8 @@ def test_each_request_has_one_line_with_label_path_and_status(asked: Asked) -> N
 
 
 @pytest.mark.parametrize("container", ["nginx", "vllm"])
-@pytest.mark.parametrize("what", ["prompt", "query", "wrong_key", "header", "key"])
-def test_no_log_repeats_what_was_sent(
-    what: str, container: str, asked: Asked, canaries: Canaries, deployed: Deployment
-) -> None:
-    words = {**vars(canaries), "key": deployed.key}
+def test_no_log_repeats_what_was_sent(container: str, asked: Asked, canaries: Canaries, deployed: Deployment) -> None:
     log: str = getattr(asked, container)
     assert log.count("\n") > 3
-    assert words[what] not in log
+    words = {**vars(canaries), "key": deployed.key}
+    assert [name for name, word in words.items() if word in log] == []

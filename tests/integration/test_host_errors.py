@@ -227,7 +227,7 @@ def test_a_port_that_is_taken_is_named_and_by_whom(address: str, up: Up) -> None
         )
 
 
-def wait_for(true: Callable[[], bool], seconds: float = 10) -> None:
+def wait_for(true: Callable[[], bool], seconds: float = 60) -> None:
     """Until it is true."""
     end = time.monotonic() + seconds
     while not true():

@@ -156,9 +156,10 @@ def survivor(own: Own, apart: Machine) -> Survivor:
 
 
 def steps(apart: Machine, run: Run) -> set[str]:
-    """What an `up` has begun or done by now: resources, and what is set up for them."""
+    """What an `up` has begun or done by now: resources, and of what is set up for them, that which is new here."""
     resources = {urn.rpartition("::")[2] for urn in apart.state(STACK).get("resources", {})}
-    return resources | {line.split()[1] for line in run.text.splitlines() if " set-up " in line}
+    set_up = {fields[1] for line in run.text.splitlines() if "set-up" in (fields := line.split())}
+    return resources | (set_up & {"sshd"})
 
 
 def test_an_up_that_was_killed_at_every_step_is_finished_by_the_next(survivor: Survivor, own: Own) -> None:

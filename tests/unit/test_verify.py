@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 import scripts.verify_endpoint as cli
 from scripts.rehearsal import RehearsalError
-from scripts.verification import probe
+from scripts.verification import generation, probe
 from scripts.verify_endpoint import CheckResult, Endpoint, InvalidEndpointError, format_result, verify
 from tests.unit.verify_server import KEY, MODEL, Authority, Gateway, issue, new_authority, serving
 
@@ -39,8 +39,8 @@ FAULTS: list[tuple[str, set[str], str]] = [
     ("errors-of-other-types", {"error-shape"}, "a wrong message in its error"),
     ("model-not-listed", {"models"}, f"model '{MODEL}' is not listed, only other-model: pass one"),
     ("empty-answer", {"chat", "chat-stream"}, "the answer is empty"),
-    ("buffered", {"chat-stream"}, "20 events came in 1 piece, first event after 0."),
-    ("buffered-4k", {"chat-stream"}, "20 events came in 2 pieces, first event after 0."),
+    ("buffered", {"chat-stream"}, "40 events came in 1 piece, first event after 0."),
+    ("buffered-4k", {"chat-stream"}, "40 events came in 3 pieces, first event after 0."),
     ("one-event", {"chat-stream"}, "the whole answer came as one event"),
     ("no-finish-reason", {"chat-stream"} | STREAMED_TOOLS, "the stream ended without a finish reason"),
     ("stream-cut", {"chat-stream"} | STREAMED_TOOLS, "the connection broke off"),
@@ -55,6 +55,11 @@ FAULTS: list[tuple[str, set[str], str]] = [
     ("metrics-open", {"closed-paths"}, "GET /metrics answered 200 with the key, not 404: Nginx must"),
     ("get-chat", {"methods"}, "GET /v1/chat/completions answered 200 with the key, not 405"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "STREAM_PAUSES", (0,))
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 KEY = "0123456789abcdef" * 4
 MODEL = "small-model"
 METHODS = {"/v1/chat/completions": "POST", "/v1/models": "GET", "/healthz": "GET"}
-STREAM_EVENTS = 20
+STREAM_EVENTS = 40
 STREAM_PAUSE = 0.002
 CUT_AFTER = 5
 ARGUMENTS = {
