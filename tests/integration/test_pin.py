@@ -298,7 +298,7 @@ def failed(result: tuple[int, str], *words: str) -> bool:
 
 def test_a_stack_that_is_not_there_is_told() -> None:
     exit_code, output = run_pin(stack="no-such-stack")
-    assert exit_code == 2
+    assert exit_code == 1
     assert "there is no stacks/Pulumi.no-such-stack.yaml" in output
 
 
