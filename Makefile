@@ -24,7 +24,8 @@ lint: ## ruff, mypy --strict, shellcheck
 	@$(python) -m ruff check .
 	@$(python) -m ruff format --check .
 	@$(python) -m mypy .
-	@.venv/bin/shellcheck components/files/*.sh scripts/setup scripts/launch scripts/verify scripts/rehearse scripts/pin .ci/run
+	@.venv/bin/shellcheck components/files/*.sh scripts/rehearsal/stand_ins/* .ci/run \
+	  scripts/{bring-back,launch,pin,preflight,rehearse,setup,tunnel,verify}
 
 bench: ## Measure `up` against vLLM started by hand (minutes)
 	@scripts/setup --dev
@@ -34,8 +35,10 @@ pins: ## Pin requirements*.in anew
 	@scripts/setup --dev
 	@$(python) -m pip install --quiet pip-tools
 	@for set in requirements requirements-dev; do \
-	  .venv/bin/pip-compile --quiet --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --strip-extras \
-	    --no-header --annotation-style=line --output-file $$set.txt $$set.in; done
+	  $(pin) --annotation-style=line --output-file $$set.txt $$set.in; done
+	@$(pin) --no-annotate --output-file components/files/hub-client.txt components/files/hub-client.in
+
+pin = .venv/bin/pip-compile --quiet --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --strip-extras --no-header
 
 clean: ## Remove .venv and caches
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -5,8 +5,11 @@ import pulumi
 from components.certificate import Certificate, CertificateArgs
 from components.container_runtime import ContainerRuntime, ContainerRuntimeArgs
 from components.elastic_connector import ElasticConnector, ElasticConnectorArgs
-from components.host import ExistingHost, ExistingHostArgs
+from components.gpu_driver import GpuDriver, GpuDriverArgs
+from components.gpu_vm import GpuVm, GpuVmArgs
+from components.host import ExistingHost, ExistingHostArgs, Host
 from components.model_weights import ModelWeights, ModelWeightsArgs
+from components.network import Network, NetworkArgs
 from components.nginx_gateway import NginxGateway, NginxGatewayArgs
 from components.settings import read_settings
 from components.shared_secret import SharedSecret, SharedSecretArgs
@@ -14,31 +17,47 @@ from components.vllm_server import VllmServer, VllmServerArgs
 
 s = read_settings()
 # fmt: off
-host = ExistingHost("host", ExistingHostArgs(
-    host=s.server, https_port=s.https_port, images=s.images,
-    weights_path=s.weights_path, weights_gb=s.model.weights_gb, weights_on_host=s.model_source == "host",
-)).host
-runtime = ContainerRuntime("runtime", ContainerRuntimeArgs(host=host, images=s.images))
-weights = ModelWeights("weights", ModelWeightsArgs(
-    host=runtime.host, model=s.model, source=s.model_source, path=s.weights_path,
-    hub_endpoint=s.hub_endpoint, hub_revision=s.model_revision, hub_token=s.hub_token,
-    image_name=s.images["vllm"], image=runtime.images["vllm"],
-))
-vllm = VllmServer("vllm", VllmServerArgs(
-    host=runtime.host, provider=runtime.provider, image=runtime.images["vllm"], weights=weights.resource,
-    model=s.model, alias=s.model_alias, weights_path=s.weights_path,
-    gpu_count=s.gpu_count, gpu_memory_percent=s.gpu_memory_percent,
-    context_tokens=s.context_tokens, extra_arguments=s.vllm_arguments,
-))
+machine: ExistingHost | GpuVm
+if isinstance(s.target, Host):
+    machine = ExistingHost("host", ExistingHostArgs(
+        host=s.target, https_port=s.https_port, images=s.images,
+        weights_path=s.weights_path, weights_gb=s.model.weights_gb, weights_on_host=s.model_source == "host",
+    ))
+else:
+    network = Network("network", NetworkArgs(settings=s.target, https_port=s.https_port))
+    machine = GpuVm("vm", GpuVmArgs(
+        settings=s.target, network=network, weights_directory=s.weights_directory, ssh_user=s.ssh_user,
+        ssh_private_key_path=s.ssh_private_key_path, prefix=s.prefix, directory=s.directory,
+    ))
+address = s.endpoint_host or machine.address
 secret = SharedSecret("key", SharedSecretArgs(version=s.key_version, accept_previous=s.accept_previous_key))
-certificate = Certificate("certificate", CertificateArgs(host=s.endpoint_host))
-nginx = NginxGateway("nginx", NginxGatewayArgs(
-    host=runtime.host, provider=runtime.provider, image=runtime.images["nginx"], https_port=s.https_port,
-    socket_directory=vllm.socket_directory, directories=vllm.directories, keys=secret.accepted,
-    certificate_pem=certificate.certificate_pem, private_key_pem=certificate.private_key_pem,
-))
+certificate = Certificate("certificate", CertificateArgs(host=address))
+ready: tuple[pulumi.Resource, ...] = ()
+if machine.host:
+    runtime = ContainerRuntime("runtime", ContainerRuntimeArgs(
+        host=machine.host, images=s.images, gpus=s.gpu_count > 0,
+    ))
+    gpus = GpuDriver("gpus", GpuDriverArgs(
+        host=runtime.host, gpu_count=s.gpu_count, image_name=s.images["vllm"], image=runtime.images["vllm"],
+    )).ready if s.gpu_count else None
+    weights = ModelWeights("weights", ModelWeightsArgs(
+        host=runtime.host, model=s.model, source=s.model_source, path=s.weights_path,
+        hub_endpoint=s.hub_endpoint, hub_revision=s.model_revision, hub_token=s.hub_token,
+    ))
+    vllm = VllmServer("vllm", VllmServerArgs(
+        host=runtime.host, provider=runtime.provider, image=runtime.images["vllm"], weights=weights.resource,
+        model=s.model, alias=s.model_alias, weights_path=s.weights_path, gpus=gpus,
+        gpu_count=s.vllm_gpu_count, gpu_memory_percent=s.gpu_memory_percent,
+        context_tokens=s.context_tokens, extra_arguments=s.vllm_arguments,
+    ))
+    nginx = NginxGateway("nginx", NginxGatewayArgs(
+        host=runtime.host, provider=runtime.provider, image=runtime.images["nginx"], https_port=s.https_port,
+        socket_directory=vllm.socket_directory, directories=vllm.directories, keys=secret.accepted,
+        certificate_pem=certificate.certificate_pem, private_key_pem=certificate.private_key_pem,
+    ))
+    ready = (vllm.ready, nginx.ready)
 connector = ElasticConnector("connector", ElasticConnectorArgs(
-    host=s.endpoint_host, https_port=s.https_port, key=secret.key, ready=(vllm.ready, nginx.ready),
+    host=address, https_port=s.https_port, key=secret.key, ready=ready,
 ))
 # fmt: on
 
@@ -48,4 +67,5 @@ pulumi.export("model", s.model.name)
 pulumi.export("modelAlias", s.model_alias)
 pulumi.export("nativeFunctionCalling", s.model.native_function_calling)
 pulumi.export("caCertificate", certificate.ca_certificate_pem)
-pulumi.export("containers", {"vllm": vllm.container.name, "nginx": nginx.container.name})
+pulumi.export("containers", {"vllm": f"{s.prefix}-vllm", "nginx": f"{s.prefix}-nginx"})
+pulumi.export("parked", s.parked)

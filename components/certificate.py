@@ -16,7 +16,7 @@ RENEWAL_HOURS = 30 * 24
 class CertificateArgs:
     """What the certificate is for."""
 
-    host: str
+    host: pulumi.Input[str]
     """The name or IP address that clients connect to."""
 
 
@@ -47,13 +47,13 @@ class Certificate(pulumi.ComponentResource):
             opts=child,
         )
         key = tls.PrivateKey(f"{name}-key", algorithm="ECDSA", ecdsa_curve="P256", opts=child)
-        is_address = _is_ip_address(args.host)
+        host = pulumi.Output.from_input(args.host)
         request = tls.CertRequest(
             f"{name}-request",
             private_key_pem=key.private_key_pem,
-            subject=tls.CertRequestSubjectArgs(common_name=args.host[:64]),
-            dns_names=None if is_address else [args.host],
-            ip_addresses=[args.host] if is_address else None,
+            subject=tls.CertRequestSubjectArgs(common_name=host.apply(lambda name: name[:64])),
+            dns_names=host.apply(lambda name: None if _is_ip_address(name) else [name]),
+            ip_addresses=host.apply(lambda name: [name] if _is_ip_address(name) else None),
             opts=child,
         )
         server = tls.LocallySignedCert(

@@ -7,6 +7,7 @@ import pulumi
 import pulumi_docker as docker
 
 from components import render
+from components.gpu_driver import TOOLKIT
 from components.host import Host
 
 
@@ -17,13 +18,15 @@ class ContainerRuntimeArgs:
     host: Host
     images: Mapping[str, str]
     """Role -> image reference."""
+    gpus: bool
+    """Whether containers are to use NVIDIA GPUs."""
 
 
 class ContainerRuntime(pulumi.ComponentResource):
     """Docker works on the host and the images are there, by content and not by name.
 
-    Docker is installed from the distribution where it is missing, and stays when the stack is destroyed, as images
-    do. Leaves GPU drivers and NVIDIA's toolkit to others.
+    Docker, and for GPUs NVIDIA's container toolkit, are installed where they are missing, and stay when the stack is
+    destroyed, as images do. Leaves GPU drivers to others.
     """
 
     host: Host
@@ -33,8 +36,12 @@ class ContainerRuntime(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: ContainerRuntimeArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("elastic-vllm:container_runtime:ContainerRuntime", name, None, opts)
+        # NVIDIA's toolkit first: Docker would have to be restarted for it, and that would end what it pulls.
+        toolkit = ("install-nvidia-toolkit.sh",) if args.gpus else ()
         installed = args.host.command(
-            f"{name}-docker", render.script("install-docker.sh", login=args.host.user), parent=self
+            f"{name}-docker",
+            render.script(*toolkit, "install-docker.sh", login=args.host.user, **(TOOLKIT if args.gpus else {})),
+            parent=self,
         )
         self.host = replace(args.host, ready=[installed])
         # The provider pings Docker at its first use, without a retry: Docker must be there before.
@@ -50,7 +57,10 @@ class ContainerRuntime(pulumi.ComponentResource):
                 name=image,
                 keep_locally=True,
                 opts=pulumi.ResourceOptions(
-                    parent=self, provider=self.provider, replacement_trigger=args.host.identity
+                    parent=self,
+                    provider=self.provider,
+                    replacement_trigger=args.host.identity,
+                    deleted_with=args.host.machine,
                 ),
             )
             for role, image in args.images.items()

@@ -9,7 +9,7 @@ import pulumi
 class ElasticConnectorArgs:
     """The endpoint as clients see it."""
 
-    host: str
+    host: pulumi.Input[str]
     """The name or IP address that the certificate is for."""
     https_port: int
     key: pulumi.Input[str]
@@ -30,9 +30,9 @@ class ElasticConnector(pulumi.ComponentResource):
     def __init__(self, name: str, args: ElasticConnectorArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("elastic-vllm:elastic_connector:ElasticConnector", name, None, opts)
         port = "" if args.https_port == 443 else f":{args.https_port}"  # noqa: PLR2004 - HTTPS's own port
-        url = f"https://{args.host}{port}/v1/chat/completions"
+        url = pulumi.Output.format("https://{}{}/v1/chat/completions", args.host, port)
         # The outputs wait for the endpoint: whoever has them may use them.
         ready = pulumi.Output.all(*[resource.urn for resource in args.ready])
-        self.url = ready.apply(lambda _: url)
+        self.url = pulumi.Output.all(url, ready).apply(lambda values: str(values[0]))
         self.key = pulumi.Output.secret(pulumi.Output.all(ready, args.key).apply(lambda values: str(values[1])))
         self.register_outputs({"url": self.url, "key": self.key})

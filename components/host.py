@@ -16,14 +16,24 @@ IMAGES_GB = 40
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bastion:
+    """A host that SSH goes through to another."""
+
+    user: str
+    host: str
+    port: int
+    host_key: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Host:
     """How any machine is reached over SSH, by commands and by Docker, with its host key verified."""
 
-    address: str
+    address: pulumi.Input[str]
     port: int
     user: str
     private_key_path: Path
-    host_key: str
+    host_key: pulumi.Input[str]
     """`ssh-ed25519 AAAA...`; a machine that shows another key is refused."""
     identity: pulumi.Input[str]
     """Changes when it is another machine behind the same address: everything on it is then made anew."""
@@ -33,39 +43,55 @@ class Host:
     """This stack's own directory on the machine."""
     cleans_up: bool
     """Whether destroying a resource cleans up on the machine. False where the machine itself goes away."""
+    machine: pulumi.Resource | None = None
+    """The machine as a resource, where it is one: what is on it needs no deleting once it goes."""
+    bastion: Bastion | None = None
+    """A host that SSH goes through, with the same private key."""
+    dial_errors: int = 3
+    """Refused or unanswered connections, a second and more apart, before the machine counts as unreachable."""
     ready: Sequence[pulumi.Resource] = ()
     """What must be there before anything is done on the machine."""
 
     def connection(self) -> remote.ConnectionArgs:
         """The connection for pulumi-command."""
+        private_key = pulumi.Output.secret(self.private_key_path.read_text())
+        through = self.bastion
+        proxy = None
+        if through:
+            proxy = remote.ProxyConnectionArgs(
+                host=through.host,
+                port=through.port,
+                user=through.user,
+                private_key=private_key,
+                host_key=through.host_key,
+            )
         return remote.ConnectionArgs(
             host=self.address,
             port=self.port,
             user=self.user,
-            private_key=pulumi.Output.secret(self.private_key_path.read_text()),
+            private_key=private_key,
             host_key=self.host_key,
-            dial_error_limit=3,
+            dial_error_limit=self.dial_errors,
             per_dial_timeout=10,
+            proxy=proxy,
         )
 
-    def docker_url(self) -> str:
+    def docker_url(self) -> pulumi.Output[str]:
         """The address for pulumi-docker, which starts the `ssh` client itself."""
-        return f"ssh://{self.user}@{self.address}:{self.port}"
+        return pulumi.Output.format("ssh://{}@{}:{}", self.user, self.address, self.port)
 
-    def ssh_options(self) -> list[str]:
+    def ssh_options(self) -> list[pulumi.Input[str]]:
         """Options for the `ssh` client: this key only, and the host key without a file to keep (OpenSSH 8.5)."""
-        known = self.address if self.port == STANDARD_SSH_PORT else f"[{self.address}]:{self.port}"
-        options = {
-            "IdentitiesOnly": "yes",
-            "StrictHostKeyChecking": "yes",
-            "UserKnownHostsFile": "/dev/null",
-            "GlobalKnownHostsFile": "/dev/null",
-            "KnownHostsCommand": f"/bin/echo {known} {self.host_key}",
-            "ConnectTimeout": "10",
-            "ServerAliveInterval": "15",
-        }
-        flags = [flag for name, value in options.items() for flag in ("-o", f"{name}={value}")]
-        return ["-i", str(self.private_key_path), *flags]
+        flags = [*_key_options(self.private_key_path, self.address, self.port, self.host_key)]
+        for name, value in {"ConnectTimeout": "10", "ServerAliveInterval": "15"}.items():
+            flags += ["-o", f"{name}={value}"]
+        if self.bastion:
+            through = self.bastion
+            options = _key_options(self.private_key_path, through.host, through.port, through.host_key)
+            # ssh gives this to a shell. It is the one that the pinned host key of the bastion can be told.
+            jump = ["ssh", *options, "-p", str(through.port), "-W", "%h:%p", f"{through.user}@{through.host}"]
+            flags += ["-o", pulumi.Output.all(*jump).apply(lambda words: f"ProxyCommand={shlex.join(words)}")]
+        return flags
 
     def command(
         self,
@@ -108,6 +134,24 @@ class Host:
         return "" if self.user == "root" else "{\n" + render.script("become-root.sh", login=self.user) + "}\n"
 
 
+def _key_options(
+    private_key: Path, address: pulumi.Input[str], port: int, host_key: pulumi.Input[str]
+) -> list[pulumi.Input[str]]:
+    """Options that make `ssh` use this private key only, and trust this host key only."""
+    known = pulumi.Output.from_input(address).apply(
+        lambda host: host if port == STANDARD_SSH_PORT else f"[{host}]:{port}"
+    )
+    options: dict[str, pulumi.Input[str]] = {
+        "IdentitiesOnly": "yes",
+        "StrictHostKeyChecking": "yes",
+        "UserKnownHostsFile": "/dev/null",
+        "GlobalKnownHostsFile": "/dev/null",
+        "KnownHostsCommand": pulumi.Output.concat("/bin/echo ", known, " ", host_key),
+    }
+    flags = [flag for name, value in options.items() for flag in ("-o", pulumi.Output.concat(name, "=", value))]
+    return ["-i", str(private_key), *flags]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExistingHostArgs:
     """What the server must offer, besides how it is reached."""
@@ -131,6 +175,8 @@ class ExistingHost(pulumi.ComponentResource):
     """
 
     host: Host
+    address: pulumi.Input[str]
+    """What clients connect to."""
 
     def __init__(self, name: str, args: ExistingHostArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("elastic-vllm:host:ExistingHost", name, None, opts)
@@ -151,4 +197,5 @@ class ExistingHost(pulumi.ComponentResource):
             parent=self,
         )
         self.host = replace(args.host, ready=[check])
+        self.address = args.host.address
         self.register_outputs({})

@@ -4,11 +4,13 @@ import json
 from dataclasses import dataclass
 
 import pulumi
-import pulumi_docker as docker
 
 from components import render
 from components.host import Host
 from components.models import Model
+
+DOWNLOAD_UID = 10003
+"""The user that downloads: beside those of vLLM and Nginx, and no container's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +27,13 @@ class ModelWeightsArgs:
     hub_revision: str
     hub_token: pulumi.Input[str]
     """Secret; empty where none is needed."""
-    image_name: str
-    image: docker.RemoteImage
-    """An image that has the hub's client library: vLLM's."""
 
 
 class ModelWeights(pulumi.ComponentResource):
     """The weights are on the host: complete, of the pinned revision, readable by the server.
 
-    A download resumes, and each file is checked against the hub's checksums. Weights of other models, and these when
+    A download resumes, and each file is checked against the hub's checksums; it needs no container, so it runs while
+    images are pulled. Weights of other models, and these when
     the stack is destroyed, are left alone. Leaves serving to others: nothing is downloaded after this.
     """
 
@@ -48,17 +48,17 @@ class ModelWeights(pulumi.ComponentResource):
                 render.script(
                     "download-weights.sh",
                     prefix=args.host.prefix,
-                    image=args.image_name,
                     weights=args.path,
                     model=args.model.name,
                     revision=args.hub_revision,
                     endpoint=args.hub_endpoint,
                     unneeded=json.dumps(list(args.model.unneeded_files)),
                     downloader=(render.FILES / "download_weights.py").read_text(),
+                    requirements=(render.FILES / "hub-client.txt").read_text().strip(),
+                    download_uid=DOWNLOAD_UID,
                 ),
                 data=args.hub_token,
                 parent=self,
-                depends_on=[args.image],
             )
         else:
             self.resource = args.host.command(

@@ -39,6 +39,11 @@ class Model:
     unneeded_files: Sequence[str] = ()
     """Patterns of files in the hub's repository that vLLM does not load, e.g. the same weights in another format."""
 
+    @property
+    def for_rehearsals(self) -> bool:
+        """Whether it is one of the tiny models that are served on a CPU, whatever else the machine has."""
+        return self.name.startswith("rehearsal/")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Catalogue:

@@ -74,6 +74,7 @@ class NginxGateway(pulumi.ComponentResource):
             provider=args.provider,
             delete_before_replace=True,
             replacement_trigger=args.host.identity,
+            deleted_with=args.host.machine,
         )
         labels = [("elastic-vllm.stack", pulumi.get_stack())]
         guard = args.host.command(

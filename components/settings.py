@@ -10,7 +10,9 @@ import pulumi
 import yaml
 from pulumi.runtime.config import CONFIG, get_config_env
 
+from components import gcp_settings, model_checks, ssh_checks
 from components import setting_checks as check
+from components.gcp_settings import GcpSettings
 from components.host import Host
 from components.models import Catalogue, Model, load_catalogue
 
@@ -32,7 +34,11 @@ class SettingsError(pulumi.RunError):
 class Settings:
     """Everything that a stack can say, checked. Pulumi.yaml describes each setting and holds its default."""
 
-    server: Host
+    stack: str
+    target: Host | GcpSettings
+    """The server that exists already, or what Google Cloud is to provide."""
+    ssh_user: str
+    ssh_private_key_path: Path
     gpu_count: int
     """0 without GPUs."""
     gpu_memory_percent: int
@@ -50,9 +56,35 @@ class Settings:
     images: Mapping[str, str]
     """Role (vllm, nginx) -> reference."""
     endpoint_host: str
+    """Empty: the server's own address."""
     https_port: int
     key_version: int
     accept_previous_key: bool
+
+    @property
+    def gcp(self) -> GcpSettings | None:
+        """What Google Cloud is to provide, if anything."""
+        return self.target if isinstance(self.target, GcpSettings) else None
+
+    @property
+    def prefix(self) -> str:
+        """Of the names of everything on the server."""
+        return f"elastic-vllm-{self.stack}"
+
+    @property
+    def directory(self) -> str:
+        """This stack's own directory on the server."""
+        return f"{STATE_DIRECTORY}/{self.stack}"
+
+    @property
+    def parked(self) -> bool:
+        """Whether nothing is to run now."""
+        return self.gcp is not None and self.gcp.parked
+
+    @property
+    def vllm_gpu_count(self) -> int:
+        """GPUs that vLLM uses."""
+        return 0 if self.model.for_rehearsals else self.gpu_count
 
     @property
     def weights_path(self) -> str:
@@ -63,9 +95,15 @@ class Settings:
 
 
 @cache
-def known_settings() -> frozenset[str]:
-    """The names of all settings, from Pulumi.yaml."""
-    return frozenset(yaml.safe_load((PROJECT_DIRECTORY / "Pulumi.yaml").read_text())["config"])
+def defaults() -> Mapping[str, str]:
+    """All settings with their defaults, from Pulumi.yaml, as texts (see `as_text`)."""
+    config = yaml.safe_load((PROJECT_DIRECTORY / "Pulumi.yaml").read_text())["config"]
+    return {name: as_text(setting["default"]) for name, setting in config.items()}
+
+
+def as_text(value: object) -> str:
+    """A setting's value as `parse_settings` takes it: text as it is, all else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def parse_settings(
@@ -75,31 +113,26 @@ def parse_settings(
 
     Raises SettingsError with every problem found, not only the first.
     """
-    problems = check.Problems(values, known_settings())
+    problems = check.Problems(values, defaults())
     problems.unknown_keys()
     choice, text, integer = problems.choice, problems.text, problems.integer
 
     check.stack_name(problems, stack)
-    choice("target", ("existing",))
+    target = choice("target", ("existing", "gcp"))
     accelerator = choice("accelerator", ("nvidia", "none"))
-    gpus = check.gpus(problems)
+    gcp_settings.unused(problems, target)
+    private_key = ssh_checks.private_key(problems, PROJECT_DIRECTORY)
+    gcp = gcp_settings.gcp_settings(problems, stack, private_key, PROJECT_DIRECTORY) if target == "gcp" else None
+    gpus = model_checks.gpus(problems, gcp.machine_type if gcp else None)
     gpu_count = gpus.count if accelerator == "nvidia" else 0
-    arguments = check.vllm_arguments(problems)
-    model = check.model(problems, catalogue, arguments)
-    host_key = check.host_key(problems, PROJECT_DIRECTORY)
-    host = text("host", check.ADDRESS, "set it to the server's address or name")
+    arguments = model_checks.vllm_arguments(problems)
+    model = model_checks.model(problems, catalogue, arguments)
+    ssh_user = text("sshUser", check.USER, "use a Linux user name")
     settings = Settings(
-        server=Host(
-            address=host,
-            port=integer("sshPort", 1, 65535),
-            user=text("sshUser", check.USER, "use a Linux user name"),
-            private_key_path=check.private_key(problems, PROJECT_DIRECTORY),
-            host_key=host_key,
-            identity=host_key,
-            prefix=f"elastic-vllm-{stack}",
-            directory=f"{STATE_DIRECTORY}/{stack}",
-            cleans_up=True,
-        ),
+        stack=stack,
+        target=gcp or _server(problems, stack, ssh_user, private_key),
+        ssh_user=ssh_user,
+        ssh_private_key_path=private_key,
         gpu_count=gpu_count,
         gpu_memory_percent=gpus.memory_percent,
         model=model,
@@ -112,17 +145,33 @@ def parse_settings(
         context_tokens=integer("contextTokens", 0, 10_000_000),
         vllm_arguments=arguments,
         images={role: check.image(problems, f"{role}Image") for role in ("vllm", "nginx")},
-        endpoint_host=text("endpointHost", check.ADDRESS, "set the name or address")
-        if values["endpointHost"]
-        else host,
+        endpoint_host=text("endpointHost", check.ADDRESS, "set the name or address") if values["endpointHost"] else "",
         https_port=integer("httpsPort", 1, 65535),
         key_version=integer("keyVersion", 1, 1_000_000),
         accept_previous_key=problems.boolean("acceptPreviousKey"),
     )
-    check.contradictions(problems, model, gpus if gpu_count else None)
+    model_checks.contradictions(problems, model, gpus if gpu_count else None)
+    if gcp:
+        gcp_settings.room_for_weights(problems, gcp, model)
     if problems.found:
         raise SettingsError(stack, problems.found)
     return settings
+
+
+def _server(problems: check.Problems, stack: str, user: str, private_key: Path) -> Host:
+    """The server that exists already."""
+    host_key = ssh_checks.host_key(problems, PROJECT_DIRECTORY)
+    return Host(
+        address=problems.text("host", check.ADDRESS, "set it to the server's address or name"),
+        port=problems.integer("sshPort", 1, 65535),
+        user=user,
+        private_key_path=private_key,
+        host_key=host_key,
+        identity=host_key,
+        prefix=f"elastic-vllm-{stack}",
+        directory=f"{STATE_DIRECTORY}/{stack}",
+        cleans_up=True,
+    )
 
 
 def read_settings() -> Settings:
@@ -134,9 +183,7 @@ def read_settings() -> Settings:
     config = pulumi.Config()
     given = {**get_config_env(), **CONFIG.get()}
     values = {
-        key.removeprefix(f"{project}:"): value if isinstance(value, str) else json.dumps(value)
-        for key, value in given.items()
-        if key.startswith(f"{project}:")
+        key.removeprefix(f"{project}:"): as_text(value) for key, value in given.items() if key.startswith(f"{project}:")
     }
     token = config.get_secret("hubToken") or pulumi.Output.secret("")
     return parse_settings(values, pulumi.get_stack(), token, load_catalogue())

@@ -7,8 +7,8 @@ import pulumi_docker as docker
 
 from components import render
 from components.host import Host
+from components.model_checks import is_option
 from components.models import Model
-from components.setting_checks import is_option
 
 # Users of the containers on the host: numbers only, outside the ranges of Debian's and Ubuntu's own users
 # (Debian policy 9.2.2 gives people 1000 and up, adduser counts from there).
@@ -64,6 +64,8 @@ class VllmServerArgs:
     alias: str
     weights_path: str
     weights: pulumi.Resource
+    gpus: pulumi.Resource | None
+    """What proves that the GPUs work; None without GPUs."""
     gpu_count: int
     """0: no GPU."""
     gpu_memory_percent: int
@@ -134,10 +136,11 @@ class VllmServer(pulumi.ComponentResource):
             opts=pulumi.ResourceOptions(
                 parent=self,
                 provider=args.provider,
-                depends_on=[args.weights, self.directories],
+                depends_on=[args.weights, self.directories, *([args.gpus] if args.gpus else [])],
                 # Names and the GPUs are exclusive: the old one must go first.
                 delete_before_replace=True,
                 replacement_trigger=args.host.identity,
+                deleted_with=args.host.machine,
             ),
         )
         self.ready = args.host.command(

@@ -1,7 +1,8 @@
 """What `make bench` prints: how long `up` takes against the same vLLM started by hand, and with nothing to do.
 
 Everything runs on this machine against the stack `test`, images and model present. `up` and the same vLLM started by
-hand take turns, so that a noisy machine disturbs both alike.
+hand take turns, so that a noisy machine disturbs both alike. Then `prod` is rehearsed as it is, with nothing to do, and
+with a driver, an image and weights that all take longer: what overlaps costs that time once.
 """
 
 import json
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,12 +23,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from scripts.rehearsal import simulated_vm
+
 ROOT = Path(__file__).resolve().parent.parent
 STACK = "test"
+GOOGLE = "prod"
+DELAY_SECONDS = 60
+DELAYED = ("gpus-install", "runtime-vllm-image", "weights-download")
 CONTAINER = f"elastic-vllm-{STACK}-vllm"
 FIRST_TOKEN_SECONDS = 300
 QUESTION = {"messages": [{"role": "user", "content": "Hello"}], "stream": True, "max_tokens": 16}
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 console = Console(highlight=False)
 
 
@@ -36,15 +42,26 @@ def main(
     rounds: Annotated[int, typer.Option(help="How often each is measured; the median counts.", min=1)] = 3,
 ) -> None:
     """Measure `up` against the same vLLM started by hand, an `up` with nothing to do, and the unit tests."""
-    rehearse("setup")
-    rehearse("down")
     with_up, by_hand, nothing_to_do = [], [], []
     for number in range(1, rounds + 1):
+        rehearse("setup")  # Docker runs before either begins
         with_up.append(timed(f"round {number}: up, to the first token", up_to_first_token))
         nothing_to_do.append(timed(f"round {number}: up with nothing to do, verified", up_again))
         server = container_configuration()
         rehearse("down")
+        rehearse("setup")
         by_hand.append(timed(f"round {number}: the same vLLM by hand", partial(start_by_hand, server)))
+    rehearse("down")
+    rehearse("setup", stack=GOOGLE)
+    on_google = [timed("prod, rehearsed", partial(provision, ()))]
+    google_again = [timed("prod with nothing to do", partial(rehearse, "up", stack=GOOGLE))]
+    rehearse("down", stack=GOOGLE)
+    remove_disk()
+    rehearse("setup", stack=GOOGLE)
+    delayed = [timed(f"prod, {DELAY_SECONDS} s more for {', '.join(DELAYED)}", partial(provision, DELAYED))]
+    rehearse("down", stack=GOOGLE)
+    remove_disk()
+    longest = on_google[0] + DELAY_SECONDS
     unit = [timed("unit tests", unit_tests)]
     table = Table("what", "median", "all", "promised", title="Seconds, whole processes, images and model present")
     over = statistics.median(with_up) - statistics.median(by_hand)
@@ -52,13 +69,30 @@ def main(
         ("`up`, to the first token", with_up, f"by hand + 10 s; is + {over:.1f} s"),
         ("the same vLLM by hand, to the first token", by_hand, ""),
         ("`up` with nothing to do, verification included", nothing_to_do, "15"),
+        ("`prod`, rehearsed", on_google, ""),
+        ("`prod` with nothing to do", google_again, "10"),
+        (
+            f"`prod`, driver, image and weights each {DELAY_SECONDS} s slower",
+            delayed,
+            f"1.15 of the longest chain ({longest:.1f} s); is {delayed[0] / longest:.2f}",
+        ),
         ("unit tests", unit, "20"),
     ):
         table.add_row(what, f"{statistics.median(seconds):.1f}", " ".join(f"{s:.1f}" for s in seconds), promise)
     console.print(table)
 
 
-def timed(title: str, do: Callable[[], None]) -> float:
+def provision(delayed: Sequence[str]) -> None:
+    """`up` of prod, with some resources delayed."""
+    rehearse("up", *(word for name in delayed for word in ("--delay", f"{name}={DELAY_SECONDS}")), stack=GOOGLE)
+
+
+def remove_disk() -> None:
+    """The disk that `down` keeps."""
+    simulated_vm.disk_file(f"elastic-vllm-{GOOGLE}-weights").unlink(missing_ok=True)
+
+
+def timed(title: str, do: Callable[[], object]) -> float:
     """Seconds that `do` takes, said before and after."""
     console.print(f"{title} ...")
     start = time.monotonic()
@@ -68,9 +102,9 @@ def timed(title: str, do: Callable[[], None]) -> float:
     return seconds
 
 
-def rehearse(*arguments: str) -> str:
+def rehearse(*arguments: str, stack: str = STACK) -> str:
     """Run scripts/rehearse; its standard output. Ends the benchmark with what it said if it fails."""
-    command = [str(ROOT / "scripts" / "rehearse"), *arguments, "--stack", STACK]
+    command = [str(ROOT / "scripts" / "rehearse"), *arguments, "--stack", stack]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
         console.print(done.stdout)

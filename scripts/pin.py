@@ -1,6 +1,6 @@
-"""Pin a stack's images by digest and its model by commit, and record them in the stack's file.
+"""Pin a stack's images by digest, its model by commit and its VM's image by name, and record them in the stack's file.
 
-Runs on a connected machine: it asks the images' registries and the hub, and downloads nothing else.
+Runs on a connected machine: it asks the images' registries, the hub and Google Cloud, and downloads nothing else.
 """
 
 import re
@@ -19,6 +19,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
+from scripts.preflights.google import Google, NoCredentialsError, RefusedError, find_identity
+from scripts.preflights.report import NotCheckedError
+
 ROOT = Path(__file__).resolve().parent.parent
 PREFIX = "elastic-vllm:"
 DEFAULTS = {
@@ -27,7 +30,15 @@ DEFAULTS = {
     "model": "mistralai/Mistral-Small-3.2-24B-Instruct-2506",
     "modelSource": "hub",
     "hubEndpoint": "https://huggingface.co",
+    "target": "existing",
+    "osImage": "accelerator",
 }
+# Public image families of Ubuntu 24.04, with their projects: with NVIDIA's driver 580 inside, and plain.
+VM_IMAGES = {
+    "accelerator": ("ubuntu-os-accelerator-images", "ubuntu-accelerator-2404-amd64-with-nvidia-580"),
+    "plain": ("ubuntu-os-cloud", "ubuntu-2404-lts-amd64"),
+}
+GOOGLE_BASE = ""
 NAME_AND_TAG = re.compile(r"[a-z0-9][a-z0-9._:-]*(/[a-z0-9._-]+)+:[\w.-]+")
 DOCKER_HUB = "registry-1.docker.io"
 # The index of a multi-platform image first: its digest serves every platform.
@@ -83,7 +94,8 @@ def main(
     """Record what the stack's image tags and model mean today: image digests and the model's commit.
 
     Images on localhost/ are left alone: they are on the server already. A private or gated model needs the
-    hub's token in the environment variable HF_TOKEN.
+    hub's token in the environment variable HF_TOKEN. For target gcp the newest image of osImage's family is recorded
+    as vmImage too, which takes Google Cloud credentials as scripts/preflight does.
     """
     file = ROOT / "stacks" / f"Pulumi.{stack}.yaml"
     yaml = YAML()
@@ -109,6 +121,9 @@ def main(
             commit(_setting(config, "model"), _setting(config, "hubEndpoint"))
         )
         console.print(f"  {config[PREFIX + 'modelRevision']}")
+    if _setting(config, "target") == "gcp":
+        config[PREFIX + "vmImage"] = vm_image(_setting(config, "osImage"))
+        console.print(f"  {config[PREFIX + 'vmImage']}")
     yaml.dump(document, file)
     console.print(f"recorded in {file.relative_to(ROOT)}")
 
@@ -125,6 +140,22 @@ def commit(model: str, endpoint: str) -> str:
         _fail(f"model = {model!r} is no name on the hub", "give ORGANISATION/NAME")
     except (OSError, httpx2.HTTPError) as error:
         _fail(f"the hub does not answer: {error}", "check hubEndpoint and this machine's network")
+
+
+def vm_image(os_image: str) -> str:
+    """The newest image of the family that `os_image` stands for: projects/PROJECT/global/images/NAME."""
+    if os_image not in VM_IMAGES:
+        _fail(f"osImage = {os_image!r} is unknown", f"use {' or '.join(VM_IMAGES)}")
+    project, family = VM_IMAGES[os_image]
+    console.print(f"asking Google Cloud for the newest image of {family}")
+    try:
+        google = Google(find_identity(), GOOGLE_BASE)
+        found = google.find(project, f"global/images/family/{family}")
+    except (NoCredentialsError, RefusedError, NotCheckedError) as error:
+        _fail(f"Google Cloud does not say: {error}", "log in (gcloud auth application-default login), or set vmImage")
+    if not found:
+        _fail(f"{project} has no image of family {family}", "set osImage to the other kind, or set vmImage")
+    return f"projects/{project}/global/images/{found['name']}"
 
 
 def _read(yaml: YAML, file: Path) -> tuple[Any, MutableMapping[str, Any]]:

@@ -1,7 +1,7 @@
-"""Download a model's weights into a directory, go on with what was begun, check every file. Runs inside the vLLM image.
+"""Download a model's weights into a directory, go on with what was begun, check every file.
 
-Arguments: MODEL REVISION DIRECTORY UNNEEDED(JSON list of patterns). The hub's token, if any, comes on
-standard input. The hub's address is in HF_ENDPOINT.
+Arguments: MODEL REVISION DIRECTORY UNNEEDED(JSON list of patterns) NAME(to find this process by). The hub's token, if
+any, comes on standard input. The hub's address is in HF_ENDPOINT.
 """
 
 import hashlib

@@ -19,14 +19,19 @@ from scripts.rehearsal import (
     docker_adapters,
     docker_ssh,
     engine,
+    google_adapters,
     machine,
+    simulated_vm,
     tls_adapters,
 )
 from scripts.rehearsal.config import StackConfig, read_config
 from scripts.rehearsal.display import Display
 from scripts.rehearsal.errors import SetupError
+from scripts.rehearsal.in_place_of_google import is_for_google, rehearsed, serving_hub
+from scripts.rehearsal.resource import Adapter
 from scripts.rehearsal.ssh_keys import write_keys
 from scripts.rehearsal.state import ROOT, State, load, locked
+from scripts.rehearsal.tiny_models import MODELS
 
 PROJECT = Path(__file__).resolve().parents[2]
 ADAPTERS = {
@@ -63,21 +68,28 @@ def up(
     set_files: SetFiles = [],  # noqa: B006
     verify: Annotated[bool, typer.Option("--verify", help="Then prove that the endpoint keeps its promises.")] = False,
     show_secrets: ShowSecrets = False,
+    delays: Annotated[
+        list[str],
+        typer.Option(
+            "--delay", metavar="RESOURCE=SECONDS", help="Let one take longer to make (make bench). Repeatable."
+        ),
+    ] = [],  # noqa: B006
 ) -> None:
     """Bring the stack up, or up to date: what `pulumi up --refresh` does."""
     with _user_errors():
         machine.require_root()
-        config = read_config(PROJECT, stack, sets, set_files)
+        slow = _seconds(delays)
+        config = _config(stack, sets, set_files)
         with locked(ROOT, stack) as interrupted, _cut_off(stack), Display() as display:
             state = load(ROOT, stack)
             _set_up(config, state, display, interrupted=interrupted, check_first=True)
-            directory = config.get("weightsDirectory")
-            state.kept[f"weights in {directory} on {config.get('host')}"] = f"rm -r {directory}"
-            engine.up(PROJECT, config, state, ADAPTERS, display)
+            _note_what_is_kept(config, state)
+            with serving_hub(config):
+                engine.up(PROJECT, config, state, _adapters(config), display, delays=slow)
         display.line(display.counts())
         display.line(display.timeline())
         outputs = engine.outputs(stack)
-        failed = _verify(outputs) if verify else 0
+        failed = _verify(outputs) if verify and not outputs["parked"]["value"] else 0
         _print_connector(outputs, stack, show_secrets=show_secrets)
     if failed:
         raise typer.Exit(1)
@@ -88,8 +100,8 @@ def setup(*, stack: Stack = "local", sets: Sets = []) -> None:  # noqa: B006
     """Only make this machine ready for the stack: packages, dockerd, sshd, images, the tiny model."""
     with _user_errors():
         machine.require_root()
-        config = read_config(PROJECT, stack, sets, [])
-        if not machine.is_private(config):
+        config = _config(stack, sets, [])
+        if not _is_here(config):
             raise RehearsalError(
                 f"stack {stack} is for a host of its own ({config.get('host')}): nothing to set up here"
             )
@@ -131,6 +143,18 @@ def outputs(
 
 
 @app.command()
+def lose(*, stack: Stack = "prod") -> None:
+    """Take a stack's simulated VM away, as Google takes a spot VM: the next `up` brings another."""
+    with _user_errors():
+        machine.require_root()
+        with locked(ROOT, stack):
+            if not simulated_vm.find(stack):
+                raise RehearsalError(f"stack {stack} has no simulated VM")
+            simulated_vm.destroy(stack)
+        typer.echo(f"the VM of stack {stack} is gone")
+
+
+@app.command()
 def down(*, stack: Stack = "local") -> None:
     """Remove all that the stack consists of, and what the rehearsal started for it."""
     with _user_errors():
@@ -153,26 +177,72 @@ def down(*, stack: Stack = "local") -> None:
             display.line(f"  {what}: {remove}")
 
 
+def _config(stack: str, sets: list[str], set_files: list[str]) -> StackConfig:
+    config = read_config(PROJECT, stack, sets, set_files)
+    if not is_for_google(config):
+        return config
+    return rehearsed(config, {f"{config.project}:{each.partition('=')[0]}" for each in [*sets, *set_files]})
+
+
+def _seconds(delays: list[str]) -> dict[str, float]:
+    try:
+        return {name: float(seconds) for name, seconds in (each.split("=") for each in delays)}
+    except ValueError:
+        raise RehearsalError(f"--delay {' '.join(delays)}: write --delay RESOURCE=SECONDS") from None
+
+
+def _is_here(config: StackConfig) -> bool:
+    """Whether this machine is the stack's host, or stands for it."""
+    return machine.is_private(config) or is_for_google(config)
+
+
+def _adapters(config: StackConfig) -> dict[str, Adapter]:
+    return {**ADAPTERS, **google_adapters.adapters(config)}
+
+
+def _note_what_is_kept(config: StackConfig, state: State) -> None:
+    if not is_for_google(config):
+        directory = config.get("weightsDirectory")
+        state.kept[f"weights in {directory} on {config.get('host')}"] = f"rm -r {directory}"
+        return
+    state.kept[f"the tiny model in {MODELS}"] = f"rm -r {MODELS}"
+    disk = config.get("weightsDisk") or f"elastic-vllm-{config.stack}-weights"
+    what, file = f"the disk {disk}, to be used again with --set weightsDisk={disk}", simulated_vm.disk_file(disk)
+    if config.get("keepWeightsDisk") or config.get("weightsDisk"):
+        state.kept[what] = f"rm {file}"
+    else:
+        state.kept.pop(what, None)
+
+
 def _set_up(config: StackConfig, state: State, display: Display, *, interrupted: bool, check_first: bool) -> None:
-    private = machine.is_private(config)
-    if private:
+    here = _is_here(config)
+    if here:
         write_keys(ROOT / "ssh")  # the settings name them
         state.save()
+    if is_for_google(config):
+        display.line(
+            f"rehearsing {config.stack}: Google Cloud is simulated, this machine stands for the VM, on its CPU with "
+            f"the tiny model {config.get('model')}"
+        )
     if check_first:
         # Images take minutes: a bad setting is to be told before.
         with display.task("settings", "set-up"):
             engine.check(PROJECT, config)
-    if private:
+    if here:
         if interrupted:
             machine.end_sessions(config.stack)
         machine.set_up(config, state, display)
 
 
 def _destroy(stack: str, state: State, display: Display, *, interrupted: bool) -> None:
-    if state.ssh_port and state.resources:
+    if state.on_this_machine and state.resources:
         if interrupted:
             machine.end_sessions(stack)
         machine.start_daemons(state.ssh_port, display)  # what is removed is reached through them
+        vm = simulated_vm.find(stack)
+        if vm:
+            simulated_vm.start(stack, vm)
+    simulated = any(record.type.startswith(("gcp:", "pulumi:providers:gcp")) for record in state.resources.values())
     for record in state.resources.values():
         if record.type == "docker:index/remoteImage:RemoteImage" and record.inputs.get("keepLocally"):
             image = record.inputs["name"]
@@ -180,12 +250,15 @@ def _destroy(stack: str, state: State, display: Display, *, interrupted: bool) -
     state.save()
 
     def remove_leftovers() -> None:
+        if simulated:
+            simulated_vm.destroy(stack)  # and whatever is on it
+            return
         for record in list(state.resources.values()):
             for removed in docker_adapters.remove_leftovers(record.inputs, stack):
                 display.line(f"{'deleted':<10} {removed}, left by a run that was cut off")
 
     config = StackConfig(project="", stack=stack, values={}, secrets=frozenset())
-    engine.destroy(config, state, ADAPTERS, display, remove_leftovers)
+    engine.destroy(config, state, _adapters(config), display, remove_leftovers)
 
 
 def _verify(outputs: dict[str, dict[str, Any]]) -> int:

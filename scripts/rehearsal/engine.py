@@ -6,6 +6,7 @@ import os
 import runpy
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ class Monitor(mocks.MockMonitor):
         """Without a `display` nothing is done: the program is only checked."""
         super().__init__(_NoMocks())
         self.config, self.state, self.adapters, self.display = config, state, adapters, display
+        self.delays: Mapping[str, float] = {}
         self.registered: set[str] = set()
         self.failure: tuple[str, BaseException] | None = None  # the first: the resource and what was raised
         self.stopping = display is None
@@ -124,6 +126,8 @@ class Monitor(mocks.MockMonitor):
             "provider": provider,
             "dependencies": sorted({*request.dependencies, request.deletedWith} - {""}),
             "trigger": _plain(rpc.deserialize_properties(trigger.object).get("value")),
+            "deleted_with": request.deletedWith,
+            "retained": request.retainOnDelete,
         }
         resource = self._resource(
             Record(type=request.type, name=request.name, id="", inputs=inputs, outputs={}, provider=provider), say
@@ -132,11 +136,12 @@ class Monitor(mocks.MockMonitor):
 
     def _bring_about(self, urn: str, wanted: Resource, options: dict[str, Any]) -> tuple[str, Record]:
         adapter, old = self.adapters[wanted.type], self.state.resources.get(urn)
-        made = {key: options[key] for key in ("provider", "dependencies", "trigger")}
+        made = {key: options[key] for key in ("provider", "dependencies", "trigger", "deleted_with", "retained")}
 
         def create(outcome: str) -> tuple[str, Record]:
             # Known before it exists: if this process is killed now, `down` still removes what it leaves.
             self._keep(urn, wanted, "", {}, {**made, "begun": "create"})
+            time.sleep(self.delays.get(wanted.name, 0))
             try:
                 id_, outputs = adapter.create(wanted)
             except NothingDoneError:
@@ -173,7 +178,8 @@ class Monitor(mocks.MockMonitor):
         with self._lock:
             self.state.resources[urn].begun = "delete"
             self.state.save()
-        self.adapters[resource.type].delete(resource)
+        if not self.state.resources[urn].retained:
+            self.adapters[resource.type].delete(resource)
         self._forget(urn)
 
     def delete_all(self, urns: list[str]) -> None:
@@ -182,11 +188,15 @@ class Monitor(mocks.MockMonitor):
         for urn in urns:
             record = self.state.resources[urn]
             with self.display.task(record.name, _short(record.type), counted=True) as task:
+                if record.deleted_with in urns:  # what takes it along is deleted later
+                    self._forget(urn)
+                    task.outcome = "deleted"
+                    continue
                 try:
                     self.remove(urn, self._resource(record, task.say))
                 except RehearsalError as error:
                     raise RehearsalError(f"{record.name} ({_short(record.type)}): {error}") from error
-                task.outcome = "deleted"
+                task.outcome = "retained" if record.retained else "deleted"
 
     def _resource(self, record: Record, say: Callable[[str], None]) -> Resource:
         provider = self.state.resources.get(record.provider)
@@ -230,13 +240,23 @@ def check(directory: Path, config: StackConfig) -> None:
     _run(directory, Monitor(config, State(path=Path(os.devnull)), {}, None))
 
 
-def up(directory: Path, config: StackConfig, state: State, adapters: Mapping[str, Adapter], display: Display) -> None:
+def up(
+    directory: Path,
+    config: StackConfig,
+    state: State,
+    adapters: Mapping[str, Adapter],
+    display: Display,
+    *,
+    delays: Mapping[str, float] | None = None,
+) -> None:
     """Make everything as the program in `directory` says; afterwards `state` has the resources and the outputs.
 
-    Raises RehearsalError with the first failing resource's name and cause; what was made by then stays in the state.
+    `delays` are seconds by which resources take longer to make, by name. Raises RehearsalError with the first failing
+    resource's name and cause; what was made by then stays in the state.
     """
     state.save()  # from here on `down` knows that there is something to look for
     monitor = Monitor(config, state, adapters, display)
+    monitor.delays = delays or {}
     exports = _run(directory, monitor)
     monitor.delete_all([urn for urn in deletion_order(state.resources) if urn not in monitor.registered])
     state.outputs = exports

@@ -26,7 +26,7 @@ LOOPBACK = "127.0.0.1"
 SESSION_MARK = "ELASTIC_VLLM_REHEARSAL=session"
 
 SSHD_CONFIG = """\
-# The rehearsal's own sshd; scripts/rehearse writes and removes it.
+# An sshd of the rehearsal's own; scripts/rehearse writes and removes it.
 Port {port}
 ListenAddress 127.0.0.1
 HostKey {ssh}/ssh_host_ed25519_key
@@ -43,7 +43,7 @@ X11Forwarding no
 UseDNS no
 MaxStartups 100
 MaxSessions 100
-SetEnv {mark}
+SetEnv {environment}
 """
 
 
@@ -62,16 +62,16 @@ def is_private(config: StackConfig) -> bool:
 def set_up(config: StackConfig, state: State, display: Display) -> None:
     """All that the stack finds on its host. Each step is quick when it was done before.
 
-    Raises RehearsalError or SetupError with cause and fix.
+    `ssh_port` is 0 where the stack makes its host itself. Raises RehearsalError or SetupError with cause and fix.
     """
-    ssh_port = int(config.get("sshPort") or 22)
+    ssh_port = int(config.get("sshPort")) if is_private(config) else 0
     with _machine_lock(), display.task("packages", "set-up") as task:
         installed = install_missing(task.say, need_docker=not _docker_answers(), log=ROOT / "apt.log")
         if installed:
             state.kept[f"packages {' '.join(installed)}"] = f"apt-get remove {' '.join(installed)}"
             state.save()
     start_daemons(ssh_port, display)
-    state.ssh_port = ssh_port
+    state.on_this_machine, state.ssh_port = True, ssh_port
     state.save()
     # These bring the larger libraries along, and only a private host needs them.
     from scripts.rehearsal.images import ensure_nginx_image, ensure_vllm_image  # noqa: PLC0415
@@ -86,22 +86,25 @@ def set_up(config: StackConfig, state: State, display: Display) -> None:
                 with display.task(f"image {image.removeprefix('localhost/')}", "set-up") as task:
                     ensure(client, image, task.say)
         model = str(config.get("model") or "")
-        if config.get("modelSource") == "host" and model.startswith("rehearsal/"):
-            from scripts.rehearsal.tiny_models import ensure_tiny_model  # noqa: PLC0415
+        if model.startswith("rehearsal/"):
+            from scripts.rehearsal.tiny_models import MODELS, ensure_tiny_model  # noqa: PLC0415
 
-            directory = Path(str(config.get("weightsDirectory"))) / model.replace("/", "--")
+            weights = Path(str(config.get("weightsDirectory"))) if config.get("modelSource") == "host" else MODELS
+            directory = weights / model.replace("/", "--")
             with display.task(f"model {model}", "set-up") as task:
                 ensure_tiny_model(client, str(config.get("vllmImage")), model, directory, task.say)
 
 
 def start_daemons(ssh_port: int, display: Display) -> None:
-    """See to it that dockerd and the private sshd run."""
+    """See to it that dockerd and, where it has a port, the private sshd run."""
     with _machine_lock():
         with display.task("dockerd", "set-up") as task:
             _start_dockerd(task)
+        if not ssh_port:
+            return
         with display.task("sshd", "set-up"):
             write_keys(ROOT / "ssh")
-            _start_sshd(ssh_port)
+            start_sshd(ROOT / "ssh", ssh_port)
 
 
 def end_sessions(stack: str) -> None:
@@ -115,9 +118,9 @@ def tear_down(stack: str, display: Display) -> None:
     with _machine_lock():
         if _others(stack):
             return
-        if _sshd_pid():
+        if _sshd_pid(ROOT / "ssh"):
             with display.task("sshd", "set-up") as task:
-                _stop_sshd()
+                _stop_sshd(ROOT / "ssh")
                 processes.end(processes.marked(SESSION_MARK), 10)
                 task.outcome = "ended"
         pid = processes.pid_of(_dockerd_pid_file(), "dockerd", str(_dockerd_pid_file()))
@@ -208,16 +211,21 @@ def _start_dockerd(task: Task) -> None:
 # --- sshd
 
 
-def _sshd_pid() -> int | None:
-    return processes.pid_of(ROOT / "ssh" / "sshd.pid", "sshd", str(ROOT / "ssh" / "sshd_config"))
+def _sshd_pid(directory: Path) -> int | None:
+    return processes.pid_of(directory / "sshd.pid", "sshd", str(directory / "sshd_config"))
 
 
-def _start_sshd(port: int) -> None:
-    ssh = ROOT / "ssh"
-    config, wanted = ssh / "sshd_config", SSHD_CONFIG.format(port=port, ssh=ssh, pam=_pam(), mark=SESSION_MARK)
-    if _sshd_pid() and config.exists() and config.read_text() == wanted:
+def start_sshd(directory: Path, port: int, path: str = "") -> None:
+    """See to it that an sshd with the keys in `directory` listens on this port of loopback.
+
+    `path` is the PATH of its sessions, where it is not sshd's own. Raises RehearsalError with cause and fix.
+    """
+    environment = f"{SESSION_MARK} PATH={path}" if path else SESSION_MARK
+    config = directory / "sshd_config"
+    wanted = SSHD_CONFIG.format(port=port, ssh=directory, pam=_pam(), environment=environment)
+    if _sshd_pid(directory) and config.exists() and config.read_text() == wanted:
         return
-    _stop_sshd()
+    _stop_sshd(directory)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -225,27 +233,27 @@ def _start_sshd(port: int) -> None:
         except OSError as error:
             raise RehearsalError(
                 f"port {port} for the rehearsal's sshd is taken by {processes.listener(port)}: end it, or choose "
-                "another port with --set sshPort=PORT"
+                "another port with --set sshPort=PORT (tunnelPort where sshVia is iap)"
             ) from error
     config.write_text(wanted)
     Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-    sshd = shutil.which("sshd") or "/usr/sbin/sshd"
-    done = subprocess.run([sshd, "-f", config, "-E", ssh / "sshd.log"], capture_output=True, text=True, check=False)
+    sshd, log = shutil.which("sshd") or "/usr/sbin/sshd", directory / "sshd.log"
+    done = subprocess.run([sshd, "-f", config, "-E", log], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        said = done.stderr.strip() or (ssh / "sshd.log").read_text(errors="replace")[-500:]
+        said = done.stderr.strip() or log.read_text(errors="replace")[-500:]
         raise RehearsalError(f"the rehearsal's sshd doesn't start: {said}")
     end = time.monotonic() + START_SECONDS
-    while _sshd_pid() is None:  # it has its port by now, and writes its pid a moment later
+    while _sshd_pid(directory) is None:  # it has its port by now, and writes its pid a moment later
         if time.monotonic() > end:
-            raise RehearsalError(f"the rehearsal's sshd ended at once; see {ssh / 'sshd.log'}")
+            raise RehearsalError(f"the rehearsal's sshd ended at once; see {log}")
         time.sleep(0.05)
 
 
-def _stop_sshd() -> None:
-    pid = _sshd_pid()
+def _stop_sshd(directory: Path) -> None:
+    pid = _sshd_pid(directory)
     if pid:
         processes.end([pid], 10)
-    (ROOT / "ssh" / "sshd.pid").unlink(missing_ok=True)
+    (directory / "sshd.pid").unlink(missing_ok=True)
 
 
 def _pam() -> str:

@@ -28,6 +28,8 @@ class Record:
     provider: str = ""  # the URN of the explicit provider
     dependencies: list[str] = field(default_factory=list)  # URNs
     trigger: Any = None  # the resource option replacement_trigger
+    deleted_with: str = ""  # the URN of what takes it along
+    retained: bool = False  # left alone when it is deleted
     begun: Literal["", "create", "delete"] = ""  # begun and not finished: what exists is not known
 
 
@@ -39,7 +41,8 @@ class State:
     resources: dict[str, Record] = field(default_factory=dict)  # by URN, in order of creation
     outputs: dict[str, dict[str, Any]] | None = None
     kept: dict[str, str] = field(default_factory=dict)
-    ssh_port: int = 0  # of the private sshd; 0 for a stack on a real host
+    on_this_machine: bool = False  # which was set up for it, and is its host; else it has a real one
+    ssh_port: int = 0  # of the private sshd; 0 without
 
     def save(self) -> None:
         """Replace the file atomically; on return it is on disk."""

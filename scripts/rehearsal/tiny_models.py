@@ -14,8 +14,15 @@ from scripts.rehearsal.errors import SetupError
 from scripts.rehearsal.progress import Progress
 
 SCRIPT = Path(__file__).parent / "tiny_model.py"
+MODELS = Path("/var/lib/elastic-vllm/models")
+"""Where models are trained that a stack does not want elsewhere."""
 MARKER = ".recipe"  # in the model's directory: the hash of what made it
 LABEL = "elastic-vllm.training"  # on the container: the directory it trains into
+
+
+def recipe_of(name: str) -> str:
+    """64 hexadecimal digits that change with whatever the tiny model `name` is made of."""
+    return hashlib.sha256(f"{name}\0".encode() + SCRIPT.read_bytes()).hexdigest()
 
 
 def ensure_tiny_model(
@@ -27,7 +34,7 @@ def ensure_tiny_model(
     at once if it is there, otherwise takes about a minute of one core. Files are readable by any user.
     Raises SetupError with the script's last lines.
     """
-    recipe = hashlib.sha256(f"{name}\0".encode() + SCRIPT.read_bytes()).hexdigest()
+    recipe = recipe_of(name)
     marker = directory / MARKER
     if marker.is_file() and marker.read_text() == recipe and (directory / "config.json").is_file():
         return

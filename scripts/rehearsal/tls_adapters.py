@@ -8,7 +8,7 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from scripts.rehearsal import RehearsalError
@@ -46,14 +46,20 @@ EXTENDED_USAGES = {
 
 def _create_private_key(resource: Resource) -> tuple[str, dict[str, Any]]:
     algorithm, curve = resource.inputs["algorithm"], resource.inputs.get("ecdsaCurve", "P224")
-    if algorithm != "ECDSA" or curve not in CURVES:
-        raise RehearsalError(f"the rehearsal makes no {algorithm} keys of curve {curve}: use ECDSA with P256")
-    key = ec.generate_private_key(CURVES[curve]())
+    key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+    if algorithm == "ED25519":
+        key, traditional = ed25519.Ed25519PrivateKey.generate(), serialization.PrivateFormat.PKCS8
+    elif algorithm == "ECDSA" and curve in CURVES:
+        key, traditional = ec.generate_private_key(CURVES[curve]()), serialization.PrivateFormat.TraditionalOpenSSL
+    else:
+        raise RehearsalError(
+            f"the rehearsal makes no {algorithm} keys of curve {curve}: use ED25519, or ECDSA with P256"
+        )
     public = key.public_key()
     pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
     openssh = serialization.PublicFormat.OpenSSH
     outputs = {
-        "privateKeyPem": key.private_bytes(pem, serialization.PrivateFormat.TraditionalOpenSSL, plain).decode(),
+        "privateKeyPem": key.private_bytes(pem, traditional, plain).decode(),
         "privateKeyPemPkcs8": key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain).decode(),
         "privateKeyOpenssh": key.private_bytes(pem, serialization.PrivateFormat.OpenSSH, plain).decode(),
         "publicKeyPem": public.public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo).decode(),

@@ -15,9 +15,10 @@ import docker
 import pytest
 
 from components import render
-from tests.integration import hub_stand_in
-from tests.integration.hub_stand_in import COMMIT, Hub
-from tests.unit.program import HOST_KEY, Secret, configuration, run
+from scripts.rehearsal import hub as hub_stand_in
+from scripts.rehearsal.hub import COMMIT, Hub
+from tests.unit.program import HOST_KEY, configuration, run
+from tests.unit.registered import Secret
 from tests.unit.shell import Result
 
 pytestmark = pytest.mark.usefixtures("machine")

@@ -20,9 +20,9 @@ from docker.errors import ImageNotFound
 from typer.testing import CliRunner
 
 from scripts import pin
+from scripts.rehearsal import hub as hub_stand_in
 from scripts.rehearsal import images
-from tests.integration import hub_stand_in
-from tests.integration.hub_stand_in import COMMIT, Hub
+from scripts.rehearsal.hub import COMMIT, Hub
 from tests.integration.own_sshd import free_port
 from tests.integration.own_stacks import installed
 from tests.unit.program import configuration, run

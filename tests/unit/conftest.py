@@ -1,5 +1,6 @@
 """What unit tests share: the values of stacks, with SSH keys that exist, and what the program makes of them."""
 
+import asyncio
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +8,21 @@ from typing import Any
 
 import pytest
 
-from tests.unit.program import GPU, HOST_KEY, STACKS, Program, configuration, run
+from components.models import Catalogue, load_catalogue
+from components.settings import Settings, SettingsError, parse_settings
+from tests.unit.program import FILLED_IN, GPU, HOST_KEY, PINS, STACKS, VM_IMAGE, Program, configuration, run, written
 
 BASES = [*STACKS, "gpu"]
 """Where tests start from: each stack file, and a server with GPUs."""
+ON_GOOGLE = [stack for stack in STACKS if written(stack).get("target") == "gcp"]
+ON_SERVERS = [base for base in BASES if base not in ON_GOOGLE]
+
+
+@pytest.fixture(autouse=True)
+def event_loop_for_outputs() -> None:
+    """Pulumi needs a loop to make an output, and another test may have left none."""
+    if asyncio.get_event_loop_policy()._local._loop is None:  # type: ignore[attr-defined]
+        asyncio.set_event_loop(asyncio.new_event_loop())
 
 
 @pytest.fixture(scope="session")
@@ -22,13 +34,18 @@ def private_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def values_of(private_key: Path) -> Callable[..., dict[str, str]]:
-    """The values of a base, some of them replaced."""
+    """The values of a base, some of them replaced; what its file leaves empty is filled in, as its user does."""
 
     def values(base: str, **overrides: Any) -> dict[str, str]:
-        keys = {"sshPrivateKeyPath": str(private_key), "sshHostKey": HOST_KEY}
+        key = {"sshPrivateKeyPath": str(private_key)}
+        if base in ON_GOOGLE:
+            filled_in = {
+                name: FILLED_IN[name] for name, value in written(base).items() if not value and value is not False
+            }
+            return configuration(base, {**filled_in, **PINS, "vmImage": VM_IMAGE, **key, **overrides})
         if base == "gpu":
-            return configuration(None, GPU | keys | overrides)
-        return configuration(base, keys | overrides)
+            return configuration(None, {**GPU, **key, "sshHostKey": HOST_KEY, **overrides})
+        return configuration(base, {**key, "sshHostKey": HOST_KEY, **overrides})
 
     return values
 
@@ -48,7 +65,61 @@ def program_of(values_of: Callable[..., dict[str, str]]) -> Callable[..., Progra
     return program
 
 
+@pytest.fixture(params=ON_SERVERS)
+def on_server(request: pytest.FixtureRequest, program_of: Callable[..., Program]) -> Program:
+    """Each base that has its server already."""
+    return program_of(request.param)
+
+
+@pytest.fixture(params=ON_GOOGLE)
+def on_google(request: pytest.FixtureRequest, program_of: Callable[..., Program]) -> Program:
+    """Each stack file for Google Cloud."""
+    return program_of(request.param)
+
+
 @pytest.fixture(params=BASES)
 def program(request: pytest.FixtureRequest, program_of: Callable[..., Program]) -> Program:
     """Each base in turn."""
     return program_of(request.param)
+
+
+NO_TOKEN: Any = None
+
+
+@pytest.fixture(scope="session")
+def key_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of all kinds that people give as keys."""
+    directory = tmp_path_factory.mktemp("keys")
+    for name, passphrase in (("plain", ""), ("encrypted", "secret")):
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-a", "1", "-N", passphrase, "-f", f"{directory}/{name}"]
+        subprocess.run(command, check=True)
+    (directory / "pem-encrypted").write_text(
+        "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nAAAA\n-----END RSA PRIVATE KEY-----\n"
+    )
+    (directory / "host.pub").write_text(f"{HOST_KEY} root@server\n")
+    (directory / "known_hosts").write_text(f"server {HOST_KEY}\n")
+    (directory / "damaged").write_text((directory / "plain").read_text().replace("AAAA", "AAAB", 2))
+    (directory / "binary").write_bytes(bytes(range(128, 256)))
+    return directory
+
+
+@pytest.fixture
+def settle(values_of: Callable[..., dict[str, str]], key_files: Path) -> Callable[..., Settings]:
+    """Checks a base with some values replaced; a value that begins with @ is one of key_files."""
+
+    def settled(
+        base: str, overrides: dict[str, Any], stack: str = "local", catalogue: Catalogue | None = None
+    ) -> Settings:
+        files = {k: str(key_files / v[1:]) for k, v in overrides.items() if isinstance(v, str) and v.startswith("@")}
+        return parse_settings(values_of(base, **overrides | files), stack, NO_TOKEN, catalogue or load_catalogue())
+
+    return settled
+
+
+def found(check: Callable[[], Any]) -> list[str]:
+    """The problems that SettingsError tells, one line each; empty without an error."""
+    try:
+        check()
+    except SettingsError as error:
+        return [line.removeprefix("  - ") for line in str(error).splitlines()[1:]]
+    return []

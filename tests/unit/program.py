@@ -8,9 +8,8 @@ import base64
 import hashlib
 import json
 import runpy
-import shlex
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,8 @@ from pulumi.runtime import mocks, rpc
 from pulumi.runtime.proto import resource_pb2
 from pulumi.runtime.stack import Stack, run_pulumi_func
 
+from tests.unit.registered import INSTANCE, Registered, Secret
+
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())
 # Those of the repository only: people keep stack files of their own beside them.
@@ -32,82 +33,29 @@ STACKS = sorted(
     ).stdout.splitlines()
 )
 HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
-BECOME_ROOT = "exec sudo -n bash -s\n}\n"
-END_OF_SCRIPT = "\nexit\n}\n"
 HUB_TOKEN = "hf_TokenOfTheTests"
 
-# A server with two GPUs that downloads its model: what no stack file describes yet.
-GPU = {
-    "host": "llm.example",
-    "sshUser": "ops",
+# What scripts/pin records in a stack file for its model and for images of registries.
+PINS = {
     "modelRevision": "95a6d26c4bfb886c58daf9d3f7332c857cb27b87",
-    "hubToken": HUB_TOKEN,
     "vllmImage": f"docker.io/vllm/vllm-openai:v0.32.0@sha256:{'a' * 64}",
     "nginxImage": f"docker.io/library/nginx:1.30.2@sha256:{'b' * 64}",
 }
-
-
-@dataclass(frozen=True)
-class Secret:
-    """The value of an input that Pulumi keeps secret."""
-
-    value: Any
-
-
-@dataclass
-class Registered:
-    """One resource, as the program registered it. Secret inputs are replaced by Secret(value)."""
-
-    type: str
-    name: str
-    inputs: dict[str, Any]
-    parent: str
-    depends_on: list[str]
-    """Of depends_on and of inputs that are other resources' outputs."""
-    provider: str
-    """Name of the explicit provider, or empty."""
-    delete_before_replace: bool
-    replacement_trigger: Any
-
-    @property
-    def is_docker(self) -> bool:
-        return self.type.startswith("docker:")
-
-    @property
-    def is_command(self) -> bool:
-        return self.type == "command:remote:Command"
-
-    @property
-    def script(self) -> str:
-        """What bash runs on the host: the group in front of standard input (components/host.py)."""
-        return self._stdin.partition(END_OF_SCRIPT)[0].removeprefix(self.becoming_root).removeprefix("{\n")
-
-    @property
-    def becoming_root(self) -> str:
-        """What the user's own bash reads before it leaves the script to root's; empty if the user is root."""
-        before, found, _ = self._stdin.partition(END_OF_SCRIPT)[0].partition(BECOME_ROOT)
-        return before + found if found else ""
-
-    @property
-    def data(self) -> str:
-        """What the script finds on its standard input."""
-        return self._stdin.partition(END_OF_SCRIPT)[2]
-
-    @property
-    def files(self) -> dict[str, str]:
-        """The data as files (render.files_as_lines), where it is that."""
-        lines = [line.split(" ") for line in self.data.splitlines()]
-        return {line[0]: base64.b64decode(line[1]).decode() for line in lines if len(line) == 2}
-
-    @property
-    def cleanup(self) -> str:
-        """What bash runs when the resource is destroyed; empty where nothing is."""
-        return shlex.split(self.inputs.get("delete", "''"))[-1]
-
-    @property
-    def _stdin(self) -> str:
-        stdin = self.inputs["stdin"]
-        return str(stdin.value if isinstance(stdin, Secret) else stdin)
+VM_IMAGE = "projects/ubuntu-os-accelerator-images/global/images/ubuntu-accelerator-2404-amd64-with-nvidia-580-v20261101"
+"""What scripts/pin records besides in a stack file for Google Cloud."""
+# What people fill in where a stack file for Google Cloud leaves a value empty.
+FILLED_IN = {
+    "gcpProject": "acme-search",
+    "httpsSources": ["198.51.100.0/24"],
+    "sshSources": ["203.0.113.7/32"],
+}
+# A server with two GPUs that downloads its model: what no stack file describes.
+GPU = {
+    "host": "llm.example",
+    "sshUser": "ops",
+    "hubToken": HUB_TOKEN,
+    **PINS,
+}
 
 
 @dataclass
@@ -127,6 +75,20 @@ class Program:
     def leaves(self) -> list[Registered]:
         """All but components and providers."""
         return [r for r in self.resources.values() if not r.type.startswith(("elastic-vllm:", "pulumi:"))]
+
+    @property
+    def on_google(self) -> bool:
+        return bool(self.of_type("pulumi:providers:gcp"))
+
+    @property
+    def host_key(self) -> str:
+        """The only SSH host key that may be trusted."""
+        return ssh_key_of("vm-host-key")[1] if self.on_google else HOST_KEY
+
+    @property
+    def machine(self) -> str:
+        """What is another text when the machine behind the address is another one."""
+        return instance_id(self.resources["vm-instance"]) if self.on_google else HOST_KEY
 
     @property
     def containers(self) -> list[Registered]:
@@ -158,41 +120,69 @@ def tls_key_of(resource: str) -> str:
     return f"-----BEGIN PRIVATE KEY-----\n{key_of(resource)}\n-----END PRIVATE KEY-----\n"
 
 
+def ssh_key_of(resource: str) -> tuple[str, str]:
+    """The private and the public key, in OpenSSH's form, that the mocks give the resource of this name."""
+    private = f"-----BEGIN OPENSSH PRIVATE KEY-----\n{key_of(resource)}\n-----END OPENSSH PRIVATE KEY-----\n"
+    return private, f"ssh-ed25519 {base64.b64encode(key_of(f'public {resource}').encode()).decode()}"
+
+
+def instance_id(instance: Registered) -> str:
+    """The number that the mocks give this VM; another VM of the same name has another."""
+    return str(int(_digest(instance.identity)[:12], 16))
+
+
 def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=lambda s: s.value).encode()).hexdigest()
 
 
 class _Mocks(mocks.Mocks):
-    """Outputs that look like the real ones. What is made anew when an input changes has another id or content then."""
-
-    def __init__(self, outputs: Mapping[str, Mapping[str, Any]]) -> None:
-        self.given = outputs
+    """What the monitor needs of the kind; it makes the outputs itself, from more than mocks get to see."""
 
     def call(self, args: mocks.MockCallArgs) -> Any:
         raise AssertionError(f"the program calls {args.token}")
 
     def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str, dict[str, Any]]:
-        made = _digest([args.name, args.inputs])
-        certificate = {"certPem": f"certificate {args.name} {made}\n"}
-        outputs: dict[str, Any] = {
-            "random:index/randomBytes:RandomBytes": {"hex": rpc.wrap_rpc_secret(key_of(args.name))},
-            "tls:index/privateKey:PrivateKey": {"privateKeyPem": rpc.wrap_rpc_secret(tls_key_of(args.name))},
-            "tls:index/selfSignedCert:SelfSignedCert": certificate,
-            "tls:index/certRequest:CertRequest": {"certRequestPem": f"request {made}\n"},
-            "tls:index/locallySignedCert:LocallySignedCert": certificate,
-            "docker:index/remoteImage:RemoteImage": {"imageId": f"sha256:{made}"},
-            "command:remote:Command": {"stdout": "", "stderr": ""},
-        }.get(args.typ, {})
-        id_ = made if args.typ.startswith("docker:") else f"{args.name}-id"
-        return id_, {**args.inputs, **outputs, **self.given.get(args.name, {})}
+        raise NotImplementedError
+
+
+def _outputs(resource: Registered) -> tuple[str, dict[str, Any]]:
+    """An id, and outputs that look like the real ones.
+
+    What is made anew when an input changes has another id or content then.
+    """
+    name = resource.name
+    made = _digest([name, resource.identity])
+    certificate = {"certPem": f"certificate {name} {made}\n"}
+    private, public = ssh_key_of(name)
+    outside = resource.inputs.get("addressType") == "EXTERNAL"
+    outputs: dict[str, Any] = {
+        "random:index/randomBytes:RandomBytes": {"hex": rpc.wrap_rpc_secret(key_of(name))},
+        "tls:index/privateKey:PrivateKey": {
+            "privateKeyPem": rpc.wrap_rpc_secret(tls_key_of(name)),
+            "privateKeyOpenssh": rpc.wrap_rpc_secret(private),
+            "publicKeyOpenssh": f"{public}\n",
+        },
+        "tls:index/selfSignedCert:SelfSignedCert": certificate,
+        "tls:index/certRequest:CertRequest": {"certRequestPem": f"request {made}\n"},
+        "tls:index/locallySignedCert:LocallySignedCert": certificate,
+        "docker:index/remoteImage:RemoteImage": {"imageId": f"sha256:{made}"},
+        "command:remote:Command": {"stdout": "", "stderr": ""},
+        "gcp:compute/address:Address": {"address": f"{'203.0.113' if outside else '10.10.0'}.{int(made[:2], 16)}"},
+    }.get(resource.type, {})
+    if resource.is_google:
+        outputs |= {"selfLink": f"https://www.googleapis.com/compute/v1/{resource.inputs['name']}/{made[:8]}"}
+    if resource.type == INSTANCE:
+        outputs |= {"instanceId": instance_id(resource)}
+    return made if resource.is_docker else f"{name}-id", outputs
 
 
 class _Monitor(mocks.MockMonitor):
-    """Notes each registration, then answers it as the mocks say."""
+    """Notes each registration, then answers it."""
 
     def __init__(self, program: Program, outputs: Mapping[str, Mapping[str, Any]]) -> None:
-        super().__init__(_Mocks(outputs))
+        super().__init__(_Mocks())
         self.program = program
+        self.given = outputs
 
     def RegisterResource(self, request: resource_pb2.RegisterResourceRequest) -> Any:  # noqa: N802 - the protocol's
         urn = self.make_urn(request.parent, request.type, request.name)
@@ -200,7 +190,7 @@ class _Monitor(mocks.MockMonitor):
             return resource_pb2.RegisterResourceResponse(urn=urn)
         inputs = rpc.deserialize_properties(request.object)
         assert request.name not in self.program.resources, f"two resources are called {request.name}"
-        self.program.resources[request.name] = Registered(
+        resource = self.program.resources[request.name] = Registered(
             type=request.type,
             name=request.name,
             inputs={key: _mark(value) for key, value in inputs.items()},
@@ -209,11 +199,14 @@ class _Monitor(mocks.MockMonitor):
             provider=_name(request.provider.rpartition("::")[0]),
             delete_before_replace=request.deleteBeforeReplace,
             replacement_trigger=_trigger(request),
+            replace_on_changes=list(request.replaceOnChanges),
+            retain_on_delete=request.retainOnDelete,
+            deleted_with=_name(request.deletedWith),
+            create_timeout=request.customTimeouts.create,
         )
-        arguments = mocks.MockResourceArgs(typ=request.type, name=request.name, inputs=inputs)
-        id_, outputs = self.mocks.new_resource(arguments)
-        answer = resource_pb2.RegisterResourceResponse(urn=urn, id=id_ or "")
-        answer.object.update(outputs)
+        id_, outputs = _outputs(resource)
+        answer = resource_pb2.RegisterResourceResponse(urn=urn, id=id_)
+        answer.object.update({**inputs, **outputs, **self.given.get(request.name, {})})
         return answer
 
 
@@ -250,25 +243,8 @@ def _mark(value: Any) -> Any:
     return value
 
 
-def texts(value: Any, *, secret: bool = False) -> Iterator[str]:
-    """All texts in a value of inputs: the plain ones, or with `secret` those that Pulumi keeps secret."""
-    if isinstance(value, Secret):
-        if secret:
-            yield from texts(value.value)
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from texts(item, secret=secret)
-            if not secret:
-                yield str(key)
-    elif isinstance(value, list):
-        for item in value:
-            yield from texts(item, secret=secret)
-    elif not secret:
-        yield str(value)
-
-
 def changes(old: Program, new: Program) -> dict[str, list[str]]:
-    """What an update from one run to the other does, as the engine plans it: each list holds names of resources."""
+    """What an update from one run to the other does to which resources, as the engine plans it; without components."""
 
     def replaced(name: str) -> bool:
         before, after = old.resources[name], new.resources[name]
@@ -276,26 +252,29 @@ def changes(old: Program, new: Program) -> dict[str, list[str]]:
             return True
         if before.is_command:
             return bool(before.inputs.get("triggers") != after.inputs.get("triggers"))
-        # Of these providers, every input that a setting can change forces replacement.
-        return before.inputs != after.inputs and before.type.startswith(("docker:", "random:", "tls:"))
+        return bool(before.identity != after.identity)
 
-    both = [name for name in old.resources if name in new.resources]
+    before, after = ({r.name for r in p.resources.values() if not r.is_component} for p in (old, new))
+    both = before & after
     remade = {name for name in both if replaced(name)}
     return {
-        "created": sorted(set(new.resources) - set(old.resources)),
+        "created": sorted(after - before),
         "replaced": sorted(remade),
         "updated": sorted(n for n in both if old.resources[n].inputs != new.resources[n].inputs and n not in remade),
-        "deleted": sorted(set(old.resources) - set(new.resources)),
+        "deleted": sorted(before - after),
     }
+
+
+def written(stack_file: str) -> dict[str, Any]:
+    """What a stack's file says."""
+    document = yaml.safe_load((ROOT / "stacks" / f"Pulumi.{stack_file}.yaml").read_text())
+    return {key.removeprefix("elastic-vllm:"): value for key, value in document["config"].items()}
 
 
 def configuration(stack_file: str | None, overrides: Mapping[str, Any]) -> dict[str, str]:
     """The values of a stack as Pulumi gives them to the program: defaults, the stack's file, then `overrides`."""
     values = {key: entry["default"] for key, entry in PROJECT["config"].items()}
-    if stack_file:
-        document = yaml.safe_load((ROOT / "stacks" / f"Pulumi.{stack_file}.yaml").read_text())
-        values |= {key.removeprefix("elastic-vllm:"): value for key, value in document["config"].items()}
-    values |= overrides
+    values |= (written(stack_file) if stack_file else {}) | dict(overrides)
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
 
@@ -320,6 +299,8 @@ def run(
         config = {f"elastic-vllm:{key}": value for key, value in values.items()}
         pulumi.runtime.set_all_config(config, ["elastic-vllm:hubToken"])
         mocks.set_mocks(monitor.mocks, project="elastic-vllm", stack=stack, monitor=monitor)
+        # Outputs that were made outside of a run belong to no loop that goes on, and would be waited for.
+        pulumi.runtime.settings.SETTINGS.outputs.clear()
         await run_pulumi_func(main or (lambda: _discard(runpy.run_path(str(ROOT / "__main__.py")))))
         root = pulumi.runtime.settings.get_root_resource()
         assert isinstance(root, Stack)

@@ -1,5 +1,6 @@
 """What a change of a setting touches: README's table of changes (tests/golden/changes.yaml)."""
 
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from scripts import record_previews
 from tests.conftest import GOLDEN
-from tests.unit.program import PROJECT, Program, changes, run
+from tests.unit.conftest import ON_GOOGLE
+from tests.unit.program import PROJECT, ROOT, Program, changes, run
 
 FILE = GOLDEN / "changes.yaml"
 HEADER = """\
@@ -19,6 +22,15 @@ HEADER = """\
 """
 Values = Callable[..., dict[str, str]]
 TABLE: list[dict[str, Any]] = yaml.safe_load(FILE.read_text())
+
+
+def _base(row: dict[str, Any]) -> str:
+    base: str = row.get("base", "local")
+    return base
+
+
+def _id(row: dict[str, Any]) -> str:
+    return f"{_base(row)}: {row['setting']}={row['to'][row['setting']]}"
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +49,7 @@ def settled(program_of: Callable[..., Program], another_key: Path) -> Callable[[
     return program
 
 
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: f"{row['setting']}={row['to'][row['setting']]}")
+@pytest.mark.parametrize("row", TABLE, ids=_id)
 def test_a_change_of_a_setting_touches_exactly_these(
     row: dict[str, Any], settled: Callable[[str, dict[str, Any]], Program], update_golden: bool
 ) -> None:
@@ -51,20 +63,32 @@ def test_a_change_of_a_setting_touches_exactly_these(
 PREVIEWS: list[dict[str, Any]] = yaml.safe_load((GOLDEN / "previews.yaml").read_text())
 
 
-@pytest.mark.parametrize("preview", PREVIEWS, ids=lambda row: f"{row['setting']}={row['to'][row['setting']]}")
+@pytest.mark.parametrize(
+    "preview", PREVIEWS, ids=lambda row: f"{_base(row)}:{row['setting']}={row['to'][row['setting']]}"
+)
 def test_the_real_engine_plans_the_same(preview: dict[str, Any]) -> None:
     """Recorded by scripts/record_previews.py: this fails where the table has changed since."""
-    (row,) = [row for row in TABLE if row["to"] == preview["to"] and row["base"] == "local"]
+    (row,) = [row for row in TABLE if row["to"] == preview["to"] and row["base"] == _base(preview)]
     kinds = ("created", "replaced", "updated", "deleted")
     assert {kind: preview[kind] for kind in kinds} == {kind: sorted(row[kind]) for kind in kinds}
 
 
-def test_every_change_of_the_local_stack_was_previewed_by_the_real_engine() -> None:
-    assert {str(row["to"]) for row in TABLE if row["base"] == "local"} == {str(row["to"]) for row in PREVIEWS}
+@pytest.mark.parametrize("base", sorted({*map(_base, PREVIEWS)}))
+def test_every_change_that_can_be_was_previewed_by_the_real_engine(base: str) -> None:
+    possible = [row for row in TABLE if row["base"] == base and set(row["from"]) <= {*record_previews.POSSIBLE}]
+    assert {str(row["to"]) for row in possible} == {str(row["to"]) for row in PREVIEWS if _base(row) == base}
 
 
 def test_the_table_holds_every_setting_that_can_change() -> None:
-    assert {row["setting"] for row in TABLE} == set(PROJECT["config"]) - {"target"}  # one value as yet
+    assert {row["setting"] for row in TABLE} == set(PROJECT["config"]) - {"target"}  # another target is another stack
+
+
+def test_the_readme_tells_of_every_change_on_google_cloud() -> None:
+    section = (ROOT / "README.md").read_text().partition("\nOn Google Cloud there is")[2].partition("\nA rotation")[0]
+    told = set(
+        re.findall(r"`(\w+)(?:: \w+)?`", "".join(line.split("|")[1] for line in section.splitlines() if "|" in line))
+    )
+    assert told == {row["setting"] for row in TABLE if row["base"] in ON_GOOGLE}
 
 
 def test_nothing_changed_touches_nothing(values_of: Values, program_of: Callable[..., Program]) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from components import setting_checks
+from components import model_checks
 from components.models import Model, load_catalogue
-from components.settings import SettingsError, known_settings, parse_settings
+from components.setting_checks import Problems
+from components.settings import SettingsError, defaults, parse_settings
 
 CATALOGUE = load_catalogue()
 MODELS = list(CATALOGUE.models.values())
@@ -51,8 +52,8 @@ def test_the_connector_sends_tools_only_where_a_parser_takes_them(model: Model) 
 
 @every_model
 def test_a_models_arguments_are_none_of_the_programs_own(model: Model) -> None:
-    problems = setting_checks.Problems({"vllmArguments": json.dumps(list(model.vllm_arguments))}, known_settings())
-    setting_checks.vllm_arguments(problems)
+    problems = Problems({"vllmArguments": json.dumps(list(model.vllm_arguments))}, defaults())
+    model_checks.vllm_arguments(problems)
     assert not problems.found
 
 

@@ -10,7 +10,8 @@ import pulumi
 import pytest
 
 from components.host import Host
-from tests.unit.program import HOST_KEY, Program, Registered, run
+from tests.unit.program import HOST_KEY, Program, run
+from tests.unit.registered import Registered
 
 Programs = Callable[..., Program]
 
@@ -91,7 +92,7 @@ def test_every_log_is_rotated(program: Program) -> None:
 
 
 def test_every_container_says_whose_it_is(program: Program) -> None:
-    (stack,) = {c.inputs["name"].split("-")[2] for c in program.containers}
+    (stack,) = {c.inputs["name"].removeprefix("elastic-vllm-").rpartition("-")[0] for c in program.containers}
     assert [c.inputs["labels"] for c in program.containers] == [[{"label": "elastic-vllm.stack", "value": stack}]] * 2
 
 
@@ -154,8 +155,9 @@ def test_vllm_runs_the_command_line_of_its_settings(program_of: Programs) -> Non
 
 
 def test_nothing_touches_the_host_before_it_was_checked(program: Program) -> None:
+    first = "vm-booted" if program.on_google else "host-check"
     touches = {r.name for r in program.resources.values() if r.is_command or r.is_docker or "docker" in r.type}
-    assert {name for name in touches if "host-check" not in program.waits_for(name)} == {"host-check"}
+    assert {name for name in touches if first not in program.waits_for(name)} == {first}
 
 
 def test_docker_is_used_only_once_it_works(program: Program) -> None:
@@ -192,7 +194,7 @@ def test_whoever_has_the_outputs_may_use_the_endpoint(output: str, program: Prog
 
 
 def test_no_other_host_key_is_trusted(program: Program) -> None:
-    assert {command.inputs["connection"].value["hostKey"] for command in program.commands} == {HOST_KEY}
+    assert {command.inputs["connection"].value["hostKey"] for command in program.commands} == {program.host_key}
 
 
 def test_docker_trusts_no_other_host_key(program: Program) -> None:
@@ -201,7 +203,7 @@ def test_docker_trusts_no_other_host_key(program: Program) -> None:
     assert "StrictHostKeyChecking=yes" in options
     assert "UserKnownHostsFile=/dev/null" in options
     assert "GlobalKnownHostsFile=/dev/null" in options
-    assert re.search(rf"KnownHostsCommand=/bin/echo \S+ {re.escape(HOST_KEY)}", options)
+    assert re.search(rf'KnownHostsCommand=/bin/echo \S+ {re.escape(program.host_key)}", ', options)
 
 
 @pytest.mark.parametrize(("port", "known_as"), [(22, "llm.example"), (2222, "[llm.example]:2222")])
@@ -212,8 +214,8 @@ def test_docker_knows_the_host_by_the_name_that_ssh_looks_up(port: int, known_as
 
 
 def test_another_machine_behind_the_address_is_set_up_anew(program: Program) -> None:
-    assert not [c.name for c in program.commands if not c.cleanup and HOST_KEY not in c.inputs["triggers"]]
-    assert not [r.name for r in program.leaves if r.is_docker and r.replacement_trigger != HOST_KEY]
+    assert not [c.name for c in program.commands if not c.cleanup and program.machine not in c.inputs["triggers"]]
+    assert not [r.name for r in program.leaves if r.is_docker and r.replacement_trigger != program.machine]
 
 
 def test_what_has_a_name_on_the_host_goes_before_its_successor_comes(program: Program) -> None:
@@ -222,15 +224,15 @@ def test_what_has_a_name_on_the_host_goes_before_its_successor_comes(program: Pr
     assert not [r.name for r in named if not r.delete_before_replace]
 
 
-def test_what_cleans_up_is_never_replaced(program: Program) -> None:
+def test_what_cleans_up_is_never_replaced(on_server: Program) -> None:
     """A replacement's cleanup asks a machine that may be gone, or takes away what its successor has made."""
-    cleaning = [command for command in program.commands if command.cleanup]
+    cleaning = [command for command in on_server.commands if command.cleanup]
     assert cleaning
     assert not [command.name for command in cleaning if command.inputs.get("triggers")]
 
 
-def test_what_is_made_on_the_host_is_removed_with_the_stack(program: Program) -> None:
-    cleaning = {command.name for command in program.commands if command.cleanup}
+def test_what_is_made_on_the_host_is_removed_with_the_stack(on_server: Program) -> None:
+    cleaning = {command.name for command in on_server.commands if command.cleanup}
     assert cleaning == {"vllm-directories", "nginx-egress-guard", "nginx-config"}
 
 
@@ -295,7 +297,7 @@ def test_children_are_named_after_their_component(program: Program) -> None:
 
 def test_components_are_typed_by_their_file(program: Program) -> None:
     components = [r.type.split(":") for r in program.resources.values() if r.type.startswith("elastic-vllm:")]
-    assert len(components) == 8
+    assert {"Certificate", "VllmServer", "NginxGateway"} <= {name for _, _, name in components}
     for _, area, name in components:
         assert f"class {name}(pulumi.ComponentResource)" in Path(f"components/{area}.py").read_text()
 

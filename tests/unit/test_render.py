@@ -47,7 +47,7 @@ def command_line(model: Model, gpu_count: int, **values: Any) -> list[str]:
         "context_tokens": 0,
         "extra_arguments": (),
     }
-    resources = {"host": ANY, "provider": ANY, "image": ANY, "weights": ANY, "weights_path": ANY}
+    resources = dict.fromkeys(("host", "provider", "image", "weights", "weights_path", "gpus"), ANY)
     return [*ENTRYPOINT, *serve_arguments(VllmServerArgs(model=model, **resources, **arguments | values))]
 
 

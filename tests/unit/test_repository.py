@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.program import ROOT, Program
+from tests.unit.registered import texts
 
-FILES = sorted(path.name for path in (ROOT / "components" / "files").iterdir())
+# *.in: what `make pins` makes a file of.
+FILES = sorted(path.name for path in (ROOT / "components" / "files").iterdir() if path.suffix != ".in")
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").iterdir() if path.is_file() and not path.suffix)
 MOST_LINES = 400
 
@@ -28,8 +30,10 @@ def own_files(*patterns: str) -> list[Path]:
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_for_the_host_gets_there(name: str, program_of: Callable[..., Program]) -> None:
     first_line = (ROOT / "components" / "files" / name).read_text().splitlines()[0]
-    commands = [command for base in ("local", "gpu") for command in program_of(base).commands]
+    programs = [program_of(base) for base in ("local", "gpu", "prod")]
+    commands = [command for program in programs for command in program.commands]
     sent = "\n".join(text for c in commands for text in (c.becoming_root, c.script, *c.files.values(), c.cleanup))
+    sent += "\n".join(texts(programs[-1].resources["vm-instance"].inputs, secret=True))
     sent = sent.replace("'\"'\"'", "'")  # as the shell quotes it
     assert first_line in sent
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.unit.program import GPU, HUB_TOKEN, Program, key_of, texts, tls_key_of
+from tests.unit.program import GPU, HUB_TOKEN, Program, key_of, ssh_key_of, tls_key_of
+from tests.unit.registered import texts
 
 Programs = Callable[..., Program]
 TLS_KEYS = ("certificate-ca-key", "certificate-key")
@@ -23,7 +24,7 @@ def forms_of(secret: str) -> list[str]:
 
 def secrets_of(private_key: Path) -> list[str]:
     keys = [key_of("key-v1"), key_of("key-v2"), *map(tls_key_of, TLS_KEYS)]
-    return [*keys, private_key.read_text(), HUB_TOKEN]
+    return [*keys, ssh_key_of("vm-host-key")[0], key_of("vm-host-key"), private_key.read_text(), HUB_TOKEN]
 
 
 def holders(program: Program, secret: str) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """A wrong setting is refused before anything exists, by a message with its key, its value and the fix."""
 
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from components.models import Catalogue, load_catalogue
+from components.host import Host
+from components.models import load_catalogue
 from components.settings import PROJECT_DIRECTORY, Settings, SettingsError, parse_settings
+from tests.unit.conftest import NO_TOKEN, found
 from tests.unit.program import HOST_KEY, HUB_TOKEN, PROJECT, Program, run
 
-NO_TOKEN: Any = None
 MISTRAL = "mistralai/Mistral-Small-3.2-24B-Instruct-2506"
 LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
 HOST_WEIGHTS = {"modelSource": "host", "modelRevision": "", "hubToken": ""}
@@ -25,50 +25,12 @@ NEWER_VLLM = "use 0.32.0 or newer"
 Values = Callable[..., dict[str, str]]
 
 
-@pytest.fixture(scope="session")
-def key_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of all kinds that people give as keys."""
-    directory = tmp_path_factory.mktemp("keys")
-    for name, passphrase in (("plain", ""), ("encrypted", "secret")):
-        command = ["ssh-keygen", "-q", "-t", "ed25519", "-a", "1", "-N", passphrase, "-f", f"{directory}/{name}"]
-        subprocess.run(command, check=True)
-    (directory / "pem-encrypted").write_text(
-        "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nAAAA\n-----END RSA PRIVATE KEY-----\n"
-    )
-    (directory / "host.pub").write_text(f"{HOST_KEY} root@server\n")
-    (directory / "known_hosts").write_text(f"server {HOST_KEY}\n")
-    (directory / "binary").write_bytes(bytes(range(128, 256)))
-    return directory
-
-
-@pytest.fixture
-def settle(values_of: Values, key_files: Path) -> Callable[..., Settings]:
-    """Checks a base with some values replaced; a value that begins with @ is one of key_files."""
-
-    def settled(
-        base: str, overrides: dict[str, Any], stack: str = "local", catalogue: Catalogue | None = None
-    ) -> Settings:
-        files = {k: str(key_files / v[1:]) for k, v in overrides.items() if isinstance(v, str) and v.startswith("@")}
-        return parse_settings(values_of(base, **overrides | files), stack, NO_TOKEN, catalogue or load_catalogue())
-
-    return settled
-
-
-def found(check: Callable[[], Any]) -> list[str]:
-    """The problems that SettingsError tells, one line each; empty without an error."""
-    try:
-        check()
-    except SettingsError as error:
-        return [line.removeprefix("  - ") for line in str(error).splitlines()[1:]]
-    return []
-
-
 # base, the setting, its value, the cause, the fix
 WRONG: list[Any] = [
     ("gpu", "sshport", "22", "no such setting", "did you mean sshPort?"),
     ("gpu", "https-port", "1", "no such setting", "did you mean httpsPort?"),
     ("gpu", "colour", "red", "no such setting", "remove it, or see Pulumi.yaml"),
-    ("gpu", "target", "gcp", "unknown value", "use existing"),
+    ("gpu", "target", "aws", "unknown value", "use existing or gcp"),
     ("gpu", "host", "", "not set", "set it to the server's address or name"),
     ("gpu", "host", "a b", "not of the expected form", "set it to the server's address or name"),
     ("gpu", "sshPort", "ssh", "not a whole number", "use 1 to 65535"),
@@ -326,7 +288,8 @@ def test_pulumi_yaml_declares_exactly_the_settings_that_are_read(values_of: Valu
             read.add(key)
             return super().__getitem__(key)
 
-    for values in (values_of("local"), values_of("gpu"), values_of("gpu", model="acme/Own", weightsGb=9)):
+    gcp = [values_of("prod"), values_of("prod", capacity="flex-start")]
+    for values in (values_of("local"), values_of("gpu"), values_of("gpu", model="acme/Own", weightsGb=9), *gcp):
         parse_settings(Recording(values), "local", NO_TOKEN, load_catalogue())
     assert read == set(PROJECT["config"])
 
@@ -342,13 +305,14 @@ def test_every_setting_has_a_type_a_description_and_a_default(key: str) -> None:
 
 def test_settings_know_where_things_are(settle: Callable[..., Settings], key_files: Path) -> None:
     settings = settle("gpu", {"sshHostKey": "@host.pub", "sshPrivateKeyPath": "@plain"}, stack="prod")
-    assert settings.server.host_key == HOST_KEY  # without the comment
-    assert settings.server.private_key_path == key_files / "plain"
-    assert settings.server.directory == "/var/lib/elastic-vllm/prod"
-    assert settings.server.prefix == "elastic-vllm-prod"
+    assert isinstance(settings.target, Host)
+    assert settings.target.host_key == HOST_KEY  # without the comment
+    assert settings.target.private_key_path == key_files / "plain"
+    assert settings.target.directory == "/var/lib/elastic-vllm/prod"
+    assert settings.target.prefix == "elastic-vllm-prod"
     name = f"{MISTRAL.replace('/', '--')}--{settings.model_revision[:12]}"
     assert settings.weights_path == f"/var/lib/elastic-vllm/models/{name}"
-    assert settings.endpoint_host == settings.server.address
+    assert settings.target.address == "llm.example"
 
 
 def test_a_relative_private_key_counts_from_the_project(

@@ -35,6 +35,7 @@ class Hub:
 
     model: str
     files: dict[str, bytes] = field(repr=False)
+    commit: str = COMMIT
     token: str | None = None
     """Who has it may read the files; None: everyone may."""
     sent_instead: dict[str, bytes] = field(default_factory=dict, repr=False)
@@ -61,14 +62,17 @@ class Hub:
 
 
 def is_large(name: str) -> bool:
+    """Whether the hub keeps a file as LFS does."""
     return name.endswith((".safetensors", ".bin", ".pth"))
 
 
 def blob_id(content: bytes) -> str:
+    """Git's hash of a file."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # noqa: S324 - git's own hash
 
 
 def sha256(content: bytes) -> str:
+    """LFS's hash of a file."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -109,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path.startswith("/api/models/"):
             self.describe(path.removeprefix("/api/models/"))
         elif path.startswith("/api/resolve-cache/"):
-            self.send_file(path.split(f"{COMMIT}/", 1)[1])
+            self.send_file(path.split(f"{hub.commit}/", 1)[1])
         else:
             self.resolve(path.strip("/"))
 
@@ -118,14 +122,14 @@ class _Handler(BaseHTTPRequestHandler):
         model, what, revision = asked.groups() if asked else ("", "", "")
         if model != self.hub.model:
             self.refuse(401, "RepoNotFound")
-        elif revision not in {COMMIT, None, "main"}:
+        elif revision not in {self.hub.commit, None, "main"}:
             self.refuse(404, "RevisionNotFound")
         elif what == "tree":
             self.answer(200, json.dumps([_entry(name, content) for name, content in self.hub.files.items()]).encode())
         else:
             siblings = [_sibling(name, content) for name, content in self.hub.files.items()]
             gated = "manual" if self.hub.token else False
-            description = {"id": model, "sha": COMMIT, "gated": gated, "private": False, "siblings": siblings}
+            description = {"id": model, "sha": self.hub.commit, "gated": gated, "private": False, "siblings": siblings}
             self.answer(200, json.dumps(description).encode())
 
     def resolve(self, path: str) -> None:
@@ -174,7 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
     def about(self, name: str) -> dict[str, str]:
         content = self.hub.files[name]
         etag = sha256(content) if is_large(name) else blob_id(content)
-        return {"ETag": f'"{etag}"', "X_Repo_Commit": COMMIT, "Accept_Ranges": "bytes"}
+        return {"ETag": f'"{etag}"', "X_Repo_Commit": self.hub.commit, "Accept_Ranges": "bytes"}
 
     def refuse(self, status: int, code: str) -> None:
         self.answer(status, b'{"error":"refused"}', X_Error_Code=code, X_Error_Message=code)
@@ -189,13 +193,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def running(model: str, files: dict[str, bytes]) -> Iterator[Hub]:
-    """A hub with this model until the block ends."""
-    hub = Hub(model=model, files=files)
+def running(model: str, files: dict[str, bytes], *, commit: str = COMMIT, port: int = 0) -> Iterator[Hub]:
+    """A hub with this model until the block ends; `port` 0 takes a free one."""
+    hub = Hub(model=model, files=files, commit=commit)
     servers = []
-    for name in ("hub", "cdn"):
+    for name, own_port in (("hub", port), ("cdn", 0)):
         handler = type("Handler", (_Handler,), {"hub": hub, "server_name": name})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server = ThreadingHTTPServer(("127.0.0.1", own_port), handler)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         servers.append(server)
     hub.endpoint, hub.cdn = (f"http://127.0.0.1:{server.server_port}" for server in servers)

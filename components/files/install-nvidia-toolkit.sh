@@ -1,0 +1,87 @@
+# True afterwards: NVIDIA's container toolkit is installed, and Docker is configured for it. One that is there and newer
+# than TOOLKIT_ABOVE stays as it is. Best before Docker first starts: then nothing has to be restarted.
+# shellcheck shell=bash
+: "${TOOLKIT_VERSION:?}" "${TOOLKIT_ABOVE:?}" "${TOOLKIT_REPOSITORY:?}" "${TOOLKIT_KEY:?}" "${TOOLKIT_FINGERPRINT:?}"
+
+toolkit_packages=(nvidia-container-toolkit nvidia-container-toolkit-base libnvidia-container-tools libnvidia-container1)
+# NVIDIA's own names: apt refuses one repository with two keyrings.
+keyring=/usr/share/keyrings/nvidia-container-toolkit-keyring.gpg
+list=sources.list.d/nvidia-container-toolkit.list
+
+toolkit_version() {
+  command -v nvidia-ctk >/dev/null && nvidia-ctk --version | grep -oE '[0-9]+(\.[0-9]+)+' | sed -n 1p
+}
+
+toolkit_is_enough() {
+  local version
+  version=$(toolkit_version) && [ "$version" != "$TOOLKIT_ABOVE" ] &&
+    [ "$(printf '%s\n' "$version" "$TOOLKIT_ABOVE" | sort -V | tail -n 1)" = "$version" ]
+}
+
+install_toolkit() {
+  local work missing=() fingerprints
+  command -v apt-get >/dev/null ||
+    fail "NVIDIA's container toolkit above $TOOLKIT_ABOVE is missing; only Debian and Ubuntu are installed to" "install nvidia-container-toolkit by hand"
+  export DEBIAN_FRONTEND=noninteractive
+  command -v gpg >/dev/null || missing+=(gpg)
+  command -v curl >/dev/null || missing+=(curl ca-certificates)
+  if [ "${#missing[@]}" -gt 0 ]; then
+    apt-get update -q -o DPkg::Lock::Timeout=300
+    apt-get install -q -y --no-install-recommends -o DPkg::Lock::Timeout=300 "${missing[@]}" ||
+      fail "could not install ${missing[*]}" "look at apt's lines above: the server must reach its package repositories"
+  fi
+  work=$(mktemp -d)
+  # shellcheck disable=SC2064 # the directory of now
+  trap "rm -rf -- '$work'" EXIT
+  curl -fsSL --retry 3 --connect-timeout 10 --max-time 60 -o "$work/key" "$TOOLKIT_KEY" ||
+    fail "NVIDIA's package repository can't be reached: $TOOLKIT_KEY" "let the server reach it, or install nvidia-container-toolkit above $TOOLKIT_ABOVE by hand"
+  # All primary keys in the file: a second one would be trusted just as well.
+  fingerprints=$(GNUPGHOME=$work gpg --batch --quiet --with-colons --show-keys "$work/key" 2>/dev/null |
+    awk -F: '$1 == "pub" { primary = 1 } $1 == "fpr" && primary { print $10; primary = 0 }') || true
+  [ "$fingerprints" = "$TOOLKIT_FINGERPRINT" ] ||
+    fail "the key of NVIDIA's package repository is not the known one: ${fingerprints//$'\n'/ } instead of $TOOLKIT_FINGERPRINT" "find out whether NVIDIA has announced a new key; until then install nvidia-container-toolkit by hand"
+  GNUPGHOME=$work gpg --batch --quiet --yes --dearmor --output "$work/keyring" "$work/key"
+  install -D -m 0644 -- "$work/keyring" "$keyring"
+  # apt itself fills in $(ARCH).
+  echo "deb [signed-by=$keyring] $TOOLKIT_REPOSITORY/\$(ARCH) /" >"/etc/apt/$list"
+  # Keeps unattended upgrades, and other repositories of NVIDIA's, from taking it elsewhere (apt_preferences(5): from
+  # 990 on a version is preferred to all others, below 1000 nothing is downgraded).
+  cat >/etc/apt/preferences.d/elastic-vllm-nvidia-toolkit <<PREFERENCES
+Package: ${toolkit_packages[*]}
+Pin: version $TOOLKIT_VERSION
+Pin-Priority: 995
+PREFERENCES
+  # This repository alone: no other one's trouble matters here.
+  apt-get update -q -o DPkg::Lock::Timeout=300 -o APT::Update::Error-Mode=any -o "Dir::Etc::sourcelist=$list" \
+    -o Dir::Etc::sourceparts=- -o APT::Get::List-Cleanup=0 ||
+    fail "NVIDIA's package repository can't be read: $TOOLKIT_REPOSITORY" "look at apt's lines above, then run the update again"
+  apt-get install -q -y --no-install-recommends --allow-change-held-packages -o DPkg::Lock::Timeout=300 \
+    "${toolkit_packages[@]/%/=$TOOLKIT_VERSION}" ||
+    fail "could not install NVIDIA's container toolkit $TOOLKIT_VERSION" "look at apt's lines above, then run the update again"
+  toolkit_is_enough || fail "NVIDIA's container toolkit $TOOLKIT_VERSION is installed, but does not work" "see: nvidia-ctk --version"
+}
+
+# Asks Docker itself where it runs: it reads its configuration when it starts.
+docker_knows_toolkit() {
+  if docker version >/dev/null 2>&1; then
+    docker info --format '{{range $name, $_ := .Runtimes}}{{println $name}}{{end}}' | grep -x nvidia >/dev/null
+  else
+    grep -qs '"nvidia"' /etc/docker/daemon.json
+  fi
+}
+
+toolkit_is_new=no
+if ! toolkit_is_enough; then
+  install_toolkit
+  toolkit_is_new=yes
+fi
+if [ "$toolkit_is_new" = yes ] || ! docker_knows_toolkit; then
+  said=$(nvidia-ctk runtime configure --runtime=docker 2>&1) ||
+    fail "Docker can't be configured for NVIDIA's container toolkit: $(tail -n 1 <<<"$said")" "correct /etc/docker/daemon.json, then run the update again"
+  if docker version >/dev/null 2>&1; then
+    [ -d /run/systemd/system ] || fail "Docker must be restarted to know the GPUs" "restart dockerd, then run the update again"
+    echo "restarting Docker, so that it knows the GPUs"
+    systemctl restart docker || fail "Docker does not start again" "see: journalctl -u docker"
+  fi
+fi
+echo "NVIDIA's container toolkit $(toolkit_version) is installed, and Docker configured for it"

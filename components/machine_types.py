@@ -1,0 +1,32 @@
+"""Google Cloud's GPU machine types (machine_types.yaml): which GPUs each has, and where."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineType:
+    """One size of VM with GPUs."""
+
+    name: str
+    gpu: str
+    """Short name of the GPU, e.g. A100-80GB."""
+    gpus: int
+    gpu_memory_gib: int
+    """Of one GPU."""
+    vcpus: int
+    memory_gib: int
+    local_ssd_bundled: bool
+    """Whether every VM of this type has Local SSD: then Google can neither stop nor change it in place."""
+    zones: Sequence[str]
+
+
+@cache
+def load_machine_types() -> Mapping[str, MachineType]:
+    """Read machine_types.yaml beside this file."""
+    document = yaml.safe_load(Path(__file__).with_name("machine_types.yaml").read_text())
+    return {name: MachineType(name=name, **entry) for name, entry in document["machine_types"].items()}

@@ -1,0 +1,215 @@
+"""The stack prod rehearsed: Google Cloud simulated, this machine in place of the VM, everything on it real."""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from components.model_weights import DOWNLOAD_UID
+from components.vllm_server import NGINX_UID, VLLM_UID
+from scripts.rehearsal import simulated_vm
+from tests.integration import own_sshd, vllm_stand_in
+from tests.integration.conftest import ROOT, Deployment, deployment, rehearse, rehearse_up
+from tests.integration.own_machine import outcomes
+from tests.integration.own_stacks import stack_file
+
+STACK = "google"
+NOOP_SECONDS = 10
+DISK = f"elastic-vllm-{STACK}-weights"
+MOUNTED_AT = Path(f"/mnt/elastic-vllm-{STACK}")
+METADATA = "169.254.169.254"
+
+
+@pytest.fixture(scope="module")
+def prod(machine: None) -> Iterator[None]:
+    """The stack prod under another name and on another port, which takes it down at the end."""
+    config = yaml.safe_load((ROOT / "stacks" / "Pulumi.prod.yaml").read_text())["config"]
+    settings = {key.removeprefix("elastic-vllm:"): value for key, value in config.items()}
+    try:
+        with stack_file(STACK, settings | {"httpsPort": own_sshd.free_port()}):
+            yield
+    finally:
+        simulated_vm.disk_file(DISK).unlink(missing_ok=True)
+
+
+def up(*arguments: str) -> dict[str, str]:
+    """Bring it up; resource -> what was done."""
+    return outcomes(rehearse_up(*arguments, stack=STACK))
+
+
+def what_clients_have(deployed: Deployment) -> tuple[str, str, str]:
+    return deployed.url, deployed.key, deployed.ca_certificate
+
+
+# With the real vLLM
+
+
+@pytest.fixture(scope="module")
+def first(prod: None) -> str:
+    """What the first `up` printed, verify's report with it."""
+    done = rehearse("up", "--verify", stack=STACK)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_prod_ends_in_the_same_verify_report_as_local(first: str) -> None:
+    assert "all 16 checks passed" in first
+    assert "FAIL" not in first
+    assert re.search(r"^URL: +https://203\.0\.113\.\d+:\d+/v1/chat/completions$", first, re.MULTILINE)
+
+
+def test_what_is_simulated_is_said(first: str) -> None:
+    assert f"rehearsing {STACK}: Google Cloud is simulated, this machine stands for the VM" in first
+
+
+def test_a_second_up_changes_nothing_and_is_quick(first: str) -> None:
+    done = rehearse("up", stack=STACK)
+    assert set(outcomes(done.stdout).values()) == {"unchanged"}
+    seconds = re.search(r"^total ([\d.]+) s$", done.stdout, re.MULTILINE)
+    assert seconds
+    assert float(seconds[1]) < NOOP_SECONDS
+
+
+def test_the_weights_are_on_the_disk_that_outlives_the_vm(first: str) -> None:
+    source = subprocess.run(
+        ["findmnt", "--noheadings", "--output", "SOURCE", "--mountpoint", str(MOUNTED_AT)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    backing = Path(f"/sys/block/{Path(source).name}/loop/backing_file").read_text().strip()
+    assert backing == str(simulated_vm.disk_file(DISK))
+    assert list(MOUNTED_AT.glob("rehearsal--tiny--*/.elastic-vllm-complete"))
+
+
+@pytest.mark.parametrize("user", [VLLM_UID, NGINX_UID, DOWNLOAD_UID])
+def test_no_user_of_ours_reaches_the_metadata(user: int, first: str) -> None:
+    before = dropped("from_users")
+    ask = ["curl", "--silent", "--max-time", "0.3", f"http://{METADATA}/"]
+    done = subprocess.run(["setpriv", "--reuid", str(user), "--regid", str(user), "--clear-groups", *ask], check=False)
+    assert done.returncode != 0
+    assert dropped("from_users") > before
+
+
+def test_no_container_reaches_the_metadata(first: str) -> None:
+    before = dropped("from_containers")
+    ask = f"exec 3<>/dev/tcp/{METADATA}/80"
+    command = ["docker", "run", "--rm", "--entrypoint", "timeout", "localhost/elastic-vllm/nginx:debian"]
+    done = subprocess.run([*command, "1", "bash", "-c", ask], capture_output=True, check=False)
+    assert done.returncode == 124  # timeout's word for it
+    assert dropped("from_containers") > before
+
+
+def dropped(chain: str) -> int:
+    """Packets that the guard has dropped."""
+    table = f"elastic_vllm_{STACK}_metadata"
+    rules = subprocess.run(
+        ["nft", "list", "chain", "inet", table, chain], capture_output=True, text=True, check=True
+    ).stdout
+    found = re.search(r"counter packets (\d+)", rules)
+    assert found, rules
+    return int(found[1])
+
+
+# With the stand-in for vLLM
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What clients have at first and after each change, and what each `up` did."""
+
+    first: tuple[str, str, str]
+    after: dict[str, tuple[str, str, str]]
+    done: dict[str, dict[str, str]]
+    healthy: dict[str, int]
+
+
+@pytest.fixture(scope="module")
+def changes(first: str) -> Iterator[Changes]:
+    changes = Changes(what_clients_have(deployment(STACK)), {}, {}, {})
+    with vllm_stand_in.image() as image:
+        quick = ("--set", f"vllmImage={image}")
+
+        def bring(name: str, *arguments: str) -> None:
+            changes.done[name] = up(*quick, *arguments)
+            now = deployment(STACK)
+            changes.after[name] = what_clients_have(now)
+            if name != "parked":
+                changes.healthy[name] = now.http().get("/healthz").status_code
+
+        up(*quick)
+        (MOUNTED_AT / "kept").touch()
+        bring("replaced", "--set", "machineType=a2-ultragpu-4g")
+        lost = rehearse("lose", stack=STACK)
+        assert lost.returncode == 0, lost.stderr
+        bring("lost", "--set", "machineType=a2-ultragpu-4g")
+        lost = rehearse("lose", stack=STACK)
+        assert lost.returncode == 0, lost.stderr
+        bring("replaced while lost")
+        bring("parked", "--set", "parked=true")
+        bring("back")
+        yield changes
+
+
+@pytest.mark.parametrize("name", ["replaced", "lost", "replaced while lost", "parked", "back"])
+def test_address_key_and_ca_stay(name: str, changes: Changes) -> None:
+    assert changes.after[name] == changes.first
+
+
+@pytest.mark.parametrize("name", ["replaced", "lost", "replaced while lost", "back"])
+def test_the_endpoint_is_there_again(name: str, changes: Changes) -> None:
+    assert changes.healthy[name] == 200
+
+
+@pytest.mark.parametrize("name", ["replaced", "lost", "replaced while lost"])
+def test_everything_on_another_vm_is_made_anew(name: str, changes: Changes) -> None:
+    done = changes.done[name]
+    stays = {"key-v1", "runtime-provider"}
+    prefixes = ("network-", "certificate-", "vm-host-key", "vm-weights")
+    assert {resource for resource, outcome in done.items() if outcome == "unchanged"} == {
+        resource for resource in done if resource in stays or resource.startswith(prefixes)
+    }
+
+
+def test_the_weights_survive_it_all(changes: Changes) -> None:
+    assert (MOUNTED_AT / "kept").exists()
+
+
+def test_parking_leaves_nothing_that_runs(changes: Changes) -> None:
+    done = changes.done["parked"]
+    assert {resource for resource, outcome in done.items() if outcome == "deleted"} > {"vm-instance", "vllm-container"}
+    assert {done[name] for name in ("network-address", "vm-weights", "key-v1", "certificate-ca")} == {"unchanged"}
+
+
+def test_down_keeps_the_disk_and_another_up_takes_it_as_it_is(changes: Changes) -> None:
+    down = rehearse("down", stack=STACK)
+    assert down.returncode == 0, down.stderr
+    assert f"--set weightsDisk={DISK}" in down.stdout
+    assert not simulated_vm.find(STACK)
+    assert not MOUNTED_AT.exists()
+    with vllm_stand_in.image() as image:
+        again = rehearse("up", "--set", f"vllmImage={image}", stack=STACK)
+        assert again.returncode == 1
+        assert f"the disk {DISK} exists already: use it with --set weightsDisk={DISK}" in again.stderr
+        up("--set", f"vllmImage={image}", "--set", f"weightsDisk={DISK}")
+        assert (MOUNTED_AT / "kept").exists()
+        assert rehearse("down", stack=STACK).returncode == 0
+
+
+def test_a_disk_that_holds_something_unknown_is_not_formatted(prod: None) -> None:
+    name = f"{DISK}-strange"
+    file = simulated_vm.disk_file(name)
+    content = b"something" * 1000
+    file.write_bytes(content)
+    try:
+        done = rehearse("up", "--set", f"weightsDisk={name}", stack=STACK)
+        assert done.returncode == 1
+        assert "the disk for weights is not empty and has no file system that is known" in done.stderr
+        assert file.read_bytes() == content
+    finally:
+        rehearse("down", stack=STACK)
+        file.unlink()

@@ -1,0 +1,111 @@
+"""checkov's rules for Google Cloud hold for every stack file there, but for the exceptions below."""
+# ruff: noqa: F811 - pytest gives fixtures by the names of arguments
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.terraform_plan import terraform_plan
+from tests.unit.conftest import ON_GOOGLE, private_key, program_of, values_of  # noqa: F401 - fixtures
+from tests.unit.program import ROOT, Program
+from tests.unit.registered import INSTANCE
+
+REQUIREMENTS = Path(__file__).with_name("requirements-checkov.txt")
+ENVIRONMENT = ROOT / ".venv" / "checkov"
+
+EXCEPTIONS = {
+    "CKV_GCP_26": "flow logs of the subnetwork: they cost money, and Nginx logs each request; turn them on where a "
+    "rule of the house asks for it",
+    "CKV_GCP_34": "OS Login is off for this VM: cloud-init gives it its one user and key, which OS Login would ignore; "
+    "project-wide keys are blocked",
+    "CKV_GCP_37": "no customer-supplied key for the weights disk: Google encrypts it with its own, and what is on it "
+    "is public or can be downloaded again",
+    "CKV_GCP_38": "the same for the boot disk",
+    "CKV_GCP_40": "an external address: only with externalAddress, and Elastic Cloud can't connect without",
+    "CKV2_GCP_18": "it follows references between a plan's resources, which a plan of mocked inputs does not have; "
+    "tests/unit/google_rules.py holds the firewall",
+}
+PRIVATE = {"CKV_GCP_40"}
+"""No exceptions in private mode."""
+
+# A change of the inputs of prod (resource, path, value) and the rule that must find it: proof that checkov reads what
+# terraform_plan writes.
+WRONG: list[tuple[str, tuple[str | int, ...], Any, str]] = [
+    ("network-ssh", ("sourceRanges",), ["0.0.0.0/0"], "CKV_GCP_2"),
+    ("network-subnetwork", ("privateIpGoogleAccess",), False, "CKV_GCP_74"),
+    ("vm-instance", ("serviceAccount",), {"email": "1-compute@developer.gserviceaccount.com"}, "CKV_GCP_30"),
+    ("vm-instance", ("metadata", "block-project-ssh-keys"), "FALSE", "CKV_GCP_32"),
+    ("vm-instance", ("metadata", "serial-port-enable"), True, "CKV_GCP_35"),
+    ("vm-instance", ("canIpForward",), True, "CKV_GCP_36"),
+    ("vm-instance", ("shieldedInstanceConfig", "enableIntegrityMonitoring"), False, "CKV_GCP_39"),
+]
+
+
+@pytest.fixture(scope="module")
+def checkov() -> Callable[[Path], dict[str, set[str]]]:
+    """Runs checkov on a directory of plans; it has an environment of its own, made where it is not there yet."""
+    stamp = ENVIRONMENT / "requirements.txt"
+    if not stamp.exists() or stamp.read_text() != REQUIREMENTS.read_text():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", ENVIRONMENT], check=True)
+        command = [str(ENVIRONMENT / "bin" / "python"), "-m", "pip", "install", "--quiet", "-r", str(REQUIREMENTS)]
+        subprocess.run([*command, "--disable-pip-version-check"], check=True)
+        stamp.write_text(REQUIREMENTS.read_text())
+
+    def failed(directory: Path) -> dict[str, set[str]]:
+        command = [str(ENVIRONMENT / "bin" / "checkov"), "--directory", str(directory), "--framework", "terraform_plan"]
+        done = subprocess.run([*command, "--skip-download", "--output", "json"], capture_output=True, text=True)  # noqa: PLW1510 - 1 when it finds something
+        assert done.returncode in {0, 1}, done.stderr
+        results = json.loads(done.stdout)["results"]
+        assert not results["parsing_errors"]
+        assert len(results["passed_checks"]) > 10 * len([*directory.iterdir()])
+        found: dict[str, set[str]] = {path.stem: set() for path in directory.iterdir()}
+        for check in results["failed_checks"]:
+            found[Path(check["file_path"]).stem].add(check["check_id"])
+        return found
+
+    return failed
+
+
+@pytest.fixture(scope="module")
+def found(
+    checkov: Callable[[Path], dict[str, set[str]]],
+    program_of: Callable[..., Program],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, set[str]]:
+    """Plan -> the rules that it breaks: every stack file for Google Cloud, and prod with each wrong input."""
+    directory = tmp_path_factory.mktemp("plans")
+    for stack in ON_GOOGLE:
+        (directory / f"{stack}.json").write_text(json.dumps(terraform_plan(program_of(stack))))
+    for name, path, value, rule in WRONG:
+        program = copy.deepcopy(program_of("prod"))
+        _change(program, name, path, value)
+        (directory / f"wrong {rule}.json").write_text(json.dumps(terraform_plan(program)))
+    return checkov(directory)
+
+
+def _change(program: Program, name: str, path: tuple[str | int, ...], value: Any) -> None:
+    at: Any = program.resources[name].inputs
+    for part in path[:-1]:
+        at = at[part]
+        at = getattr(at, "value", at)
+    at[path[-1]] = value
+
+
+@pytest.mark.parametrize("stack", ON_GOOGLE)
+def test_a_stack_file_breaks_no_rule_but_these(
+    stack: str, found: dict[str, set[str]], program_of: Callable[..., Program]
+) -> None:
+    (instance,) = program_of(stack).of_type(INSTANCE)
+    private = not instance.inputs["networkInterfaces"][0].get("accessConfigs")
+    assert found[stack] == set(EXCEPTIONS) - (PRIVATE if private else set())
+
+
+@pytest.mark.parametrize("rule", [rule for *_, rule in WRONG])
+def test_checkov_finds_what_is_wrong(rule: str, found: dict[str, set[str]]) -> None:
+    assert rule in found[f"wrong {rule}"]
