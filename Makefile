@@ -14,10 +14,11 @@ down: ## Remove what `make rehearse` made
 	@scripts/rehearse down
 
 test: lint ## Lint, types, unit and integration tests (real SSH, Docker, Nginx and vLLM)
-	@$(as_root) $(python) -m pytest
+	@$(python) -m pytest $(unit_tests)
+	@$(as_root) $(python) -m pytest tests/integration
 
 unit: lint ## The daily loop: lint, types and unit tests, in seconds, without Docker
-	@$(python) -m pytest tests/unit
+	@$(python) -m pytest $(unit_tests)
 
 lint: ## ruff, mypy --strict, shellcheck
 	@scripts/setup --dev
@@ -42,6 +43,9 @@ pin = .venv/bin/pip-compile --quiet --no-emit-index-url --no-emit-find-links --n
 
 clean: ## Remove .venv and caches
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# They wait for nothing, so each core can run its share.
+unit_tests := --quiet --numprocesses auto tests/unit
 
 # Integration tests and benchmarks start sshd and Docker.
 as_root := $(shell [ "$$(id -u)" = 0 ] || echo sudo)

@@ -26,11 +26,11 @@ from tests.unit.shell import Result, failed
 LAYER = """
 set -e
 mount -t tmpfs layer "$1"
-mkdir "$1/changes" "$1/work" "$1/root"
-mount -t overlay overlay -o "lowerdir=/,upperdir=$1/changes,workdir=$1/work" "$1/root"
-mount --rbind /dev "$1/root/dev"
-mount -t proc proc "$1/root/proc"
-for name in sys tmp run; do mount -t tmpfs "$name" "$1/root/$name"; done
+mkdir "$1/changes" "$1/work" "$1/tree"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$1/changes,workdir=$1/work" "$1/tree"
+mount --rbind /dev "$1/tree/dev"
+mount -t proc proc "$1/tree/proc"
+for name in sys tmp run; do mount -t tmpfs "$name" "$1/tree/$name"; done
 echo ready
 exec "$2" -c 'import signal; signal.pause()'
 """
@@ -91,7 +91,7 @@ class Copy:
 
     def run(self, script: str) -> Result:
         return subprocess.run(
-            [*self.enter, "chroot", self.layer / "root", "bash", "-s"],
+            [*self.enter, "chroot", self.layer / "tree", "bash", "-s"],
             input=f"{{\n{script}\nexit\n}}\n",
             env={"PATH": os.environ["PATH"], "DOCKER_HOST": "unix:///nonexistent/docker.sock", "LC_ALL": "C"},
             capture_output=True,
@@ -108,7 +108,7 @@ class Copy:
         return subprocess.run([*self.enter, *command], check=True, capture_output=True, text=True).stdout
 
     def read(self, path: str) -> str:
-        return self.inside("cat", f"{self.layer}/root{path}")
+        return self.inside("cat", f"{self.layer}/tree{path}")
 
 
 @pytest.fixture

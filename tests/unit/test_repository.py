@@ -17,6 +17,7 @@ from tests.unit.registered import texts
 # *.in: what `make pins` makes a file of.
 FILES = sorted(path.name for path in (ROOT / "components" / "files").iterdir() if path.suffix != ".in")
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").iterdir() if path.is_file() and not path.suffix)
+IN_BASH = ("bring-back", "setup")
 MOST_LINES = 400
 
 
@@ -56,7 +57,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # another test has imported it
-@pytest.mark.parametrize("name", sorted(set(SCRIPTS) - {"launch", "setup"}))
+@pytest.mark.parametrize("name", sorted(set(SCRIPTS) - {"launch", *IN_BASH}))
 def test_every_script_answers_help(
     name: str, launched: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,8 +71,9 @@ def test_every_script_answers_help(
     assert "Usage: " in capsys.readouterr().out
 
 
-def test_setup_answers_help() -> None:
-    command = [str(ROOT / "scripts" / "setup"), "--help"]
+@pytest.mark.parametrize("name", IN_BASH)
+def test_a_script_in_bash_answers_help(name: str) -> None:
+    command = [str(ROOT / "scripts" / name), "--help"]
     assert "Usage: " in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

@@ -22,7 +22,6 @@ from tests.unit import gcloud_stand_in
 from tests.unit.gcloud_stand_in import Gcloud, until
 
 DENIED = """\
-Testing if tunnel connection works.
 ERROR: (gcloud.compute.start-iap-tunnel) While checking if a connection can be made: Error while connecting \
 [4033: 'not authorized'].
 """

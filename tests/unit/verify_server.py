@@ -22,7 +22,7 @@ KEY = "0123456789abcdef" * 4
 MODEL = "small-model"
 METHODS = {"/v1/chat/completions": "POST", "/v1/models": "GET", "/healthz": "GET"}
 STREAM_EVENTS = 40
-STREAM_PAUSE = 0.002
+STREAM_PAUSE = 0.0012
 CUT_AFTER = 5
 ARGUMENTS = {
     "arguments-not-json": '{"city": "Paris"',
