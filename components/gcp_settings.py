@@ -255,6 +255,8 @@ def _labels(problems: Problems) -> dict[str, str]:
 
 def _contradictions(problems: Problems, s: GcpSettings) -> None:
     add = problems.add
+    if problems.values["accelerator"] == "none":
+        add("accelerator", "none, but every machine type here has GPUs", "remove it")
     if not {"zone", "machineType"} & problems.keys and s.zone not in s.machine_type.zones:
         add("zone", f"has no {s.machine_type.name}", f"use {', '.join(s.machine_type.zones)}")
     _capacity_contradictions(problems, s)

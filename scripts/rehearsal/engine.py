@@ -385,6 +385,6 @@ def _plain(value: Any) -> Any:
 
 
 def _short(kind: str) -> str:
-    """`docker:index/container:Container` -> `docker:Container`."""
+    """`docker:index/container:Container` -> `docker:Container`; Google's are marked: they are the only pretence."""
     parts = kind.split(":")
-    return f"{parts[0]}:{parts[-1]}"
+    return f"{parts[0]}:{parts[-1]}" + ("[simulated]" if parts[0] == "gcp" else "")

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import docker
 import pytest
 
 from components import render
+from components.model_weights import DOWNLOAD_UID
 from scripts.rehearsal import hub as hub_stand_in
 from scripts.rehearsal.hub import COMMIT, Hub
 from tests.unit.program import HOST_KEY, configuration, run
@@ -24,7 +24,8 @@ from tests.unit.shell import Result
 pytestmark = pytest.mark.usefixtures("machine")
 
 MODEL = "acme/tiny"
-CONTAINER = "elastic-vllm-hub-download"
+MARK = "elastic-vllm-hub-download"
+"""What the downloading process is found by."""
 TOKEN = "hf_OnlyForTheHubAndTheDownload"
 WEIGHTS = "model.safetensors"
 # The hub's client writes 10 MiB at a time.
@@ -106,7 +107,8 @@ def download_from(machine: None, tmp_path_factory: pytest.TempPathFactory) -> It
         return Download(Path(served["hostPath"]), command["create"], stdin)
 
     yield download
-    subprocess.run(["docker", "rm", "--force", CONTAINER], capture_output=True, check=False)
+    for process in downloading():
+        os.kill(process, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -196,16 +198,37 @@ def hold(hub: Hub, download: Download) -> subprocess.Popen[str]:
     return process
 
 
-def kill_container(_: subprocess.Popen[str]) -> None:
-    os.kill(docker.from_env().containers.get(CONTAINER).attrs["State"]["Pid"], signal.SIGKILL)
+def downloading() -> list[int]:
+    """The process that downloads, by its own user."""
+    found = subprocess.run(
+        ["pgrep", "-u", str(DOWNLOAD_UID), "-f", "--", f"{MARK}$"], capture_output=True, text=True, check=False
+    )
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def kill_download(_: subprocess.Popen[str]) -> None:
+    (pid,) = downloading()
+    os.kill(pid, signal.SIGKILL)
 
 
 def kill_client(process: subprocess.Popen[str]) -> None:
-    """As when the connection over SSH breaks: the container knows nothing of it."""
-    os.killpg(process.pid, signal.SIGKILL)
+    """As when the connection over SSH breaks: the download itself lives on."""
+    (pid,) = downloading()
+    os.killpg(process.pid, signal.SIGSTOP)
+    for each in children(process.pid):
+        if each != pid:
+            os.kill(each, signal.SIGKILL)
+    os.kill(process.pid, signal.SIGKILL)
+    os.kill(pid, signal.SIGCONT)
 
 
-@pytest.mark.parametrize("kill", [kill_container, kill_client])
+def children(pid: int) -> list[int]:
+    """All that a process has started, and these in turn."""
+    found = [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [*found, *(later for each in found for later in children(each))]
+
+
+@pytest.mark.parametrize("kill", [kill_download, kill_client])
 def test_a_killed_download_is_taken_up_where_it_was(
     kill: Callable[[subprocess.Popen[str]], None], hub: Hub, download_from: Callable[..., Download]
 ) -> None:
@@ -274,15 +297,12 @@ def gated(download_from: Callable[..., Download]) -> Iterator[Gated]:
         hub.token = TOKEN
         download = download_from(hub, hubToken=TOKEN)
         process = hold(hub, download)
-        container = docker.from_env().containers.get(CONTAINER)
-        root = Path(f"/proc/{container.attrs['State']['Pid']}/root")
+        (pid,) = downloading()
+        assert f"Uid:\t{DOWNLOAD_UID}" in Path(f"/proc/{pid}/status").read_text()
         seen = {
             "the command": download.command.encode(),
             "command lines": of_processes("cmdline"),
             "environments": of_processes("environ"),
-            "docker inspect": str(container.attrs).encode(),
-            "Docker's log": Path(container.attrs["LogPath"]).read_bytes(),
-            "files in the container": b"".join(contents(root / "tmp")),
         }
         hub.release.set()
         out, err = process.communicate(timeout=60)
@@ -323,9 +343,6 @@ def test_the_token_is_for_the_hub_alone_and_not_for_hosts_that_it_redirects_to(g
         "the command",
         "command lines",
         "environments",
-        "docker inspect",
-        "Docker's log",
-        "files in the container",
         "what was printed",
         "files of the model",
     ],
