@@ -31,7 +31,7 @@ def adapters(config: StackConfig) -> Mapping[str, Adapter]:
             return _outputs(kind, project, resource)
 
         return Adapter(
-            inputs=frozenset(inputs),
+            inputs=frozenset({*inputs, "project"}),
             create=create,
             update=lambda resource: resource.outputs,
             replaces=lambda changed: bool(changed - set(in_place)),
@@ -93,7 +93,7 @@ def _address(stack: str, project: str) -> Adapter:
         id_, outputs = _outputs("addresses", project, resource)
         return id_, {**outputs, "address": f"{network}.{host}"}
 
-    return Adapter(inputs=frozenset({"name", "region", "addressType", "subnetwork"}), create=create)
+    return Adapter(inputs=frozenset({"project", "name", "region", "addressType", "subnetwork"}), create=create)
 
 
 def _disk(project: str) -> Adapter:
@@ -109,7 +109,7 @@ def _disk(project: str) -> Adapter:
         simulated_vm.disk_file(resource.inputs["name"]).unlink(missing_ok=True)
 
     return Adapter(
-        inputs=frozenset({"name", "zone", "type", "size", "labels"}),
+        inputs=frozenset({"project", "name", "zone", "type", "size", "labels"}),
         create=create,
         update=lambda resource: resource.outputs,
         read=read,
@@ -119,6 +119,7 @@ def _disk(project: str) -> Adapter:
 
 
 INSTANCE_INPUTS = (
+    "project",
     "name",
     "zone",
     "machineType",
