@@ -32,8 +32,6 @@ MOST_PORT = 65535
 CAPACITY_OF = dict.fromkeys(("a3-highgpu-1g", "a3-highgpu-2g", "a3-highgpu-4g"), ("spot", "flex-start"))
 
 IMAGE = re.compile(r"projects/[a-z][a-z0-9.:-]+/global/images/[a-z][a-z0-9-]+")
-# Registries that a VM without a way to the internet reaches through Private Google Access.
-GOOGLE_REGISTRY = re.compile(r"([a-z0-9-]+\.)*(pkg\.dev|gcr\.io)/")
 
 KEYS = frozenset(
     {
@@ -324,14 +322,11 @@ def _fetch_contradictions(problems: Problems, s: GcpSettings) -> None:
     """A VM without an external address and without Cloud NAT reaches Google's own services only."""
     if s.external_address or s.cloud_nat or s.network or {"externalAddress", "cloudNat"} & problems.keys:
         return
-    fix = "set cloudNat to true, or take it from what Google serves"
-    for key in ("vllmImage", "nginxImage"):
-        image = problems.values[key]
-        if image and not image.startswith("localhost/") and not GOOGLE_REGISTRY.match(image):
-            problems.add(key, "the VM can't reach its registry: externalAddress and cloudNat are false", fix)
-    if problems.values["modelSource"] == "hub" and not problems.given("hubEndpoint"):
-        fix = "set cloudNat to true, or name a mirror that the VM reaches"
-        problems.add("hubEndpoint", "the VM can't reach it: externalAddress and cloudNat are false", fix)
+    problems.add(
+        "cloudNat",
+        "the VM could fetch neither packages nor images nor weights: externalAddress is false as well",
+        "set it to true, or use a network of yours that has a way out (network, subnetwork)",
+    )
 
 
 def room_for_weights(problems: Problems, settings: GcpSettings, model: Model) -> None:

@@ -16,11 +16,11 @@ from components.model_weights import DOWNLOAD_UID
 from components.network import Network
 from components.vllm_server import NGINX_UID, VLLM_UID
 
-# Google's provider times a VM out after 20 minutes; flex-start waits for capacity, up to two hours here.
+# How long the provider waits for a flex-start VM, where Google waits for capacity; its own time-out is 20 minutes.
 FLEX_START_WAIT = "120m"
-# A VM takes minutes to boot, and again when it gets another kernel. pulumi-command waits up to 5 s between its tries:
-# this many are ten minutes.
-DIAL_ERRORS = 120
+# A VM takes minutes to boot, and again when it gets another kernel. pulumi-command waits up to 5 s between its tries,
+# and each takes up to 10 s: 5 to 15 minutes.
+DIAL_ERRORS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,13 @@ class GpuVm(pulumi.ComponentResource):
                 size=settings.weights_disk_gb,
                 labels=dict(settings.labels),
                 opts=pulumi.ResourceOptions.merge(
-                    child, pulumi.ResourceOptions(retain_on_delete=settings.keep_weights_disk)
+                    child,
+                    pulumi.ResourceOptions(
+                        retain_on_delete=settings.keep_weights_disk,
+                        # The name is taken while the old disk is there. So a change that only another disk can bring
+                        # fails before the VM is touched.
+                        delete_before_replace=False,
+                    ),
                 ),
             ).name
         self.host = None
@@ -147,11 +153,13 @@ class GpuVm(pulumi.ComponentResource):
                         "scheduling",
                         "shieldedInstanceConfig",
                         "serviceAccount",
-                        "metadata",
+                        'metadata["user-data"]',
                         "attachedDisks",
                         "networkInterfaces",
                         "reservationAffinity",
                     ],
+                    # Bundled Local SSDs: nobody asked for them, and to the provider that is a difference.
+                    ignore_changes=["scratchDisks"],
                     custom_timeouts=pulumi.CustomTimeouts(create=FLEX_START_WAIT)
                     if settings.capacity == "flex-start"
                     else None,
@@ -237,7 +245,8 @@ def scheduling(capacity: str, max_run_hours: int) -> gcp.compute.InstanceSchedul
             max_run_duration=gcp.compute.InstanceSchedulingMaxRunDurationArgs(seconds=max_run_hours * 3600),
         )
     return gcp.compute.InstanceSchedulingArgs(
-        provisioning_model="RESERVATION_BOUND" if capacity == "reservation" else "STANDARD",
+        # An ordinary reservation is used by affinity; reservation-bound is for future reservations of newer types.
+        provisioning_model="STANDARD",
         automatic_restart=True,
         on_host_maintenance="TERMINATE",
     )

@@ -8,6 +8,10 @@ import pulumi_gcp as gcp
 from components.gcp_settings import IAP_SOURCES, GcpSettings
 from components.host import STANDARD_SSH_PORT
 
+# Lower goes first; rules that say nothing have 1000.
+ALLOW_PRIORITY = 900
+DENY_PRIORITY = 950
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkArgs:
@@ -52,6 +56,9 @@ class Network(pulumi.ComponentResource):
             network, self.subnetwork = self._own_network(name, settings, child)
         ssh_sources = IAP_SOURCES if settings.ssh_via == "iap" else settings.ssh_sources
         rules = {"https": (args.https_port, settings.https_sources), "ssh": (STANDARD_SSH_PORT, ssh_sources)}
+        # The provider would try to move a rule to another network; its name is taken while it is there.
+        moved = pulumi.ResourceOptions(replace_on_changes=["network"], delete_before_replace=True)
+        rule = pulumi.ResourceOptions.merge(child, moved)
         firewalls = [
             gcp.compute.Firewall(
                 f"{name}-{role}",
@@ -62,11 +69,27 @@ class Network(pulumi.ComponentResource):
                 source_ranges=list(sources),
                 target_tags=[settings.name],
                 allows=[gcp.compute.FirewallAllowArgs(protocol="tcp", ports=[str(port)])],
-                # The provider would try to move a rule to another network.
-                opts=pulumi.ResourceOptions.merge(child, pulumi.ResourceOptions(replace_on_changes=["network"])),
+                priority=ALLOW_PRIORITY,
+                opts=rule,
             )
             for role, (port, sources) in rules.items()
         ]
+        if settings.network:
+            # Other rules of that network, such as default-allow-ssh, would let in whom these do not.
+            firewalls.append(
+                gcp.compute.Firewall(
+                    f"{name}-no-others",
+                    name=f"{settings.name}-no-others",
+                    project=settings.project,
+                    network=network,
+                    direction="INGRESS",
+                    source_ranges=["0.0.0.0/0"],
+                    target_tags=[settings.name],
+                    denies=[gcp.compute.FirewallDenyArgs(protocol="all")],
+                    priority=DENY_PRIORITY,
+                    opts=rule,
+                )
+            )
         address = gcp.compute.Address(
             f"{name}-address",
             name=settings.name,

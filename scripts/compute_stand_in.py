@@ -24,6 +24,7 @@ PATH = re.compile(
     r"/compute/[a-z0-9]+/(?P<collection>projects/[^/]+/(global|regions/[^/]+|zones/[^/]+)/[^/?]+)"
     r"(/(?P<name>[^/?]+)(/(?P<action>[^/?]+))?)?"
 )
+LOCAL_SSD = {"type": "SCRATCH", "mode": "READ_WRITE", "interface": "NVME", "diskSizeGb": "375", "autoDelete": True}
 
 
 @dataclass
@@ -39,6 +40,8 @@ class Compute:
     def insert(self, collection: str, body: dict[str, Any]) -> None:
         """Make a resource."""
         path = f"{collection}/{body['name']}"
+        if path in self.resources:
+            raise FileExistsError(f"The resource '{path}' already exists")
         made = {
             **body,
             "id": str(next(self.ids)),
@@ -93,11 +96,18 @@ class Compute:
             "type": "PERSISTENT",
         }
         weights |= {"index": 1, "type": "PERSISTENT", "autoDelete": False}
-        made |= {"status": "RUNNING", "cpuPlatform": "unknown"}
+        machine_type = load_machine_types()[made["machineType"].rpartition("/")[2]]
+        accelerator = f"{API}/{collection.rpartition('/')[0]}/acceleratorTypes/{machine_type.gpu.lower()}"
+        made |= {
+            "status": "RUNNING",
+            "cpuPlatform": "unknown",
+            # What comes with the machine type, and nobody asked for.
+            "guestAccelerators": [{"acceleratorType": accelerator, "acceleratorCount": machine_type.gpus}],
+            "disks": [boot, weights, *([LOCAL_SSD] * machine_type.gpus if machine_type.local_ssd_bundled else [])],
+        }
         made.setdefault("tags", {})["fingerprint"] = "AAAAAAAAAAA="
         made["metadata"]["fingerprint"] = "AAAAAAAAAAA="
         user_data = next(item["value"] for item in made["metadata"]["items"] if item["key"] == "user-data")
-        machine_type = load_machine_types()[made["machineType"].rpartition("/")[2]]
         vm = Vm(
             instance_id=made["id"],
             address=external[0] if external else interface["networkIP"],
@@ -173,6 +183,9 @@ class _Handler(BaseHTTPRequestHandler):
                         self.compute.delete(path)
                     else:
                         self.compute.change(path, match["action"] or "", body)
+            except FileExistsError as error:
+                self._answer(409, {"error": {"code": 409, "message": str(error)}})
+                return
             except Exception as error:  # the provider shows it
                 self._answer(400, {"error": {"code": 400, "message": f"{self.command} {self.path}: {error!r}"}})
                 return

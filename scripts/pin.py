@@ -90,12 +90,15 @@ def main(
     stack: Annotated[str, typer.Option(help="The stack whose file in stacks/ is completed.")],
     vllm: Annotated[str, typer.Option(help="Take this vLLM image (NAME:TAG) in place of the recorded one.")] = "",
     nginx: Annotated[str, typer.Option(help="Take this Nginx image (NAME:TAG) in place of the recorded one.")] = "",
+    new_vm: Annotated[
+        bool, typer.Option("--new-vm", help="Take the newest VM image, though another is recorded: replaces the VM.")
+    ] = False,
 ) -> None:
     """Record what the stack's image tags and model mean today: image digests and the model's commit.
 
     Images on localhost/ are left alone: they are on the server already. A private or gated model needs the
     hub's token in the environment variable HF_TOKEN. For target gcp the newest image of osImage's family is recorded
-    as vmImage too, which takes Google Cloud credentials as scripts/preflight does.
+    as vmImage too, unless one of that family is recorded; that takes credentials as scripts/preflight does.
     """
     file = ROOT / "stacks" / f"Pulumi.{stack}.yaml"
     yaml = YAML()
@@ -122,8 +125,7 @@ def main(
         )
         console.print(f"  {config[PREFIX + 'modelRevision']}")
     if _setting(config, "target") == "gcp":
-        config[PREFIX + "vmImage"] = vm_image(_setting(config, "osImage"))
-        console.print(f"  {config[PREFIX + 'vmImage']}")
+        _pin_vm_image(config, take_newest=new_vm)
     yaml.dump(document, file)
     console.print(f"recorded in {file.relative_to(ROOT)}")
 
@@ -140,6 +142,16 @@ def commit(model: str, endpoint: str) -> str:
         _fail(f"model = {model!r} is no name on the hub", "give ORGANISATION/NAME")
     except (OSError, httpx2.HTTPError) as error:
         _fail(f"the hub does not answer: {error}", "check hubEndpoint and this machine's network")
+
+
+def _pin_vm_image(config: MutableMapping[str, Any], *, take_newest: bool) -> None:
+    os_image, recorded = _setting(config, "osImage"), str(config.get(PREFIX + "vmImage") or "")
+    newest = vm_image(os_image)
+    if recorded and recorded != newest and not take_newest and recorded.startswith(newest.rpartition("-v")[0]):
+        console.print(f"  kept {recorded}; the newest is {newest}: --new-vm takes it, and replaces the VM")
+        return
+    config[PREFIX + "vmImage"] = newest
+    console.print(f"  {newest}")
 
 
 def vm_image(os_image: str) -> str:

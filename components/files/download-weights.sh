@@ -17,7 +17,7 @@ install_client() {
     if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
       command -v apt-get >/dev/null || fail "no $python with venv here" "install Python 3.10 or newer with venv"
       export DEBIAN_FRONTEND=noninteractive
-      apt-get update -q -o DPkg::Lock::Timeout=300
+      apt_update || fail "the lists of packages can't be read" "look at apt's lines above: the server must reach its package repositories"
       apt-get install -q -y --no-install-recommends -o DPkg::Lock::Timeout=300 python3-venv ||
         fail "could not install python3-venv" "look at apt's lines above: the server must reach its package repositories"
     fi

@@ -43,7 +43,7 @@ refresh_packages() {
   command -v apt-get >/dev/null ||
     fail "no working NVIDIA driver $LEAST_DRIVER or newer here, and only Ubuntu's can be installed" "$by_hand"
   repositories_answer=yes
-  apt_get update -o APT::Update::Error-Mode=any || repositories_answer=no
+  apt_update -o APT::Update::Error-Mode=any || repositories_answer=no
 }
 
 install_with_driver() { apt_get install "$@" "${driver_packages[@]}"; }

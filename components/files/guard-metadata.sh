@@ -1,5 +1,5 @@
-# True afterwards: no container, and no process of our containers' users, reaches the cloud's metadata, where the VM's
-# keys and tokens are. Root does: Google's guest agent lives from it.
+# True afterwards: no container with a network of its own, and no process of this program's users, reaches the cloud's
+# metadata, where the VM's keys and tokens are. Root does: Google's guest agent lives from it.
 # shellcheck shell=bash
 : "${PREFIX:?}" "${USERS:?}"
 
@@ -18,10 +18,12 @@ table inet $table {
   chain from_containers {
     type filter hook prerouting priority raw; policy accept;
     iifname != "lo" ip daddr 169.254.169.254 counter drop
+    iifname != "lo" ip6 daddr fd20:ce::254 counter drop
   }
   chain from_users {
     type filter hook output priority filter; policy accept;
     meta skuid { $USERS } ip daddr 169.254.169.254 counter drop
+    meta skuid { $USERS } ip6 daddr fd20:ce::254 counter drop
   }
 }
 RULES
@@ -29,7 +31,7 @@ mv "$directory/$PREFIX-metadata.nft.new" "$directory/$PREFIX-metadata.nft"
 nft -f "$directory/$PREFIX-metadata.nft" ||
   fail "the packet filter for the metadata address can't be set" "the kernel needs nf_tables"
 if [ -d /run/systemd/system ]; then
-  cat >"/etc/systemd/system/$PREFIX-metadata.service" <<UNIT
+  install_unit "$PREFIX-metadata.service" <<UNIT
 [Unit]
 Description=elastic-vllm: containers don't reach the cloud's metadata
 Before=docker.service
@@ -42,7 +44,5 @@ ExecStart=$(command -v nft) -f $directory/$PREFIX-metadata.nft
 [Install]
 WantedBy=multi-user.target
 UNIT
-  systemctl daemon-reload
-  systemctl enable --quiet "$PREFIX-metadata.service"
 fi
 echo "metadata guarded"

@@ -11,7 +11,7 @@ if [ "${#packages[@]}" -gt 0 ]; then
     fail "missing here: ${packages[*]}; only Debian and Ubuntu are installed to" "install Docker, curl and nftables by hand"
   echo "installing ${packages[*]}"
   export DEBIAN_FRONTEND=noninteractive
-  apt-get update -q -o DPkg::Lock::Timeout=300
+  apt_update || fail "the lists of packages can't be read" "look at apt's lines above: the server must reach its package repositories"
   apt-get install -q -y --no-install-recommends -o DPkg::Lock::Timeout=300 "${packages[@]}" ||
     fail "could not install ${packages[*]}" "look at apt's lines above: the server must reach its package repositories"
 fi

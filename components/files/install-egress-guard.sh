@@ -21,7 +21,7 @@ mv "$directory/$PREFIX.nft.new" "$directory/$PREFIX.nft"
 nft -f "$directory/$PREFIX.nft" ||
   fail "the packet filter for Nginx's network can't be set" "the kernel needs nf_tables and nf_conntrack"
 if [ -d /run/systemd/system ]; then
-  cat >"/etc/systemd/system/$PREFIX-egress.service" <<UNIT
+  install_unit "$PREFIX-egress.service" <<UNIT
 [Unit]
 Description=elastic-vllm: Nginx's network begins no connection
 Before=docker.service
@@ -34,7 +34,5 @@ ExecStart=$(command -v nft) -f $directory/$PREFIX.nft
 [Install]
 WantedBy=multi-user.target
 UNIT
-  systemctl daemon-reload
-  systemctl enable --quiet "$PREFIX-egress.service"
 fi
 echo "packet filter set for $INTERFACE"

@@ -26,7 +26,7 @@ install_toolkit() {
   command -v gpg >/dev/null || missing+=(gpg)
   command -v curl >/dev/null || missing+=(curl ca-certificates)
   if [ "${#missing[@]}" -gt 0 ]; then
-    apt-get update -q -o DPkg::Lock::Timeout=300
+    apt_update || fail "the lists of packages can't be read" "look at apt's lines above: the server must reach its package repositories"
     apt-get install -q -y --no-install-recommends -o DPkg::Lock::Timeout=300 "${missing[@]}" ||
       fail "could not install ${missing[*]}" "look at apt's lines above: the server must reach its package repositories"
   fi
@@ -52,7 +52,7 @@ Pin: version $TOOLKIT_VERSION
 Pin-Priority: 995
 PREFERENCES
   # This repository alone: no other one's trouble matters here.
-  apt-get update -q -o DPkg::Lock::Timeout=300 -o APT::Update::Error-Mode=any -o "Dir::Etc::sourcelist=$list" \
+  apt_update -o APT::Update::Error-Mode=any -o "Dir::Etc::sourcelist=$list" \
     -o Dir::Etc::sourceparts=- -o APT::Get::List-Cleanup=0 ||
     fail "NVIDIA's package repository can't be read: $TOOLKIT_REPOSITORY" "look at apt's lines above, then run the update again"
   apt-get install -q -y --no-install-recommends --allow-change-held-packages -o DPkg::Lock::Timeout=300 \

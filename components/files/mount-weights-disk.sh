@@ -29,7 +29,7 @@ mkdir -p -- "$DIRECTORY"
 uuid=$(blkid -p -o value -s UUID -- "$disk")
 if [ -d /run/systemd/system ]; then
   unit=$(systemd-escape --path --suffix=mount "$DIRECTORY")
-  cat >"/etc/systemd/system/$unit" <<UNIT
+  install_unit "$unit" <<UNIT
 [Unit]
 Description=elastic-vllm: the disk for weights
 Before=docker.service
@@ -42,11 +42,10 @@ Type=ext4
 [Install]
 WantedBy=multi-user.target
 UNIT
-  systemctl daemon-reload
-  systemctl enable --quiet --now "$unit"
+  systemctl start "$unit"
 elif [ -z "$mounted" ]; then
   mount -t ext4 "UUID=$uuid" "$DIRECTORY"
 fi
 # The disk may have grown since; there is nothing to do if not.
-resize2fs "$disk" 2>/dev/null
+said=$(resize2fs "$disk" 2>&1) || fail "the file system on $disk could not grow: $(tail -n 1 <<<"$said")" "see: journalctl -k"
 echo "weights disk $uuid mounted at $DIRECTORY: $(df --output=avail -B 1G -- "$DIRECTORY" | tail -n 1 | tr -d ' ') GiB free"

@@ -1,4 +1,4 @@
-# True afterwards: cloud-init has done its work, so nothing else holds apt's lock or changes users.
+# True afterwards: cloud-init has done its work, so it changes neither users nor packages any more.
 # shellcheck shell=bash
 
 if command -v cloud-init >/dev/null; then

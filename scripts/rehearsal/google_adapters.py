@@ -57,7 +57,9 @@ def adapters(config: StackConfig) -> Mapping[str, Adapter]:
             "sourceRanges",
             "targetTags",
             "allows",
-            in_place=("sourceRanges", "targetTags", "allows"),
+            "denies",
+            "priority",
+            in_place=("sourceRanges", "targetTags", "allows", "denies", "priority"),
         ),
         "gcp:compute/router:Router": simulated("routers", "name", "region", "network"),
         "gcp:compute/routerNat:RouterNat": simulated(

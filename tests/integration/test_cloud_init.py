@@ -80,7 +80,7 @@ def test_the_hosts_private_key_is_for_root_alone(booted: Copy) -> None:
 
 
 def test_the_user_is_let_in_with_the_given_key_alone_and_is_root_by_sudo(booted: Copy, authorized: str) -> None:
-    lines = booted.read(f"/home/{USER}/.ssh/authorized_keys").splitlines()
+    lines = booted.run(f"cat ~{USER}/.ssh/authorized_keys").stdout.splitlines()
     assert [line.split()[:2] for line in lines if not line.startswith("#")] == [authorized.split()[:2]]
     assert booted.run(f"runuser -u {USER} -- sudo -n id -u").stdout.strip() == "0"
 

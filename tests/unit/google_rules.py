@@ -15,7 +15,7 @@ DISK = "gcp:compute/disk:Disk"
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 # What Google changes only while the VM is stopped, which Local SSD forbids; and what cloud-init reads only once.
 NEEDS_ANOTHER_VM = {
-    *("machineType", "scheduling", "shieldedInstanceConfig", "serviceAccount", "metadata"),
+    *("machineType", "scheduling", "shieldedInstanceConfig", "serviceAccount", 'metadata["user-data"]'),
     *("attachedDisks", "networkInterfaces", "reservationAffinity"),
 }
 SSH = "22"

@@ -92,7 +92,7 @@ class Machine:
         self.stand_in(
             "apt-get",
             f"""case "$*" in
-            *" update "*) exit {update} ;;
+            *update*) exit {update} ;;
             *--simulate*) case "$*" in {offers}) ;; *) exit 100 ;; esac ;;
             *) [ ! -d {new} ] || /bin/cp {new}/* {self.bin}/ ;;
             esac""",

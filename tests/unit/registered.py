@@ -1,6 +1,7 @@
 """A resource as the program registers it, with what an engine would do when its inputs change."""
 
 import base64
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -109,7 +110,8 @@ class Registered:
 
 
 def _at(value: Any, path: str) -> Any:
-    for part in path.split("."):
+    for part in re.findall(r'[^.\[\]"]+', path):
+        value = value.value if isinstance(value, Secret) else value
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
 

@@ -52,7 +52,7 @@ def instance_of(program: Program) -> Registered:
         ),
         (
             {"capacity": "reservation", "reservation": "first"},
-            {"provisioningModel": "RESERVATION_BOUND", "automaticRestart": True},
+            {"provisioningModel": "STANDARD", "automaticRestart": True},
         ),
     ],
 )

@@ -29,8 +29,8 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def run_pin() -> Result:
-    done = CliRunner().invoke(pin.app, ["--stack", "mine"])
+def run_pin(*options: str) -> Result:
+    done = CliRunner().invoke(pin.app, ["--stack", "mine", *options])
     assert done.exception is None or isinstance(done.exception, SystemExit)
     assert TOKEN not in done.output
     return done
@@ -42,6 +42,16 @@ def test_the_newest_image_of_the_family_is_recorded_by_name(file: Path, cloud: C
     recorded = YAML(typ="safe").load(file)["config"]["elastic-vllm:vmImage"]
     assert recorded == f"projects/{PROJECT}/global/images/ubuntu-accelerator-v2"
     assert "# in Google Cloud" in file.read_text()
+
+
+def test_a_recorded_image_of_the_family_stays_unless_asked_otherwise(file: Path, cloud: Cloud) -> None:
+    cloud.things[cloud.compute(FAMILY, PROJECT)] = {"name": "ubuntu-accelerator-2404-v1"}
+    run_pin()
+    cloud.things[cloud.compute(FAMILY, PROJECT)] = {"name": "ubuntu-accelerator-2404-v2"}
+    assert "--new-vm takes it" in run_pin().output
+    assert "2404-v1" in file.read_text()
+    run_pin("--new-vm")
+    assert "2404-v2" in file.read_text()
 
 
 def test_a_family_without_an_image_is_told(file: Path, cloud: Cloud) -> None:
