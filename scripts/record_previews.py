@@ -79,7 +79,8 @@ def _record(project: "Project", rows: list[dict[str, Any]]) -> list[dict[str, An
                 project.configure(start)
                 console.print(f"{project.stack}: up with {start or 'the stack as it is'}")
                 project.pulumi("up", "--yes", "--skip-preview")
-                recorded += [_preview(project, row) for row in rows if row["from"] == start]
+                previews = [_preview(project, row) for row in rows if row["from"] == start]
+                recorded += [preview for preview in previews if preview]
                 rows = [row for row in rows if row["from"] != start]
         finally:
             project.configure({})
@@ -88,10 +89,14 @@ def _record(project: "Project", rows: list[dict[str, Any]]) -> list[dict[str, An
     return recorded
 
 
-def _preview(project: "Project", row: dict[str, Any]) -> dict[str, Any]:
+def _preview(project: "Project", row: dict[str, Any]) -> dict[str, Any] | None:
+    """What is planned; None, with what Pulumi said, where it plans nothing."""
     console.print(f"{project.stack}: preview with {row['to']}")
     project.configure(row["from"] | row["to"])
-    steps = json.loads(project.pulumi("preview", "--json"))["steps"]
+    try:
+        steps = json.loads(project.pulumi("preview", "--json"))["steps"]
+    except typer.Exit:
+        return None
     found: dict[str, set[str]] = {kind: set() for kind in ("created", "replaced", "updated", "deleted")}
     for step in steps:
         *_, kind, name = step["urn"].split("::")
