@@ -14,10 +14,10 @@ from components.elastic_payloads import ElasticEndpoint
 from components.models import load_catalogue
 from tests.conftest import GOLDEN
 from tests.unit import elastic_schemas as schemas
-from tests.unit.program import Program, key_of, run
+from tests.unit.program import Program, key_of
 
 Golden = Callable[[str, str], None]
-Settings = Callable[..., dict[str, str]]
+Outputs = Callable[..., dict[str, Any]]
 CA = (GOLDEN / "elastic" / "ca.pem").read_text()
 KEY = key_of("key-v1")
 ENDPOINT = ElasticEndpoint(
@@ -30,24 +30,11 @@ ENDPOINT = ElasticEndpoint(
     ca_certificate=CA,
 )
 WITH_KEY = {"connectorApiKey", "kibanaConnector", "inferenceEndpoint", "preconfiguredConnector"}
-# What people have besides their stack's file.
-OVERRIDES: dict[str, dict[str, Any]] = {"local": {}, "prod": {"endpointHost": "llm.example.com"}}
 
 
-@pytest.fixture(scope="module")
-def outputs_of(values_of: Settings) -> Callable[..., Program]:
-    """The program with a CA's certificate that is one."""
-
-    def outputs(base: str, **overrides: Any) -> Program:
-        values = values_of(base, **OVERRIDES.get(base, {}) | overrides)
-        return run(values, stack=base, outputs={"certificate-ca": {"certPem": CA}})
-
-    return outputs
-
-
-@pytest.mark.parametrize("base", sorted(OVERRIDES))
-def test_what_elastic_is_told_is_as_reviewed(base: str, outputs_of: Callable[..., Program], golden: Golden) -> None:
-    told = outputs_of(base).outputs
+@pytest.mark.parametrize("base", ["local", "prod"])
+def test_what_elastic_is_told_is_as_reviewed(base: str, outputs_of: Outputs, golden: Golden) -> None:
+    told = outputs_of(base)
     golden(f"elastic/{base}-connector.json", json.dumps(told["kibanaConnector"], indent=2) + "\n")
     golden(f"elastic/{base}-inference-endpoint.json", json.dumps(told["inferenceEndpoint"], indent=2) + "\n")
     golden(f"elastic/{base}-kibana.yml", told["kibanaSettings"])
@@ -71,8 +58,8 @@ def test_every_output_with_the_key_is_secret_and_waits_for_the_endpoint(program:
     assert not [name for name in WITH_KEY | {"kibanaSettings"} if not ready <= program.outputs_wait_for[name]]
 
 
-def test_the_outputs_name_what_is_served(outputs_of: Callable[..., Program]) -> None:
-    told = outputs_of("prod", keyVersion=2, httpsPort=8443, modelAlias="assistant").outputs
+def test_the_outputs_name_what_is_served(outputs_of: Outputs) -> None:
+    told = outputs_of("prod", keyVersion=2, httpsPort=8443, modelAlias="assistant")
     url = "https://llm.example.com:8443/v1/chat/completions"
     config, settings = told["kibanaConnector"]["config"], told["inferenceEndpoint"]["service_settings"]
     assert (config["apiUrl"], config["defaultModel"]) == (url, "assistant") == (settings["url"], settings["model_id"])
