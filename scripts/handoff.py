@@ -77,7 +77,8 @@ def main(
         raise typer.Exit(EXIT_BAD_INPUT) from error
     if show_key:
         typer.echo(f"key: {outputs['connectorApiKey']}")
-    typer.echo(f"give {DOCUMENT} and {CA_FILE} to the Elastic admin, and {KEY_FILE} by a safe way of its own")
+    public = f"{DOCUMENT} and {CA_FILE}" if endpoint.ca_certificate else DOCUMENT
+    typer.echo(f"give {public} to the Elastic admin, and {KEY_FILE} by a safe way of its own")
 
 
 def document(stack: str, endpoint: ElasticEndpoint, *, served_model: str, directory: str) -> str:

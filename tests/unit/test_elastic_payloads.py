@@ -6,15 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pulumi
 import pytest
 import yaml
 
 from components import elastic_payloads as payloads
+from components.elastic_connector import ElasticConnector, ElasticConnectorArgs
 from components.elastic_payloads import ElasticEndpoint
 from components.models import load_catalogue
 from tests.conftest import GOLDEN
 from tests.unit import elastic_schemas as schemas
-from tests.unit.program import Program, key_of
+from tests.unit.program import Program, key_of, run
 
 Golden = Callable[[str, str], None]
 Outputs = Callable[..., dict[str, Any]]
@@ -56,6 +58,30 @@ def test_every_output_with_the_key_is_secret_and_waits_for_the_endpoint(program:
     assert {name for name, value in program.outputs.items() if KEY in json.dumps(value)} == WITH_KEY
     assert program.secret_outputs >= WITH_KEY
     assert not [name for name in WITH_KEY | {"kibanaSettings"} if not ready <= program.outputs_wait_for[name]]
+
+
+def test_what_holds_the_key_is_secret_even_where_the_key_came_in_the_clear() -> None:
+    def main() -> None:
+        args = ElasticConnectorArgs(
+            name="elastic-vllm-prod",
+            host="llm.example.com",
+            https_port=443,
+            key=KEY,
+            ca_certificate=CA,
+            model="elastic-llm",
+            context_tokens=0,
+            native_function_calling=True,
+            ready=(),
+        )
+        connector = ElasticConnector("connector", args)
+        for name, value in vars(connector).items():
+            if isinstance(value, pulumi.Output) and not name.startswith("_"):
+                pulumi.export(name, value)
+
+    told = run({}, main=main)
+    with_key = {name for name, value in told.outputs.items() if KEY in json.dumps(value)}
+    assert with_key == {"key", "kibana_connector", "inference_endpoint", "preconfigured_connector"}
+    assert told.secret_outputs == with_key
 
 
 def test_the_outputs_name_what_is_served(outputs_of: Outputs) -> None:
