@@ -26,7 +26,7 @@ lint: ## ruff, mypy --strict, shellcheck
 	@$(python) -m ruff format --check .
 	@$(python) -m mypy .
 	@.venv/bin/shellcheck components/files/*.sh scripts/rehearsal/stand_ins/* .ci/run \
-	  scripts/{bring-back,launch,pin,preflight,rehearse,setup,tunnel,verify}
+	  scripts/{bring-back,handoff,launch,pin,preflight,rehearse,setup,tunnel,verify}
 
 bench: ## Measure `up` against vLLM started by hand (minutes)
 	@scripts/setup --dev

@@ -57,7 +57,9 @@ if machine.host:
     ))
     ready = (vllm.ready, nginx.ready)
 connector = ElasticConnector("connector", ElasticConnectorArgs(
-    host=address, https_port=s.https_port, key=secret.key, ready=ready,
+    name=s.prefix, host=address, https_port=s.https_port, key=secret.key, ready=ready,
+    ca_certificate=certificate.ca_certificate_pem, model=s.model_alias,
+    context_tokens=s.served_context_tokens, native_function_calling=s.model.native_function_calling,
 ))
 # fmt: on
 
@@ -66,6 +68,11 @@ pulumi.export("connectorApiKey", connector.key)
 pulumi.export("model", s.model.name)
 pulumi.export("modelAlias", s.model_alias)
 pulumi.export("nativeFunctionCalling", s.model.native_function_calling)
+pulumi.export("contextTokens", s.served_context_tokens)
 pulumi.export("caCertificate", certificate.ca_certificate_pem)
+pulumi.export("kibanaConnector", connector.kibana_connector)
+pulumi.export("inferenceEndpoint", connector.inference_endpoint)
+pulumi.export("kibanaSettings", connector.kibana_settings)
+pulumi.export("preconfiguredConnector", connector.preconfigured_connector)
 pulumi.export("containers", {"vllm": f"{s.prefix}-vllm", "nginx": f"{s.prefix}-nginx"})
 pulumi.export("parked", s.parked)

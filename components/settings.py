@@ -87,6 +87,11 @@ class Settings:
         return 0 if self.model.for_rehearsals else self.gpu_count
 
     @property
+    def served_context_tokens(self) -> int:
+        """The longest context that is served: as set, or the model's own; 0 where the catalogue does not know it."""
+        return self.context_tokens or self.model.context_tokens or 0
+
+    @property
     def weights_path(self) -> str:
         """The model's directory on the server."""
         # Another revision is another directory: the server keeps its own until it is replaced, and a way back stays.

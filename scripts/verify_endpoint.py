@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -16,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from scripts.rehearsal import RehearsalError, outputs_of
+from scripts.stack_outputs import BadInputError, parsed, stack_outputs
 from scripts.verification.endpoint import Endpoint, InvalidEndpointError
 from scripts.verification.run import CheckResult, format_result, verify
 
@@ -25,8 +23,6 @@ __all__ = ["CheckResult", "Endpoint", "InvalidEndpointError", "format_result", "
 KEY_VARIABLE = "ELASTIC_VLLM_KEY"
 HEARTBEAT_SECONDS = 10.0
 SPINNER_SECONDS = 1.0
-PULUMI_SECONDS = 300
-PROJECT = Path(__file__).resolve().parent.parent
 EXIT_CHECK_FAILED = 1
 EXIT_BAD_INPUT = 2
 # What pulumi prints for a secret unless told to show it.
@@ -41,10 +37,6 @@ NAMES = {
 
 # Locals of a traceback would show the key; panels and markup would break "one line each".
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-
-class BadInputError(Exception):
-    """An option or file that can't be used; the text names it and the fix."""
 
 
 @app.command()
@@ -114,51 +106,12 @@ def _given(url: str | None, outputs: str | None, stack: str | None, heartbeat: "
         return {"connectorUrl": url}
     if outputs is not None:
         text = sys.stdin.read() if outputs == "-" else _read(Path(outputs), "--outputs")
-        return _parsed(text, f"--outputs {outputs}")
+        return parsed(text, f"--outputs {outputs}")
     heartbeat.start(f"outputs of stack {stack}")
     try:
-        return _outputs_of(str(stack))
+        return stack_outputs(str(stack))
     finally:
         heartbeat.stop()
-
-
-def _outputs_of(stack: str) -> dict[str, object]:
-    """The outputs of a stack that Pulumi knows, or else of one that was rehearsed."""
-    said = "no pulumi on PATH"
-    if shutil.which("pulumi"):
-        command = ["pulumi", "stack", "output", "--json", "--show-secrets", "--stack", stack, "--non-interactive"]
-        try:
-            run = subprocess.run(
-                command, cwd=PROJECT, capture_output=True, text=True, timeout=PULUMI_SECONDS, check=False
-            )
-        except subprocess.TimeoutExpired as error:
-            raise BadInputError(
-                f"--stack {stack}: pulumi stack output took over {PULUMI_SECONDS} s: is its backend up"
-            ) from error
-        if run.returncode == 0:
-            return _parsed(run.stdout, f"--stack {stack}")
-        said = " ".join(run.stderr.split()) or f"pulumi stack output failed ({run.returncode})"
-    try:
-        return _without_empty(outputs_of(stack))
-    except RehearsalError as error:
-        raise BadInputError(
-            f"--stack {stack}: no outputs ({said}; rehearsal: {error}): run pulumi up or scripts/rehearse up first"
-        ) from error
-
-
-def _parsed(text: str, source: str) -> dict[str, object]:
-    try:
-        document = json.loads(text)
-    except ValueError as error:
-        raise BadInputError(f"{source}: not JSON: use pulumi stack output --json --show-secrets") from error
-    if not isinstance(document, dict):
-        raise BadInputError(f"{source}: not a JSON object: use pulumi stack output --json --show-secrets")
-    return _without_empty(document)
-
-
-def _without_empty(outputs: Mapping[str, object]) -> dict[str, object]:
-    """A stack that needs no CA of its own may have an empty output for it."""
-    return {name: value for name, value in outputs.items() if value not in (None, "")}
 
 
 def _read(path: Path, option: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 
 from components.models import Catalogue, load_catalogue
 from components.settings import Settings, SettingsError, parse_settings
+from tests.conftest import GOLDEN
 from tests.unit.program import FILLED_IN, GPU, HOST_KEY, PINS, STACKS, VM_IMAGE, Program, configuration, run, written
 
 # Programs that were run are kept until the end: looking through them for garbage takes a fifth of the time.
@@ -67,6 +68,18 @@ def program_of(values_of: Callable[..., dict[str, str]]) -> Callable[..., Progra
         return known[combination]
 
     return program
+
+
+@pytest.fixture(scope="session")
+def outputs_of(values_of: Callable[..., dict[str, str]]) -> Callable[..., dict[str, Any]]:
+    """The outputs of a base with a CA's certificate that is one, and for prod with a name."""
+
+    def outputs(base: str, **overrides: Any) -> dict[str, Any]:
+        names = {"endpointHost": "llm.example.com"} if base == "prod" else {}
+        ca = {"certificate-ca": {"certPem": (GOLDEN / "elastic" / "ca.pem").read_text()}}
+        return run(values_of(base, **names | overrides), stack=base, outputs=ca).outputs
+
+    return outputs
 
 
 @pytest.fixture(params=ON_SERVERS)

@@ -81,8 +81,9 @@ def test_the_key_has_256_bits(program: Program) -> None:
     assert [key.inputs["length"] for key in keys] == [32]
 
 
-def test_only_the_key_is_a_secret_output(program: Program) -> None:
-    assert program.secret_outputs == {"connectorApiKey"}
+def test_only_the_key_and_what_holds_it_are_secret_outputs(program: Program) -> None:
+    with_key = {"connectorApiKey", "kibanaConnector", "inferenceEndpoint", "preconfiguredConnector"}
+    assert program.secret_outputs == with_key
 
 
 # Keys

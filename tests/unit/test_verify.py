@@ -14,6 +14,7 @@ from cryptography import x509
 from typer.testing import CliRunner, Result
 
 import scripts.verify_endpoint as cli
+from scripts import stack_outputs
 from scripts.rehearsal import RehearsalError
 from scripts.verification import generation, probe
 from scripts.verify_endpoint import CheckResult, Endpoint, InvalidEndpointError, format_result, verify
@@ -247,7 +248,7 @@ def test_a_stack_is_asked_of_pulumi_then_of_the_rehearsal(
             raise RehearsalError(f"stack {stack} isn't up")
         return GOOD | {"model": "rehearsed"}
 
-    monkeypatch.setattr(cli, "outputs_of", outputs_of)
+    monkeypatch.setattr(stack_outputs, "outputs_of", outputs_of)
     pulumi = tmp_path / "pulumi"
     pulumi.write_text(
         f"""#!/bin/sh

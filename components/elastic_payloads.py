@@ -1,0 +1,132 @@
+"""What Elastic is told about the endpoint: request bodies and blocks for kibana.yml, as pure functions.
+
+Fields and traps are from Elastic's own sources. In elastic/kibana: kbn-connector-schemas/openai/schemas/v1.ts (the
+connector), actions/server/config.ts (kibana.yml); in elastic/elasticsearch-specification: inference/put_openai.
+"""
+
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+RESPONSE_SECONDS = 600
+"""What Kibana is to wait for an answer that is not streamed: as long as Nginx does. Its own default is 60 s."""
+MOST_RESPONSE_MEGABYTES = 10
+"""Kibana's default is 1 MB: less than a long answer with its reasoning and tool calls can have."""
+HTTPS_PORT = 443
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElasticEndpoint:
+    """The endpoint as Elastic has to know it."""
+
+    name: str
+    """What its connectors and inference endpoints are called: elastic-vllm-STACK."""
+    url: str
+    """Up to and with /v1/chat/completions."""
+    key: str = field(repr=False)
+    model: str
+    """The name that requests ask for: the alias, which stays when the model changes."""
+    context_tokens: int
+    """The longest context that is served; 0: unknown."""
+    native_function_calling: bool
+    ca_certificate: str
+    """PEM of the CA that signed the endpoint's certificate; empty: one that Elastic trusts anyway."""
+
+    @property
+    def host(self) -> str:
+        """Name or address in the URL."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        """TCP port in the URL."""
+        return urlsplit(self.url).port or HTTPS_PORT
+
+
+def connector_id(name: str) -> str:
+    """The connector's id in Kibana: a UUID, as Kibana wants it, and always the same for a name."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"elastic-vllm:{name}"))
+
+
+def kibana_connector(endpoint: ElasticEndpoint) -> dict[str, Any]:
+    """Body of POST /api/actions/connector/ID: an OpenAI connector, Kibana 9.1 or newer. Holds the key."""
+    return {
+        "name": endpoint.name,
+        "connector_type_id": ".gen-ai",
+        "config": _connector_config(endpoint),
+        "secrets": {"apiKey": endpoint.key},
+    }
+
+
+def inference_endpoint(endpoint: ElasticEndpoint) -> dict[str, Any]:
+    """Body of PUT _inference/chat_completion/NAME on Elasticsearch, which tests the URL at once. Holds the key."""
+    return {
+        "service": "openai",
+        "service_settings": {"api_key": endpoint.key, "model_id": endpoint.model, "url": endpoint.url},
+    }
+
+
+def kibana_settings(endpoint: ElasticEndpoint) -> str:
+    """Block for kibana.yml that any connector to the endpoint needs. No secret."""
+    settings: dict[str, Any] = {
+        "xpack.actions.responseTimeout": f"{RESPONSE_SECONDS}s",
+        "xpack.actions.maxResponseContentLength": f"{MOST_RESPONSE_MEGABYTES}mb",
+    }
+    if endpoint.ca_certificate:
+        # A connector's own caData is used only together with a client certificate.
+        ssl = {"verificationMode": "full", "certificateAuthoritiesData": endpoint.ca_certificate}
+        url = f"https://{endpoint.host}:{endpoint.port}"
+        settings["xpack.actions.customHostSettings"] = [{"url": url, "ssl": ssl}]
+    # Security's AI Assistant uses connectors to models of one's own only so (Elastic's guide to vLLM, last step).
+    settings["feature_flags.overrides"] = {"securitySolution.inferenceChatModelDisabled": True}
+    # Kibana allows every host unless the list is set: a list of this host alone would lock out all other connectors.
+    allowed = (
+        "# Only where xpack.actions.allowedHosts is set already (without it every host is allowed), its list needs:\n"
+        f"#   - {endpoint.host}\n"
+    )
+    return _yaml(settings) + allowed
+
+
+def preconfigured_connector(endpoint: ElasticEndpoint) -> str:
+    """Block for kibana.yml in place of a connector made by the API; not on Elastic Cloud. Holds the key."""
+    connector = {
+        "name": endpoint.name,
+        "actionTypeId": ".gen-ai",
+        "exposeConfig": True,
+        "config": _connector_config(endpoint),
+        "secrets": {"apiKey": endpoint.key},
+    }
+    return _yaml({"xpack.actions.preconfigured": {endpoint.name: connector}})
+
+
+def _connector_config(endpoint: ElasticEndpoint) -> dict[str, Any]:
+    known = {"contextWindowLength": endpoint.context_tokens} if endpoint.context_tokens else {}
+    return {
+        "apiProvider": "Other",
+        "apiUrl": endpoint.url,
+        "defaultModel": endpoint.model,
+        # Always: Kibana uses certificates only where it is set.
+        "verificationMode": "full",
+        **known,
+        "enableNativeFunctionCalling": endpoint.native_function_calling,
+    }
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a text of several lines, such as a certificate, as a block."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # Kibana's YAML takes 12e34 for a number, PyYAML does not and would leave it bare.
+    style = "|" if "\n" in text else '"' if text[:1].isdigit() else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def _yaml(document: dict[str, Any]) -> str:
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=1000)
