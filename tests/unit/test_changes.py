@@ -73,9 +73,20 @@ def test_the_real_engine_plans_the_same(preview: dict[str, Any]) -> None:
     assert {kind: preview[kind] for kind in kinds} == {kind: sorted(row[kind]) for kind in kinds}
 
 
+# The engine can't preview what is on a VM whose address is not known yet: README says to park it first. And another boot
+# image is none that a rehearsal can have.
+NOT_PREVIEWED = (
+    {"externalAddress": False, "cloudNat": True},
+    {"gcpProject": "acme-other"},
+    {"zone": "europe-west4-a"},
+    {"vmImage": "projects/ubuntu-os-cloud/global/images/ubuntu-2404-noble-amd64-v20261101"},
+)
+
+
 @pytest.mark.parametrize("base", sorted({*map(_base, PREVIEWS)}))
 def test_every_change_that_can_be_was_previewed_by_the_real_engine(base: str) -> None:
     possible = [row for row in TABLE if row["base"] == base and set(row["from"]) <= {*record_previews.POSSIBLE}]
+    possible = [row for row in possible if row["to"] not in NOT_PREVIEWED]
     assert {str(row["to"]) for row in possible} == {str(row["to"]) for row in PREVIEWS if _base(row) == base}
 
 
