@@ -73,8 +73,8 @@ def test_the_real_engine_plans_the_same(preview: dict[str, Any]) -> None:
     assert {kind: preview[kind] for kind in kinds} == {kind: sorted(row[kind]) for kind in kinds}
 
 
-# The engine can't preview what is on a VM whose address is not known yet: README says to park it first. And another boot
-# image is none that a rehearsal can have.
+# The engine can't preview what is on a VM whose address is not known yet: README says to park it first. And another
+# boot image is none that a rehearsal can have.
 NOT_PREVIEWED = (
     {"externalAddress": False, "cloudNat": True},
     {"gcpProject": "acme-other"},
