@@ -24,17 +24,16 @@ TOOLKIT = {
 """Variables of install-nvidia-toolkit.sh, which runs before Docker first starts."""
 
 
-def kernel_script(*, reboot: bool) -> str:
-    """What a machine runs before anything else, so that no later step needs a reboot.
+def kernel_script() -> str:
+    """What a new machine runs before anything else, so that no later step needs a reboot.
 
-    Where `reboot` is false it says that one is needed, and how. Else it may end with the machine going down: it
-    refuses connections from then on, so whoever comes next has to try again until it is back, for some minutes.
+    It may end with the machine going down: it refuses connections from then on, so whoever comes next has to try again
+    until it is back, for some minutes.
     """
     return render.script(
         "gpu-driver.sh",
         "prepare-kernel.sh",
         least_driver=LEAST_DRIVER,
-        reboot="yes" if reboot else "no",
         marker="/var/lib/elastic-vllm/rebooted-kernels",
     )
 

@@ -11,7 +11,6 @@ from components import render
 from components.gcp_settings import GcpSettings
 from components.gpu_driver import kernel_script
 from components.host import STANDARD_SSH_PORT, Host
-from components.machine_types import MachineType
 from components.model_weights import DOWNLOAD_UID
 from components.network import Network
 from components.vllm_server import NGINX_UID, VLLM_UID
@@ -63,7 +62,7 @@ class GpuVm(pulumi.ComponentResource):
                 name=f"{settings.name}-weights",
                 project=settings.project,
                 zone=settings.zone,
-                type=disk_type(settings.machine_type),
+                type=settings.machine_type.disk_type,
                 size=settings.weights_disk_gb,
                 labels=dict(settings.labels),
                 opts=pulumi.ResourceOptions.merge(
@@ -106,7 +105,7 @@ class GpuVm(pulumi.ComponentResource):
                 initialize_params=gcp.compute.InstanceBootDiskInitializeParamsArgs(
                     image=settings.image,
                     size=settings.boot_disk_gb,
-                    type=disk_type(settings.machine_type),
+                    type=settings.machine_type.disk_type,
                     labels=dict(settings.labels),
                 ),
             ),
@@ -200,7 +199,7 @@ class GpuVm(pulumi.ComponentResource):
             ),
             parent=self,
         )
-        kernel = host.command(f"{name}-kernel", kernel_script(reboot=True), parent=self, depends_on=[booted])
+        kernel = host.command(f"{name}-kernel", kernel_script(), parent=self, depends_on=[booted])
         return replace(host, ready=[kernel])
 
 
@@ -218,11 +217,6 @@ def user_data(user: str, authorized_key: str, host_key: str, host_public_key: st
 def weights_device(settings: GcpSettings) -> str:
     """The name by which the VM knows the disk for weights: /dev/disk/by-id/google-NAME."""
     return f"{settings.name}-weights"
-
-
-def disk_type(machine_type: MachineType) -> str:
-    """The disks that a machine type takes: A3 Ultra has Hyperdisk only (cloud.google.com/compute/docs/disks)."""
-    return "hyperdisk-balanced" if machine_type.name.startswith("a3-ultragpu") else "pd-balanced"
 
 
 def scheduling(capacity: str, max_run_hours: int) -> gcp.compute.InstanceSchedulingArgs:

@@ -24,6 +24,11 @@ class MachineType:
     """Whether every VM of this type has Local SSD: then Google can neither stop nor change it in place."""
     zones: Sequence[str]
 
+    @property
+    def disk_type(self) -> str:
+        """The disks that it takes: A3 Ultra has Hyperdisk only (cloud.google.com/compute/docs/disks)."""
+        return "hyperdisk-balanced" if self.name.startswith("a3-ultragpu") else "pd-balanced"
+
 
 @cache
 def load_machine_types() -> Mapping[str, MachineType]:

@@ -4,7 +4,6 @@ With it the real engine and the real provider bring a stack for Google Cloud up 
 scripts/record_previews.py. Point the provider to it with GOOGLE_COMPUTE_CUSTOM_ENDPOINT.
 """
 
-import hashlib
 import itertools
 import json
 import re
@@ -55,9 +54,8 @@ class Compute:
             made[place.removesuffix("s")] = f"{API}/{collection.rpartition('/')[0]}"
         kind = collection.rpartition("/")[2]
         if kind == "addresses":
-            network = google_adapters.EXTERNAL if body.get("addressType") == "EXTERNAL" else google_adapters.INTERNAL
-            host = hashlib.sha256(self.stack.encode()).digest()[0] % 254 + 1
-            made |= {"address": f"{network}.{host}", "status": "RESERVED", "networkTier": "PREMIUM"}
+            address = google_adapters.address(self.stack, body["addressType"])
+            made |= {"address": address, "status": "RESERVED", "networkTier": "PREMIUM"}
         elif kind == "disks":
             made |= {"status": "READY", "physicalBlockSizeBytes": "4096", "sizeGb": str(body["sizeGb"])}
             simulated_vm.create_disk(body["name"])

@@ -1,7 +1,7 @@
 # True afterwards: the running kernel has an NVIDIA driver, or one is offered for it, so nothing later needs a reboot.
-# Else, where REBOOT is yes, this reboots into the newest kernel. Runs before anything else on the machine.
+# Else this reboots into the newest kernel. Runs before anything else on a machine of this program's own.
 # shellcheck shell=bash
-: "${LEAST_DRIVER:?}" "${REBOOT:?}" "${MARKER:?}"
+: "${LEAST_DRIVER:?}" "${MARKER:?}"
 
 release=$(uname -r)
 if driver_is_enough; then
@@ -23,8 +23,6 @@ installable_with_driver "${newest[@]}" || fail_as_not_offered "${newest[1]}"
 if grep -qsxF -- "$release" "$MARKER"; then
   fail "kernel $release runs again after a reboot into the newest, and no driver is offered for it" "boot the newest kernel by hand (see: ls /boot), then run the update again"
 fi
-[ "$REBOOT" = yes ] ||
-  fail "a reboot is needed: no driver $LEAST_DRIVER is offered for kernel $release, only for a newer one" "run: apt-get install ${newest[*]}; reboot; then run the update again"
 install_with_driver "${newest[@]}" ||
   fail "could not install ${newest[*]}" "look at apt's lines above, then run the update again"
 mkdir -p -- "$(dirname "$MARKER")"

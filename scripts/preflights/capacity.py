@@ -1,6 +1,6 @@
 """Checks of what is to be had: quotas, the reservation, zone, machine type and boot image."""
 
-from scripts.preflights.hardware import family_of, hyperdisk
+from scripts.preflights.hardware import family_of
 from scripts.preflights.report import NotCheckedError, Outcome, Verdict, failed, ok, warning
 from scripts.preflights.survey import QUOTA_PAGE, Survey
 
@@ -30,7 +30,7 @@ def all_gpus_quota(survey: Survey) -> Outcome:
 def disk_quota(survey: Survey) -> Outcome:
     """Room in the region for the disks that `up` makes, in GB: balanced persistent disks count as SSD."""
     gcp = survey.gcp
-    if hyperdisk(gcp.machine_type):
+    if gcp.machine_type.disk_type.startswith("hyperdisk"):
         raise NotCheckedError(f"Hyperdisk: {NO_SOURCE}?project={gcp.project}")
     gigabytes = 0 if gcp.parked else gcp.boot_disk_gb
     if survey.makes_disk and not survey.google.find(gcp.project, f"zones/{gcp.zone}/disks/{gcp.name}-weights"):

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from scripts.preflights.hardware import family_of, hyperdisk
+from scripts.preflights.hardware import family_of
 from scripts.preflights.report import NotCheckedError, Outcome, ok
 from scripts.preflights.survey import Survey
 
@@ -83,7 +83,7 @@ def hourly_cost(survey: Survey) -> Outcome:
 def _parts(survey: Survey) -> list[Part]:
     gcp, kind = survey.gcp, survey.gcp.machine_type
     disks = (0 if gcp.parked else gcp.boot_disk_gb) + (gcp.weights_disk_gb if survey.makes_disk else 0)
-    if disks and hyperdisk(kind):
+    if disks and kind.disk_type.startswith("hyperdisk"):
         raise NotCheckedError(f"no source says how the price list calls the disks of {kind.name}")
     parts = [Part("disks", disks, "GiBy.mo", r"Balanced PD Capacity( in .+)?")] if disks else []
     if gcp.parked:

@@ -34,11 +34,6 @@ FAMILIES = {
 }
 
 
-def hyperdisk(machine_type: MachineType) -> bool:
-    """Whether its disks are Hyperdisk; else they are balanced persistent disks (components/gpu_vm.py's disk_type)."""
-    return machine_type.name.startswith("a3-ultragpu")
-
-
 def family_of(machine_type: MachineType) -> Family:
     """The family's names, all of them empty for one that is not known here."""
     return FAMILIES.get(machine_type.name.rpartition("-")[0], Family(""))

@@ -87,13 +87,17 @@ def _outputs(kind: str, project: str, resource: Resource) -> tuple[str, dict[str
     return path, {"selfLink": f"{API}/{path}"}
 
 
+def address(stack: str, kind: str) -> str:
+    """The stack's address, EXTERNAL or INTERNAL: always the same one."""
+    network = EXTERNAL if kind == "EXTERNAL" else INTERNAL
+    return f"{network}.{hashlib.sha256(stack.encode()).digest()[0] % 254 + 1}"
+
+
 def _address(stack: str, project: str) -> Adapter:
     def create(resource: Resource) -> tuple[str, dict[str, Any]]:
         resource.say("simulated")
-        network = EXTERNAL if resource.inputs.get("addressType") == "EXTERNAL" else INTERNAL
-        host = hashlib.sha256(stack.encode()).digest()[0] % 254 + 1
         id_, outputs = _outputs("addresses", project, resource)
-        return id_, {**outputs, "address": f"{network}.{host}"}
+        return id_, {**outputs, "address": address(stack, resource.inputs["addressType"])}
 
     return Adapter(inputs=frozenset({"project", "name", "region", "addressType", "subnetwork"}), create=create)
 

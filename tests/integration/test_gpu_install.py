@@ -258,7 +258,7 @@ def test_a_repository_that_can_not_be_read_is_reported(machine: Copy, repository
 def test_the_driver_is_installed_once(machine: Copy, repository: Repository) -> None:
     """With stand-ins for PCI and the kernel's modules; apt decides for real what can be installed."""
     assert machine.run(repository.toolkit()).returncode == 0  # for the repository's entry in apt's lists
-    prepare = kernel_script(reboot=True)
+    prepare = kernel_script()
     assert machine.run(TWO_GPUS).returncode == 0
     prepared = machine.run(prepare)
     assert f"driver 580 is offered for kernel {KERNEL}" in prepared.stdout

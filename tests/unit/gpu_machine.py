@@ -125,8 +125,8 @@ class Machine:
             )
         )
 
-    def prepare_kernel(self, *, reboot: bool = True) -> Result:
-        script = kernel_script(reboot=reboot)
+    def prepare_kernel(self) -> Result:
+        script = kernel_script()
         return self.run(script.replace("/var/lib/elastic-vllm/rebooted-kernels", str(self.marker)))
 
     def check(self, count: int = 2) -> Result:

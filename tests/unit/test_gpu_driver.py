@@ -216,17 +216,6 @@ def test_a_driver_that_works_ends_the_count_of_reboots(machine: Machine) -> None
     assert not machine.marker.exists()
 
 
-def test_a_server_of_someone_else_is_not_changed_or_rebooted(machine: Machine) -> None:
-    machine.apt(offers=NEWEST)
-    assert failed(
-        machine.prepare_kernel(reboot=False),
-        "a reboot is needed",
-        "run: apt-get install linux-image-gcp linux-modules-nvidia-580-server-open-gcp; reboot",
-    )
-    assert machine.calls("systemctl", "systemd-run") == []
-    assert machine.installed() == []
-
-
 def test_connections_are_taken_again_where_the_reboot_fails(machine: Machine) -> None:
     machine.apt(offers=NEWEST)
     machine.stand_in("systemd-run", "exit 1")
