@@ -1,15 +1,20 @@
-"""The endpoint's certificate, from a certificate authority of the stack's own."""
+"""The endpoint's certificate as the program knows it: from a CA of the stack's own, or provided."""
 
 import ipaddress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import pulumi
 import pulumi_tls as tls
 
+from components.acme_settings import AcmeSettings
+from components.tls_settings import ProvidedCertificate
+
 CA_HOURS = 10 * 365 * 24
-# 397 days: the most that TLS clients accepted of a public CA for years; some check private ones alike.
-SERVER_HOURS = 397 * 24
+# The most that Mozilla's guideline has; some clients check private CAs like public ones, and refuse more than 397 days.
+SERVER_HOURS = 366 * 24
 RENEWAL_HOURS = 30 * 24
+WARNING_DAYS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,22 +23,47 @@ class CertificateArgs:
 
     host: pulumi.Input[str]
     """The name or IP address that clients connect to."""
+    provided: ProvidedCertificate | None
+    """One that was made elsewhere."""
+    acme: AcmeSettings | None
+    """Where the server itself has one issued. Neither: one is made."""
 
 
 class Certificate(pulumi.ComponentResource):
-    """A server certificate for the endpoint exists, signed by the stack's own CA.
+    """A server certificate for the endpoint exists: the one that was provided, or one signed by the stack's own CA.
 
-    An `up` in the last 30 days of its 397 renews it; the CA lasts 10 years. Leaves trusting the CA to clients.
+    Nothing is made where the server has its own issued (AcmeCertificate): what clients must trust is told all the same.
+
+    An `up` in the last 30 days of its 366 renews the latter; the CA lasts 10 years. Leaves trusting the CA to clients.
     """
 
     certificate_pem: pulumi.Output[str]
-    """The server's certificate followed by the CA's."""
+    """The server's certificate followed by the CA's. With the key: empty where the server has its own issued."""
     private_key_pem: pulumi.Output[str]
     """Secret."""
     ca_certificate_pem: pulumi.Output[str]
+    """Of the CA that clients must be told to trust; empty: a public one."""
 
     def __init__(self, name: str, args: CertificateArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("elastic-vllm:certificate:Certificate", name, None, opts)
+        if args.provided:
+            self._take(args.provided)
+        elif args.acme:
+            self.certificate_pem = self.private_key_pem = pulumi.Output.from_input("")
+            self.ca_certificate_pem = pulumi.Output.from_input(args.acme.ca)
+        else:
+            self._make(name, args)
+        self.register_outputs({"caCertificatePem": self.ca_certificate_pem})
+
+    def _take(self, provided: ProvidedCertificate) -> None:
+        left = (provided.expires - datetime.now(UTC)).days
+        if left < WARNING_DAYS:
+            pulumi.log.warn(f"tlsCertificate expires in {left} days, on {provided.expires:%Y-%m-%d}: renew it", self)
+        self.certificate_pem = pulumi.Output.from_input(provided.chain)
+        self.private_key_pem = provided.private_key
+        self.ca_certificate_pem = pulumi.Output.from_input(provided.ca)
+
+    def _make(self, name: str, args: CertificateArgs) -> None:
         child = pulumi.ResourceOptions(parent=self)
         ca_key = tls.PrivateKey(f"{name}-ca-key", algorithm="ECDSA", ecdsa_curve="P256", opts=child)
         ca = tls.SelfSignedCert(
@@ -70,7 +100,6 @@ class Certificate(pulumi.ComponentResource):
         self.certificate_pem = pulumi.Output.concat(server.cert_pem, ca.cert_pem)
         self.private_key_pem = key.private_key_pem
         self.ca_certificate_pem = ca.cert_pem
-        self.register_outputs({"caCertificatePem": self.ca_certificate_pem})
 
 
 def _is_ip_address(host: str) -> bool:
