@@ -6,8 +6,11 @@ from typing import Any, TypeVar
 
 import pulumi
 
-from components import elastic_payloads
+from components import elastic_payloads, elastic_resources
+from components.client_certificates import ClientCertificate
 from components.elastic_payloads import HTTPS_PORT, ElasticEndpoint
+from components.elastic_resources import InferenceEndpoint, KibanaConnector, KibanaTest
+from components.elastic_settings import ElasticProduct, ElasticSettings
 
 T = TypeVar("T")
 
@@ -30,13 +33,17 @@ class ElasticConnectorArgs:
     """The longest context that is served; 0: unknown."""
     native_function_calling: bool
     ready: tuple[pulumi.Resource, ...]
-    """The endpoint works once these exist."""
+    """The endpoint works once these exist; empty while it is parked."""
+    elastic: ElasticSettings
+    client: ClientCertificate | None
+    """What Kibana has to show; None: nothing."""
 
 
 class ElasticConnector(pulumi.ComponentResource):
     """URL, key and the bodies of the requests that connect Elastic are known, and the endpoint behind them answers.
 
-    Leaves creating the connector in Kibana to the Elastic admin.
+    Where the settings say so, the connector in Kibana and the inference endpoint in Elasticsearch exist as well. Leaves
+    to the Elastic admin what no API changes: kibana.yml, and Java's trust in a private CA.
     """
 
     url: pulumi.Output[str]
@@ -49,6 +56,10 @@ class ElasticConnector(pulumi.ComponentResource):
     kibana_settings: pulumi.Output[str]
     preconfigured_connector: pulumi.Output[str]
     """Secret: holds the key."""
+    connector_id: str
+    """In Kibana; empty where none is made."""
+    inference_id: str
+    """In Elasticsearch; empty where none is made."""
 
     def __init__(self, name: str, args: ElasticConnectorArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("elastic-vllm:elastic_connector:ElasticConnector", name, None, opts)
@@ -59,9 +70,12 @@ class ElasticConnector(pulumi.ComponentResource):
         self.url = pulumi.Output.all(url, ready).apply(lambda values: str(values[0]))
         self.key = pulumi.Output.secret(pulumi.Output.all(ready, args.key).apply(lambda values: str(values[1])))
 
-        def told(make: Callable[[ElasticEndpoint], T], key: pulumi.Input[str]) -> pulumi.Output[T]:
-            """What `make` says of the endpoint; a secret where the key is."""
-            return pulumi.Output.all(self.url, key, args.ca_certificate).apply(
+        client = (args.client.certificate, args.client.private_key) if args.client else ("", "")
+
+        def told(make: Callable[[ElasticEndpoint], T], *secrets: pulumi.Input[str]) -> pulumi.Output[T]:
+            """What `make` says of the endpoint; a secret where the secrets are."""
+            key, certificate, private_key = secrets
+            return pulumi.Output.all(self.url, key, args.ca_certificate, certificate, private_key).apply(
                 lambda values: make(
                     ElasticEndpoint(
                         name=args.name,
@@ -71,12 +85,47 @@ class ElasticConnector(pulumi.ComponentResource):
                         context_tokens=args.context_tokens,
                         native_function_calling=args.native_function_calling,
                         ca_certificate=values[2],
+                        client_certificate=values[3],
+                        client_key=values[4],
                     )
                 )
             )
 
-        self.kibana_connector = told(elastic_payloads.kibana_connector, self.key)
-        self.inference_endpoint = told(elastic_payloads.inference_endpoint, self.key)
-        self.preconfigured_connector = told(elastic_payloads.preconfigured_connector, self.key)
-        self.kibana_settings = told(elastic_payloads.kibana_settings, "")
+        self.kibana_connector = told(elastic_payloads.kibana_connector, self.key, *client)
+        self.inference_endpoint = told(elastic_payloads.inference_endpoint, self.key, *client)
+        self.preconfigured_connector = told(elastic_payloads.preconfigured_connector, self.key, *client)
+        self.kibana_settings = told(elastic_payloads.kibana_settings, "", "", "")
+        self.connector_id, self.inference_id = "", ""
+        if args.ready:
+            self._in_elastic(name, args)
         self.register_outputs({"url": self.url, "key": self.key})
+
+    def _in_elastic(self, name: str, args: ElasticConnectorArgs) -> None:
+        """Make what Elastic needs, once the endpoint answers: Elasticsearch tests it at once."""
+        elastic = args.elastic
+        opts = pulumi.ResourceOptions(parent=self, depends_on=list(args.ready))
+        if elastic.kibana.url:
+            self.connector_id = elastic.kibana.adopt or elastic_payloads.connector_id(args.name)
+            props = _props(elastic.kibana, elastic.ca, self.connector_id, self.kibana_connector)
+            props["space"] = elastic.space
+            connector = KibanaConnector(f"{name}-kibana", props, opts)
+            if elastic.test:
+                after = pulumi.ResourceOptions(parent=self, depends_on=[connector])
+                KibanaTest(f"{name}-kibana-test", props, after)
+        if elastic.elasticsearch.url:
+            self.inference_id = elastic.elasticsearch.adopt or args.name
+            props = _props(elastic.elasticsearch, elastic.ca, self.inference_id, self.inference_endpoint)
+            InferenceEndpoint(f"{name}-inference", props, opts)
+
+
+def _props(
+    product: ElasticProduct, ca: str, id_: str, body: pulumi.Output[dict[str, Any]]
+) -> dict[str, pulumi.Input[Any]]:
+    return {
+        "url": product.url,
+        "key": product.key,
+        "ca": ca,
+        "id": id_,
+        "adopt": bool(product.adopt),
+        "body": body.apply(elastic_resources.as_text),
+    }

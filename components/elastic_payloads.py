@@ -4,6 +4,7 @@ Fields and traps are from Elastic's own sources. In elastic/kibana: kbn-connecto
 connector), actions/server/config.ts (kibana.yml); in elastic/elasticsearch-specification: inference/put_openai.
 """
 
+import base64
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,10 @@ class ElasticEndpoint:
     native_function_calling: bool
     ca_certificate: str
     """PEM of the CA that signed the endpoint's certificate; empty: one that Elastic trusts anyway."""
+    client_certificate: str = ""
+    """PEM of what Kibana has to show; empty: nothing."""
+    client_key: str = field(default="", repr=False)
+    """PEM (PKCS#8) of the private key for it."""
 
     @property
     def host(self) -> str:
@@ -57,12 +62,17 @@ def kibana_connector(endpoint: ElasticEndpoint) -> dict[str, Any]:
         "name": endpoint.name,
         "connector_type_id": ".gen-ai",
         "config": _connector_config(endpoint),
-        "secrets": {"apiKey": endpoint.key},
+        "secrets": _connector_secrets(endpoint),
     }
 
 
 def inference_endpoint(endpoint: ElasticEndpoint) -> dict[str, Any]:
-    """Body of PUT _inference/chat_completion/NAME on Elasticsearch, which tests the URL at once. Holds the key."""
+    """Body of PUT _inference/chat_completion/NAME on Elasticsearch, which tests the URL at once. Holds the key.
+
+    Empty where clients need a certificate: an inference endpoint has no place for one.
+    """
+    if endpoint.client_certificate:
+        return {}
     return {
         "service": "openai",
         "service_settings": {"api_key": endpoint.key, "model_id": endpoint.model, "url": endpoint.url},
@@ -97,9 +107,24 @@ def preconfigured_connector(endpoint: ElasticEndpoint) -> str:
         "actionTypeId": ".gen-ai",
         "exposeConfig": True,
         "config": _connector_config(endpoint),
-        "secrets": {"apiKey": endpoint.key},
+        "secrets": _connector_secrets(endpoint),
     }
     return _yaml({"xpack.actions.preconfigured": {endpoint.name: connector}})
+
+
+def _connector_secrets(endpoint: ElasticEndpoint) -> dict[str, str]:
+    """The key, and what Kibana shows as a client: PEM in base64, each."""
+    if not endpoint.client_certificate:
+        return {"apiKey": endpoint.key}
+    pem = {"certificateData": endpoint.client_certificate, "privateKeyData": endpoint.client_key}
+    if endpoint.ca_certificate:
+        pem["caData"] = endpoint.ca_certificate
+    return {"apiKey": endpoint.key, **{name: base64_or_placeholder(text) for name, text in pem.items()}}
+
+
+def base64_or_placeholder(text: str) -> str:
+    """PEM in base64; a variable that stands for it stays what it is."""
+    return text if text.startswith("${") else base64.b64encode(text.encode()).decode()
 
 
 def _connector_config(endpoint: ElasticEndpoint) -> dict[str, Any]:

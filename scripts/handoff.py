@@ -12,6 +12,7 @@ import typer
 
 from components import elastic_payloads as payloads
 from components.elastic_payloads import ElasticEndpoint
+from components.key_settings import DEFAULT
 from scripts.rehearsal.state import write_private
 from scripts.stack_outputs import BadInputError, stack_outputs
 from scripts.verification.endpoint import CHAT_PATH, Endpoint, InvalidEndpointError
@@ -19,17 +20,27 @@ from scripts.verification.endpoint import CHAT_PATH, Endpoint, InvalidEndpointEr
 EXIT_BAD_INPUT = 2
 PROJECT = Path(__file__).resolve().parent.parent
 DOCUMENT, CA_FILE, KEY_FILE = "handoff.md", "ca.pem", "connector-api-key"
+AGENT_FILE = "elastic-agent.yml"
+CLIENT_FILES = {"certificate": "client-certificate.pem", "privateKey": "client-key.pem"}
 PLACEHOLDER = "${ELASTIC_VLLM_KEY}"
 """Stands for the key in the document: a variable of the shell and, in kibana.yml, of Kibana's environment."""
+CA_BASE64, CERTIFICATE_BASE64, CLIENT_KEY_BASE64 = (
+    "${ELASTIC_VLLM_CA_BASE64}",
+    "${ELASTIC_VLLM_CERTIFICATE_BASE64}",
+    "${ELASTIC_VLLM_CLIENT_KEY_BASE64}",
+)
+"""The same for what Kibana shows as a client."""
+MADE = {"inferenceEndpointId": "the inference endpoint (A)", "kibanaConnectorId": "the connector (B)"}
+"""Output that is set where `up` has made something in Elastic -> what it is in the document."""
 LEAST_CONTEXT_TOKENS = 64_000
 """What Elastic's Observability Assistant asks of a model."""
 NEEDED: Mapping[str, type] = {
     "connectorUrl": str,
     "connectorApiKey": str,
     "model": str,
-    "modelAlias": str,
     "nativeFunctionCalling": bool,
     "contextTokens": int,
+    "limits": dict,
 }
 """Outputs without which there is no document."""
 
@@ -50,6 +61,7 @@ def main(
     *,
     stack: Annotated[str, typer.Option(help="Stack that is up, in Pulumi or as a rehearsal.")],
     output: Annotated[Path | None, typer.Option(help="Directory to write to (default: handoff/STACK).")] = None,
+    key: Annotated[str, typer.Option(help="Name of the key to hand over, as in the setting keys.")] = DEFAULT,
     show_key: Annotated[bool, typer.Option("--show-key", help="Print the key as well.")] = False,
 ) -> None:
     """Write what the Elastic admin gets: handoff.md (no secret in it), ca.pem, and the key in a file for you alone.
@@ -61,43 +73,72 @@ def main(
     typer.echo(f"reading the outputs of stack {stack}")
     try:
         outputs = _checked(stack_outputs(stack), stack)
+        outputs = {**outputs, "connectorApiKey": _key(outputs, key, stack)}
+        clients = outputs.get("clientCertificates") or {}
         endpoint = ElasticEndpoint(
             name=f"elastic-vllm-{name}",
             url=outputs["connectorUrl"],
             key=PLACEHOLDER,
-            model=outputs["modelAlias"],
+            model=_asked(outputs),
             context_tokens=outputs["contextTokens"],
             native_function_calling=outputs["nativeFunctionCalling"],
             ca_certificate=outputs.get("caCertificate", ""),
+            client_certificate=CERTIFICATE_BASE64 if clients else "",
+            client_key=CLIENT_KEY_BASE64 if clients else "",
         )
-        text = document(name, endpoint, served_model=outputs["model"], directory=_shown(directory))
-        _write(directory, text, endpoint.ca_certificate, outputs["connectorApiKey"])
+        made = {title: outputs[output] for output, title in MADE.items() if outputs.get(output)}
+        shown = _shown(directory)
+        text = document(
+            name, endpoint, served_model=outputs["model"], limits=outputs["limits"], directory=shown, made=made
+        )
+        public = {DOCUMENT: text, CA_FILE: endpoint.ca_certificate, AGENT_FILE: outputs.get("agentPolicy", "")}
+        _write(directory, public, outputs["connectorApiKey"], next(iter(clients.values()), {}))
     except BadInputError as error:
         typer.echo(f"handoff: {error}", err=True)
         raise typer.Exit(EXIT_BAD_INPUT) from error
     if show_key:
         typer.echo(f"key: {outputs['connectorApiKey']}")
-    public = f"{DOCUMENT} and {CA_FILE}" if endpoint.ca_certificate else DOCUMENT
-    typer.echo(f"give {public} to the Elastic admin, and {KEY_FILE} by a safe way of its own")
+    given = f"{DOCUMENT} and {CA_FILE}" if endpoint.ca_certificate else DOCUMENT
+    private = ", ".join([KEY_FILE, *(CLIENT_FILES.values() if clients else [])])
+    typer.echo(f"give {given} to the Elastic admin, and {private} by a safe way of its own")
 
 
-def document(stack: str, endpoint: ElasticEndpoint, *, served_model: str, directory: str) -> str:
-    """The document, in Markdown. `endpoint.key` is what stands for the key; `directory` is where the files lie."""
+def document(
+    stack: str,
+    endpoint: ElasticEndpoint,
+    *,
+    served_model: str,
+    limits: Mapping[str, int],
+    directory: str,
+    made: Mapping[str, str] | None = None,
+) -> str:
+    """The document, in Markdown. `endpoint.key` is what stands for the key; `directory` is where the files lie.
+
+    `limits` are the output of that name; `made` is what `up` has made in Elastic: what it is -> id.
+    """
     connector = payloads.kibana_connector(endpoint)
+    preconfigured = payloads.preconfigured_connector(endpoint)
+    if endpoint.client_certificate and endpoint.ca_certificate:
+        connector["secrets"]["caData"] = CA_BASE64
+        preconfigured = preconfigured.replace(payloads.base64_or_placeholder(endpoint.ca_certificate), CA_BASE64)
     update = {key: value for key, value in connector.items() if key != "connector_type_id"}
     question = {"messages": [{"role": "user", "content": "Say hello."}]}
     # Kibana's own test of a connector takes the request as JSON in a text.
     test = {"params": {"subAction": "test", "subActionParams": {"body": json.dumps(question)}}}
     verify = [f"--ca {directory}/{CA_FILE}"] if endpoint.ca_certificate else []
+    verify += [f"--client-pem <(cat {directory}/client-*.pem)"] if endpoint.client_certificate else []
     verify += [f"--key-file {directory}/{KEY_FILE}"] + ([] if endpoint.native_function_calling else ["--no-tools"])
     return templates.get_template("handoff.md.j2").render(
         stack=stack,
         e=endpoint,
         root=endpoint.url.removesuffix(CHAT_PATH),
         served_model=served_model,
+        limits=limits,
         directory=directory,
+        made=made or {},
         private=_is_private(endpoint.host),
-        ca_option=f" --cacert {CA_FILE}" if endpoint.ca_certificate else "",
+        tls_options=(f" --cacert {CA_FILE}" if endpoint.ca_certificate else "")
+        + (" --cert {certificate} --key {privateKey}".format(**CLIENT_FILES) if endpoint.client_certificate else ""),
         verify_options=" ".join(verify),
         least_context_tokens=LEAST_CONTEXT_TOKENS,
         response_seconds=payloads.RESPONSE_SECONDS,
@@ -110,8 +151,21 @@ def document(stack: str, endpoint: ElasticEndpoint, *, served_model: str, direct
         inference_chat=json.dumps(question),
         chat=json.dumps({"model": endpoint.model, **question, "max_tokens": 50}),
         kibana_settings=payloads.kibana_settings(endpoint),
-        preconfigured_connector=payloads.preconfigured_connector(endpoint),
+        preconfigured_connector=preconfigured,
+        client_files=CLIENT_FILES,
     )
+
+
+def _key(outputs: Mapping[str, Any], name: str, stack: str) -> str:
+    named = {DEFAULT: outputs["connectorApiKey"], **outputs.get("namedKeys", {})}
+    if name not in named:
+        raise BadInputError(f"--key {name}: stack {stack} has {', '.join(named)}: add it to the setting keys, then up")
+    return str(named[name])
+
+
+def _asked(outputs: Mapping[str, Any]) -> str:
+    """The model's alias, or its own name where it has none."""
+    return str(outputs.get("modelAlias") or outputs["model"])
 
 
 def _checked(outputs: Mapping[str, Any], stack: str) -> Mapping[str, Any]:
@@ -130,7 +184,7 @@ def _checked(outputs: Mapping[str, Any], stack: str) -> Mapping[str, Any]:
         Endpoint(
             url=outputs["connectorUrl"],
             key=outputs["connectorApiKey"],
-            model=outputs["modelAlias"],
+            model=_asked(outputs),
             ca_certificate=outputs.get("caCertificate"),
         )
     except InvalidEndpointError as error:
@@ -138,18 +192,21 @@ def _checked(outputs: Mapping[str, Any], stack: str) -> Mapping[str, Any]:
     return outputs
 
 
-def _write(directory: Path, text: str, ca_certificate: str, key: str) -> None:
-    if key in text:  # the document is made without the key: this is for the day that somebody changes that
-        raise BadInputError("the document would hold the key, and was not written: report this")
+def _write(directory: Path, public: Mapping[str, str], key: str, client: Mapping[str, str]) -> None:
+    # These are made without secrets: this is for the day that somebody changes that.
+    if any(secret in text for text in public.values() for secret in (key, *client.values())):
+        raise BadInputError("a file would hold the key, and none was written: report this")
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (directory / DOCUMENT).write_text(text)
-        typer.echo(f"wrote {_shown(directory / DOCUMENT)}")
-        if ca_certificate:
-            (directory / CA_FILE).write_text(ca_certificate)
-            typer.echo(f"wrote {_shown(directory / CA_FILE)}")
+        for name, text in public.items():
+            if text:
+                (directory / name).write_text(text)
+                typer.echo(f"wrote {_shown(directory / name)}")
         write_private(directory / KEY_FILE, f"{key}\n")
         typer.echo(f"wrote {_shown(directory / KEY_FILE)}, readable by you alone")
+        for part, pem in client.items():
+            write_private(directory / CLIENT_FILES[part], pem)
+            typer.echo(f"wrote {_shown(directory / CLIENT_FILES[part])}, readable by you alone")
     except OSError as error:
         raise BadInputError(f"--output {directory}: {error.strerror}: give a directory that can be written") from error
 

@@ -1,0 +1,165 @@
+"""Requests to Kibana and Elasticsearch: retries, and for each refusal one line that says the cause and the fix."""
+
+import socket
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+import httpx2
+
+ANSWER_SECONDS = 90
+"""For one answer. Elasticsearch asks the endpoint before it answers, and a first answer may take its time."""
+PATIENCE_SECONDS = 60
+"""How long a product that is down or busy is asked again."""
+LONGEST_PAUSE_SECONDS = 15
+AGAIN = frozenset({429, 500, 502, 503, 504})
+ENDPOINT_WORKS = "Nothing else is wrong: put this right and run the same again"
+
+
+class ElasticError(Exception):
+    """What Kibana or Elasticsearch would not do: cause and fix, never a key."""
+
+
+class DownError(ElasticError):
+    """It does not answer, or is too busy: it may be right later, with the same settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A response that was no error of the connection or the key."""
+
+    status: int
+    body: Any
+    """Decoded JSON; None where there is none."""
+    tries: int
+
+    @property
+    def reason(self) -> str:
+        """The product's own words for a refusal."""
+        if not isinstance(self.body, dict):
+            return "without a reason"
+        error = self.body.get("error")
+        if isinstance(error, dict):  # Elasticsearch
+            causes = [error, *[cause for cause in (error.get("root_cause") or []) if isinstance(cause, dict)]]
+            caused_by = error.get("caused_by")
+            causes += [caused_by] if isinstance(caused_by, dict) else []
+            said = list(dict.fromkeys(str(cause.get("reason", "")) for cause in causes))
+            return ": ".join(text for text in said if text) or "without a reason"
+        return str(self.body.get("message") or error or "without a reason")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """Kibana or Elasticsearch, as the settings say how to reach it."""
+
+    name: str
+    url: str
+    url_setting: str
+    key: str = field(repr=False)
+    key_setting: str
+    privilege: str
+    """What the key's owner must be allowed to do, in the product's own terms."""
+    ca: str = ""
+    """PEM of the CA of its certificate; empty: the system's."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    patience: float = PATIENCE_SECONDS
+
+    def ask(self, method: str, path: str, body: object = None, hidden: tuple[str, ...] = ()) -> Answer:
+        """The answer to a request: 2xx, 400, 404 or 409, for the caller to tell apart.
+
+        Raises ElasticError for all else, DownError after `patience` seconds. `hidden` are secrets in the body, which no
+        message may repeat.
+        """
+        headers = {**self.headers, "Authorization": f"ApiKey {self.key}"}
+        end = time.monotonic() + self.patience
+        pause, tries = 1.0, 0
+        with httpx2.Client(verify=self._tls(), timeout=ANSWER_SECONDS, headers=headers) as client:
+            while True:
+                tries += 1
+                try:
+                    response = client.request(method, self.url + path, json=body)
+                except (httpx2.TransportError, OSError) as error:
+                    if _is_final(error) or time.monotonic() + pause > end:
+                        raise self._unreachable(error) from None
+                    wait = pause
+                else:
+                    if response.status_code not in AGAIN or time.monotonic() + pause > end:
+                        return self._told(response, tries, (self.key, *hidden))
+                    wait = _asked_to_wait(response) or pause
+                time.sleep(min(wait, LONGEST_PAUSE_SECONDS))
+                pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+
+    def _tls(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cadata=self.ca) if self.ca else httpx2.create_ssl_context()
+
+    def _told(self, response: httpx2.Response, tries: int, hidden: tuple[str, ...]) -> Answer:
+        status = response.status_code
+        try:
+            body = response.json()
+        except ValueError:
+            body = None
+        reason = Answer(status=status, body=body, tries=tries).reason
+        for secret in hidden:
+            reason = reason.replace(secret, "<key>")
+        reason = " ".join(reason.split())[:500]
+        if status == HTTPStatus.UNAUTHORIZED:
+            raise ElasticError(
+                f"{self.name} at {self.url} refuses the API key (401: {reason}): set {self.key_setting} to one that "
+                f"was made there and has not expired. {ENDPOINT_WORKS}"
+            )
+        if status == HTTPStatus.FORBIDDEN:
+            raise ElasticError(
+                f"the API key in {self.key_setting} lacks a privilege in {self.name} (403: {reason}): it needs "
+                f"{self.privilege}. {ENDPOINT_WORKS}"
+            )
+        if status in AGAIN:
+            raise DownError(
+                f"{self.name} at {self.url} goes on answering {status} ({reason}) after {tries} tries: see its own "
+                f"log, or try later. {ENDPOINT_WORKS}"
+            )
+        known = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
+        empty = status == HTTPStatus.NO_CONTENT
+        if not (response.is_success or status in known) or (body is None and not empty):
+            raise ElasticError(
+                f"what answers at {self.url} is not {self.name} ({status}, "
+                f"{response.headers.get('content-type', 'no content type')}): set {self.url_setting} to its address. "
+                f"{ENDPOINT_WORKS}"
+            )
+        if isinstance(body, dict) and not response.is_success:
+            body = {"message": reason}
+        return Answer(status=status, body=body, tries=tries)
+
+    def _unreachable(self, error: Exception) -> ElasticError:
+        cause = " ".join(str(error).split()) or type(error).__name__
+        fix = f"is it up, is {self.url_setting} right, and may this machine reach it?"
+        if "CERTIFICATE_VERIFY_FAILED" in cause:
+            fix = f"set elasticCa to the CA's certificate, and {self.url_setting} to the name in the certificate"
+        elif "SSL" in cause:
+            fix = f"does it speak TLS there? {self.url_setting} may need another port, or http:// on this machine"
+        elif _no_such_name(error):
+            fix = f"there is no such name: correct {self.url_setting}"
+        text = f"cannot reach {self.name} at {self.url}: {cause}: {fix} {ENDPOINT_WORKS}"
+        return ElasticError(text) if _is_final(error) else DownError(text)
+
+
+def _no_such_name(error: Exception) -> bool:
+    """Whether a name was not found, which is not the same as a resolver that does not answer."""
+    causes: list[BaseException | None] = [error]
+    while causes[-1]:
+        causes.append(causes[-1].__cause__ or causes[-1].__context__)
+    return any(isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME for cause in causes)
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether asking again is useless: a certificate does not become trusted by waiting."""
+    words = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")
+    return any(word in str(error) for word in words) or _no_such_name(error)
+
+
+def _asked_to_wait(response: httpx2.Response) -> float:
+    """Seconds of a Retry-After; 0 without one (a date is not used by either product)."""
+    text = response.headers.get("retry-after", "")
+    return float(text) if text.isdigit() else 0.0

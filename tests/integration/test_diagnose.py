@@ -1,0 +1,320 @@
+"""scripts/diagnose on a stack in which something is really broken: each time the cause, the fix and the exit status."""
+
+import json
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from components import elastic_payloads
+from scripts import diagnose, stack_outputs
+from scripts.diagnosis.finding import Kind
+from scripts.verification import generation
+from tests import elastic_stand_in
+from tests.elastic_stand_in import ADMIN, Elastic
+from tests.integration import faults, own_sshd, vllm_stand_in
+from tests.integration.conftest import ROOT, deployment, rehearse, rehearse_up
+from tests.integration.faults import LOGS, NGINX, OWN, STACK, VLLM
+from tests.integration.own_stacks import stack_file
+from tests.unit import verify_server
+from tests.unit.verify_server import issue, new_authority
+
+Diagnose = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def outputs(machine: None) -> Iterator[Mapping[str, Any]]:
+    """Of a stack like local, with the stand-in for vLLM and a port of its own."""
+    config = yaml.safe_load((ROOT / "stacks" / "Pulumi.local.yaml").read_text())["config"]
+    settings = {key.removeprefix("elastic-vllm:"): value for key, value in config.items()}
+    with vllm_stand_in.image() as image:
+        own = {"httpsPort": own_sshd.free_port(), "vllmImage": image}
+        with stack_file(STACK, settings | own):
+            rehearse_up(stack=STACK)
+            done = rehearse("outputs", "--json", "--show-secrets", stack=STACK)
+            yield json.loads(done.stdout)
+
+
+@pytest.fixture
+def diagnosed(outputs: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Diagnose:
+    """Runs it on that stack; `changes` replace outputs, `key` goes by a file. It never says the key."""
+    monkeypatch.setattr(generation, "STREAM_PAUSES", (0,))
+
+    def run(*arguments: str, key: str = "", **changes: Any) -> Result:
+        told = {**outputs, **changes}
+        monkeypatch.setattr(diagnose, "stack_outputs", lambda _stack: told)
+        if key:
+            (tmp_path / "key").write_text(key)
+            arguments += ("--key-file", str(tmp_path / "key"))
+        result = CliRunner().invoke(diagnose.app, ["--stack", STACK, *arguments])
+        assert isinstance(result.exception, SystemExit | None)
+        assert outputs["connectorApiKey"] not in result.output
+        return result
+
+    return run
+
+
+def expect(result: Result, kind: Kind | None, *words: str) -> None:
+    """The exit status, and words that the cause or fix must have."""
+    assert result.exit_code == (kind or 0), result.output
+    told = result.output.partition("\ncause: ")[2].partition("\nalso: ")[0] if kind else result.output
+    assert not [word for word in words if word not in told], result.output
+    assert kind is None or "\n  fix: " in told
+
+
+def test_all_is_well(diagnosed: Diagnose) -> None:
+    expect(diagnosed(), None, "all is well", "vLLM answers", "chain and name 127.0.0.1 verified")
+
+
+# What a client got wrong
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        (lambda o: {"key": o["connectorApiKey"][:-1] + "x"}, Kind.KEY, ("refuses the key (401)", "connectorApiKey")),
+        (lambda o: {"key": o["connectorApiKey"].upper()}, Kind.KEY, ("refuses the key (401)", "small letters")),
+        (lambda o: {"key": "short"}, Kind.KEY, ("the key can't be right",)),
+        (lambda o: {"model": "gpt-4"}, Kind.REQUEST, ("'gpt-4' is not listed", "elastic-llm")),
+        (
+            lambda o: {"connectorUrl": o["connectorUrl"].replace("chat/completions", "completions")},
+            Kind.REQUEST,
+            ("/v1/chat/completions",),
+        ),
+        (lambda o: {"connectorUrl": o["connectorUrl"].replace("https:", "http:")}, Kind.REQUEST, ("https://",)),
+        (
+            lambda o: {"connectorUrl": "https://no-such-name.invalid/v1/chat/completions"},
+            Kind.NETWORK,
+            ("the host name has no address", "DNS"),
+        ),
+        (
+            lambda o: {"connectorUrl": f"https://127.0.0.1:{own_sshd.free_port()}/v1/chat/completions"},
+            Kind.NETWORK,
+            ("connection refused", "is Nginx running"),
+        ),
+        (lambda o: {"caCertificate": new_authority().pem}, Kind.TLS, ("not signed by the given CA", "caCertificate")),
+        (lambda o: {"caCertificate": None}, Kind.TLS, ("not signed by a CA that this system trusts",)),
+        (lambda o: {"caCertificate": "no PEM"}, Kind.TLS, ("the ca_certificate can't be right",)),
+        (
+            lambda o: {"connectorUrl": o["connectorUrl"].replace("127.0.0.1", "localhost")},
+            Kind.TLS,
+            ("certificate not valid for localhost, only for 127.0.0.1",),
+        ),
+    ],
+    ids=[
+        "key",
+        "key in capitals",
+        "short key",
+        "model",
+        "path",
+        "http",
+        "dns",
+        "port",
+        "ca",
+        "no ca",
+        "no pem",
+        "name",
+    ],
+)
+def test_what_a_client_has_wrong(
+    diagnosed: Diagnose,
+    outputs: Mapping[str, Any],
+    change: Callable[[Mapping[str, Any]], dict[str, Any]],
+    kind: Kind,
+    words: tuple[str, ...],
+) -> None:
+    expect(diagnosed(**change(outputs)), kind, *words)
+
+
+# What is between, by a small server in place of the endpoint
+
+
+@contextmanager
+def in_place(tmp_path: Path, fault: str, days: float = 365) -> Iterator[dict[str, Any]]:
+    """Outputs that lead to a server with this fault."""
+    ca = new_authority()
+    with verify_server.serving(issue(ca, tmp_path / "server.pem", days=days)) as gateway:
+        gateway.fault = fault
+        yield {
+            "connectorUrl": gateway.url,
+            "key": verify_server.KEY,
+            "model": verify_server.MODEL,
+            "caCertificate": ca.pem,
+        }
+
+
+@pytest.mark.parametrize(
+    ("fault", "days", "kind", "words"),
+    [
+        ("", -1, Kind.TLS, ("certificate expired on", "renew it")),
+        ("buffered", 365, Kind.REQUEST, ("buffer",)),
+        ("stream-cut", 365, Kind.REQUEST, ("broke off",)),
+    ],
+)
+def test_what_is_between(
+    diagnosed: Diagnose, tmp_path: Path, fault: str, days: float, kind: Kind, words: tuple[str, ...]
+) -> None:
+    with in_place(tmp_path, fault, days) as changes:
+        expect(diagnosed(**changes), kind, *words)
+
+
+def test_a_port_without_tls(diagnosed: Diagnose) -> None:
+    with elastic_stand_in.serving(Elastic()) as plain:
+        url = plain.address.replace("http:", "https:") + "/v1/chat/completions"
+        expect(diagnosed(connectorUrl=url), Kind.TLS, "does not speak TLS", "port")
+
+
+def test_a_port_that_a_firewall_drops(diagnosed: Diagnose, outputs: Mapping[str, Any], monkeypatch: Any) -> None:
+    monkeypatch.setattr("scripts.verification.gateway.CONNECT_SECONDS", 1)
+    port = own_sshd.free_port()
+    rule = f"type filter hook input priority 0; tcp dport {port} drop"
+    rules = f"table inet {STACK}_drop {{\nchain c {{\n{rule}\n}}\n}}\n"
+    subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
+    try:
+        url = f"https://127.0.0.1:{port}/v1/chat/completions"
+        expect(diagnosed(connectorUrl=url), Kind.NETWORK, "no answer", "firewall")
+    finally:
+        subprocess.run(["nft", "delete", "table", "inet", f"{STACK}_drop"], check=True)
+
+
+# The server
+
+
+LOADS = ("sh", "-c", "echo 'Loading safetensors checkpoint shards:  40% Completed | 2/5'; sleep 600")
+EATS = ("python3", "-c", "x = bytearray(10**9)")
+FAULTS: Mapping[str, tuple[Callable[[], AbstractContextManager[None]], Kind, tuple[str, ...]]] = {
+    "Nginx stopped": (
+        lambda: faults.stopped(NGINX),
+        Kind.CONTAINERS,
+        (f"{NGINX} does not run (exited", "docker start"),
+    ),
+    "vLLM stopped": (lambda: faults.stopped(VLLM), Kind.CONTAINERS, (f"{VLLM} does not run (exited", "docker start")),
+    "vLLM killed": (lambda: faults.killed(VLLM), Kind.CONTAINERS, ("exit code 137", "docker start")),
+    "vLLM paused": (lambda: faults.paused(VLLM), Kind.CONTAINERS, (f"{VLLM} is paused", "docker unpause")),
+    "Nginx removed": (lambda: faults.removed(NGINX), Kind.CONTAINERS, (f"there is no container {NGINX}", "run up")),
+    "vLLM loads": (lambda: faults.in_its_place(VLLM, *LOADS), Kind.LOADING, ("still loading (40 %)", "wait")),
+    "out of memory": (
+        lambda: faults.in_its_place(VLLM, *EATS, memory="32m"),
+        Kind.CONTAINERS,
+        (f"{VLLM} ran out of memory", "smaller model"),
+    ),
+    "socket gone": (
+        lambda: faults.without(OWN / "socket" / "vllm.sock"),
+        Kind.CONTAINERS,
+        ("its socket is gone", f"docker restart {VLLM}"),
+    ),
+    "Nginx's configuration gone": (faults.broken_configuration, Kind.CONTAINERS, (NGINX, "see docker logs")),
+    "disk full": (faults.full_disk, Kind.SERVER, (f"the disk is full at {LOGS}", "free some space")),
+    "packet filter gone": (faults.no_packet_filter, Kind.SERVER, ("the packet filter is gone", "run up")),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_is_broken_on_the_server(diagnosed: Diagnose, name: str) -> None:
+    fault, kind, words = FAULTS[name]
+    with fault():
+        result = diagnosed()
+    expect(result, kind, *words)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"port": 9}, ("SSH does not get there", "sshd")),
+        ({"options": ["-o", "KnownHostsCommand=/bin/true"]}, ("it shows another host key", "sshHostKey")),
+        ({"options": ["-i", "/dev/null"]}, ("refuses the private key", "sshPrivateKeyPath")),
+    ],
+    ids=["refused", "host key", "private key"],
+)
+def test_a_server_that_ssh_does_not_reach(
+    diagnosed: Diagnose, outputs: Mapping[str, Any], change: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    ssh = dict(outputs["ssh"])
+    if "options" in change:
+        ssh["options"] = _with(ssh["options"], change["options"])
+    expect(diagnosed(ssh={**ssh, **{k: v for k, v in change.items() if k != "options"}}), Kind.SERVER, *words)
+
+
+def _with(options: list[str], change: list[str]) -> list[str]:
+    flag, value = change
+    if flag == "-i":
+        return [value if before == "-i" else each for before, each in zip(["", *options], options, strict=False)]
+    name = value.partition("=")[0]
+    return [value if each.startswith(f"{name}=") else each for each in options]
+
+
+# Kibana
+
+
+@pytest.fixture
+def kibana(tmp_path: Path) -> Iterator[tuple[Elastic, tuple[str, ...]]]:
+    (tmp_path / "kibana-key").write_text(ADMIN)
+    with elastic_stand_in.serving(Elastic(calls_endpoint=False)) as elastic:
+        yield elastic, ("--kibana-url", elastic.address, "--kibana-key-file", str(tmp_path / "kibana-key"))
+
+
+def test_kibanas_connector_is_as_it_should_be(
+    diagnosed: Diagnose, outputs: Mapping[str, Any], kibana: tuple[Elastic, tuple[str, ...]]
+) -> None:
+    elastic, options = kibana
+    id_ = elastic_payloads.connector_id(f"elastic-vllm-{STACK}")
+    expect(diagnosed(*options), Kind.KIBANA, f"Kibana has no connector {id_}", "kibanaUrl")
+    elastic.connectors["default", id_] = outputs["kibanaConnector"]
+    expect(diagnosed(*options), None, "has the connector as it should be", "responseTimeout")
+    config = {**outputs["kibanaConnector"]["config"], "apiUrl": "https://elsewhere/v1/chat/completions"}
+    elastic.connectors["default", id_] = {**outputs["kibanaConnector"], "config": config}
+    expect(diagnosed(*options), Kind.KIBANA, "the connector leads elsewhere: apiUrl is", "up --refresh")
+
+
+def test_kibana_that_does_not_answer_or_refuses_the_key(diagnosed: Diagnose, tmp_path: Path) -> None:
+    (tmp_path / "kibana-key").write_text("d3Jvbmc=")
+    file = ("--kibana-key-file", str(tmp_path / "kibana-key"))
+    expect(diagnosed("--kibana-url", "http://127.0.0.1:9", *file), Kind.KIBANA, "Connection refused", "is it up")
+    with elastic_stand_in.serving(Elastic()) as elastic:
+        expect(diagnosed("--kibana-url", elastic.address, *file), Kind.KIBANA, "refuses the API key", "kibanaApiKey")
+
+
+# The archive
+
+
+def test_the_support_archive_holds_no_secret(diagnosed: Diagnose, outputs: Mapping[str, Any], tmp_path: Path) -> None:
+    canary = "canary-" + "c" * 40
+    subprocess.run(
+        ["docker", "exec", NGINX, "sh", "-c", f"echo 'Authorization: Bearer {canary}' >/proc/1/fd/2"], check=True
+    )
+    with deployment(STACK).http(outputs["connectorApiKey"]) as client:
+        client.get(f"/v1/models/{outputs['connectorApiKey']}")  # so that it is in Nginx's log
+    path = tmp_path / "support.tar.gz"
+    assert diagnosed("--bundle", str(path)).exit_code == 0
+    assert path.stat().st_mode & 0o777 == 0o600
+    with tarfile.open(path) as archive:
+        files = {name: archive.extractfile(name) for name in archive.getnames()}
+        text = "".join(file.read().decode() for file in files.values() if file)
+    assert {"findings.json", "outputs.json", "log-nginx.txt"} <= {Path(name).name for name in files}
+    assert not [secret for secret in (outputs["connectorApiKey"], canary, "PRIVATE KEY") if secret in text]
+    assert "<redacted>" in text
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "connectorUrl is not known: give --stack, or --url"),
+        (["--stack", "nope"], "--stack nope: no outputs"),
+        (["--url", "https://x/v1/chat/completions", "--key-file", "/no/file"], "/no/file"),
+        (["--stack", STACK, "--kibana-url", "https://k"], "--kibana-url needs --kibana-key-file"),
+    ],
+)
+def test_bad_input_is_one_clear_error(outputs: Mapping[str, Any], arguments: list[str], said: str) -> None:
+    assert stack_outputs.is_rehearsed(STACK)
+    result = CliRunner().invoke(diagnose.app, arguments)
+    assert result.exit_code == 2
+    assert said in result.output
