@@ -1,0 +1,167 @@
+"""The manifest of a bundle: which files there are, from where, and their checksums. Python's own library only.
+
+manifest.json: `format` (1), `stack`, `commit` (of this project), `made` (UTC), `architecture` (Debian's name), `python`
+(X.Y, which the wheels are for), `since` (of a delta: the SHA-256 of the manifest.json that it goes on from; else null),
+and `parts`: name -> `source` (what it was made from; the same source is the same part), `licence` (SPDX or a word; null
+where it is not known), `about` (texts, by kind of part), `files`: each with `path` (relative, POSIX), `bytes`, `sha256`
+(hexadecimal) and `carried` (false for what a delta leaves out, since the bundle before it had the same content).
+SHA256SUMS holds the manifest and all carried files in the format of sha256sum; SHA256SUMS.sig is its OpenSSH signature.
+
+`about` of an image: `reference` (as the stack pins it) and `name` (what it is called at the site).
+Of the weights: `model`, `revision` (the hub's commit, or what files from a directory were).
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+FORMAT = 1
+MANIFEST, SUMS, SIGNATURE = "manifest.json", "SHA256SUMS", "SHA256SUMS.sig"
+SHA256 = re.compile(r"[0-9a-f]{64}")
+# What every file system and sha256sum itself write as it is.
+PATH = re.compile(r"[A-Za-z0-9._+@~=,-]+(/[A-Za-z0-9._+@~=,-]+)*")
+BLOCK_BYTES = 1 << 20
+
+
+class BundleError(Exception):
+    """What is wrong, for the user; the text ends with the fix."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """One file of a bundle."""
+
+    path: str
+    bytes: int
+    sha256: str
+    carried: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Files that belong together: an image, a model's weights, the wheels, this project."""
+
+    source: str
+    licence: str | None
+    about: Mapping[str, str]
+    files: tuple[File, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a bundle says of itself."""
+
+    stack: str
+    commit: str
+    made: str
+    architecture: str
+    python: str
+    since: str | None = None
+    parts: Mapping[str, Part]
+
+    @property
+    def files(self) -> list[File]:
+        """All files but the manifest itself and its signature, carried or not."""
+        return [file for part in self.parts.values() for file in part.files]
+
+    @property
+    def carried(self) -> list[File]:
+        """Those that the bundle itself holds."""
+        return [file for file in self.files if file.carried]
+
+
+def flaw(path: str) -> str:
+    """What is wrong with a path in a bundle; empty if nothing is."""
+    if not PATH.fullmatch(path):
+        return "has characters that no bundle uses, or is absolute"
+    if {".", ".."} & set(PurePosixPath(path).parts) or "/./" in f"/{path}/":
+        return "leads out of its directory"
+    return ""
+
+
+def sha256(path: Path, seen: Callable[[int], None] = lambda _: None) -> str:
+    """The checksum of a file; `seen` is told each block's bytes. Raises OSError."""
+    state = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(BLOCK_BYTES):
+            state.update(block)
+            seen(len(block))
+    return state.hexdigest()
+
+
+def read(directory: Path) -> Manifest:
+    """The manifest in a directory. Raises BundleError where there is none, or none of this format."""
+    path = directory / MANIFEST
+    try:
+        return parse(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"{directory} is no bundle: there is no {MANIFEST}; fix: give the directory that holds it"
+        ) from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path} can't be used: {error}; fix: build the bundle or carry it over anew") from error
+
+
+def parse(document: Any) -> Manifest:
+    """Check what was read. Raises ValueError, LookupError or TypeError."""
+    if document["format"] != FORMAT:
+        raise ValueError(f"it has format {document['format']}, this program knows {FORMAT}")
+    parts = {
+        str(name): Part(
+            source=str(part["source"]),
+            licence=part["licence"],
+            about={str(key): str(value) for key, value in part["about"].items()},
+            files=tuple(
+                File(
+                    path=str(file["path"]),
+                    bytes=int(file["bytes"]),
+                    sha256=str(file["sha256"]),
+                    carried=bool(file["carried"]),
+                )
+                for file in part["files"]
+            ),
+        )
+        for name, part in document["parts"].items()
+    }
+    texts = {key: str(document[key]) for key in ("stack", "commit", "made", "architecture", "python")}
+    manifest = Manifest(**texts, since=document["since"], parts=parts)
+    paths = [file.path for file in manifest.files]
+    for path in paths:
+        if said := flaw(path):
+            raise ValueError(f"the path {path!r} {said}")
+    if len(set(paths)) < len(paths):
+        raise ValueError("it names a file twice")
+    if any(not SHA256.fullmatch(file.sha256) or file.bytes < 0 for file in manifest.files):
+        raise ValueError("it has a checksum or a size that is none")
+    if manifest.since is None and len(manifest.carried) < len(paths):
+        raise ValueError("it leaves files out and does not say since which bundle")
+    return manifest
+
+
+def write(directory: Path, manifest: Manifest) -> None:
+    """Write the manifest, as a whole or not at all."""
+    new = directory / f"{MANIFEST}.new"
+    new.write_text(json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1) + "\n", encoding="utf-8")
+    new.replace(directory / MANIFEST)
+
+
+def sums(directory: Path, manifest: Manifest) -> str:
+    """The text of SHA256SUMS."""
+    lines = [f"{sha256(directory / MANIFEST)}  {MANIFEST}"]
+    lines += sorted((f"{file.sha256}  {file.path}" for file in manifest.carried), key=lambda line: line[66:])
+    return "\n".join([*lines, ""])
+
+
+def parse_sums(text: str) -> dict[str, str]:
+    """Path -> checksum. Raises ValueError with the first line that is none."""
+    found: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        checksum, _, path = line.partition("  ")
+        if not SHA256.fullmatch(checksum) or flaw(path) or path in found:
+            raise ValueError(f"line {number} is no checksum of a file in this directory")
+        found[path] = checksum
+    return found

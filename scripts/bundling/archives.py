@@ -1,0 +1,218 @@
+"""What is inside a bundle's archives: entries that would be unpacked elsewhere, or as something that no bundle has.
+
+Python's own library only, and nothing whole in memory.
+"""
+
+import json
+import re
+import shutil
+import stat
+import subprocess
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+BLOCK_BYTES = 1 << 20
+AR, AR_HEADER_BYTES = b"!<arch>\n", 60
+GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+CONFIGURATION_BYTES = 10_000_000
+"""An image's own, which is JSON, has less."""
+LAYER = re.compile(r"images/[^/]+/blobs/sha256/[0-9a-f]{64}")
+LOAD = re.compile(r"images/[^/]+/manifest\.json")
+BROKEN = (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, ValueError, LookupError, TypeError)
+
+
+class UnknownError(ValueError):
+    """It is compressed in a way that nothing here can read."""
+
+
+def flaws(path: Path, name: str, *, compressed_layers: bool) -> Iterator[str]:
+    """What is wrong inside one file, a line each; `name` says what it is. Other files than archives have no flaws.
+
+    Layers of images that are compressed are looked into only if asked: it takes ten times as long as their checksums.
+    """
+    try:
+        if LAYER.fullmatch(name):
+            yield from _layer(path, compressed=compressed_layers)
+        elif LOAD.fullmatch(name):
+            yield from _load_list(path)
+        elif name.endswith((".tar", ".tar.gz")):
+            with tarfile.open(path) as archive:
+                yield from _of_tree(archive)
+        elif name.endswith((".whl", ".zip")):
+            yield from _zip(path)
+        elif name.endswith(".deb"):
+            yield from _deb(path)
+    except BROKEN as error:
+        yield f"no archive that can be read: {error}"
+
+
+def _entries(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """One after the other; tarfile itself keeps them all."""
+    while entry := archive.next():
+        archive.members.clear()  # type: ignore[attr-defined] # since ever
+        yield entry
+
+
+def _of_tree(archive: tarfile.TarFile) -> Iterator[str]:
+    """Of an archive that is unpacked into a directory, by whatever program."""
+    links: set[PurePosixPath] = set()
+    parents: dict[PurePosixPath, str] = {}
+    for entry in _entries(archive):
+        if said := _flaw(entry):
+            yield f"its entry {entry.name!r} {said}"
+        place = PurePosixPath(entry.name)
+        parents |= dict.fromkeys(place.parents, entry.name)
+        if entry.issym():
+            links.add(place)
+    for link in sorted(links & parents.keys()):
+        yield f"its entry {parents[link]!r} goes through the link {str(link)!r}"
+
+
+def _flaw(entry: tarfile.TarInfo) -> str:
+    if outside(entry.name):
+        return "leads out of its directory"
+    if entry.issym():
+        target = PurePosixPath(entry.linkname)
+        # After a name, `..` would lead on from wherever that name leads.
+        late = ".." in [part for part, before in zip(target.parts[1:], target.parts, strict=False) if before != ".."]
+        if late or outside((PurePosixPath(entry.name).parent / target).as_posix()):
+            return f"is a link to {entry.linkname!r}, outside"
+    if entry.islnk() and outside(entry.linkname):
+        return f"is a link to {entry.linkname!r}, outside"
+    return "" if entry.isreg() or entry.isdir() or entry.issym() or entry.islnk() else "is no file and no directory"
+
+
+def _of_root(archive: tarfile.TarFile, *, devices: bool) -> Iterator[str]:
+    """Of an archive that is unpacked at a root, which links may name; `devices`: it may hold those and pipes."""
+    for entry in _entries(archive):
+        if outside(entry.name.removeprefix("/") if devices else entry.name):
+            yield f"its entry {entry.name!r} leads out of its directory"
+        elif entry.islnk() and outside(entry.linkname.removeprefix("/") if devices else entry.linkname):
+            yield f"its entry {entry.name!r} is a link to {entry.linkname!r}, outside"
+        elif not devices and (entry.isdev() or entry.isfifo()):
+            yield f"its entry {entry.name!r} is no file and no directory"
+
+
+def outside(path: str) -> bool:
+    """Whether a path in an archive is absolute, or leads up and out at any point."""
+    depth = 0
+    for part in path.replace("\\", "/").split("/"):
+        depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
+        if depth < 0:
+            return True
+    return path.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", path) is not None
+
+
+def _zip(path: Path) -> Iterator[str]:
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            kind = stat.S_IFMT(entry.external_attr >> 16)
+            if outside(entry.filename):
+                yield f"its entry {entry.filename!r} leads out of its directory"
+            elif kind not in {0, stat.S_IFREG, stat.S_IFDIR}:
+                yield f"its entry {entry.filename!r} is no file and no directory"
+
+
+def _layer(path: Path, *, compressed: bool) -> Iterator[str]:
+    with path.open("rb") as file:
+        start = file.read(4)
+        file.seek(0)
+        if start[:1] == b"{" and path.stat().st_size < CONFIGURATION_BYTES:
+            json.load(file)
+        elif start[:2] != GZIP and start != ZSTD:
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                yield from _of_root(archive, devices=True)
+        elif compressed:
+            yield from _stream(file, start, devices=True)
+
+
+def _load_list(path: Path) -> Iterator[str]:
+    """What `docker load` reads: it is to name blobs beside it, and the image as one of this machine's own."""
+    for image in json.loads(path.read_text(encoding="utf-8")):
+        for name in [image["Config"], *image["Layers"]]:
+            if not re.fullmatch(r"blobs/sha256/[0-9a-f]{64}", name):
+                yield f"it names {name!r}, which is no blob of this image"
+        for name in image["RepoTags"]:
+            if not name.startswith("localhost/elastic-vllm/"):
+                yield f"it would name the image {name!r}"
+
+
+def _deb(path: Path) -> Iterator[str]:
+    """A Debian package: an ar archive of a version, the package's scripts and its files."""
+    seen: list[str] = []
+    with path.open("rb") as file:
+        if file.read(len(AR)) != AR:
+            raise ValueError("it is no Debian package")
+        while header := file.read(AR_HEADER_BYTES):
+            if len(header) < AR_HEADER_BYTES or header[58:] != b"`\n":
+                raise ValueError("it is cut off, or has something in it that no package has")
+            name, size, at = header[:16].decode("ascii").strip().rstrip("/"), int(header[48:58]), file.tell()
+            if at + size > path.stat().st_size:
+                raise ValueError("it is cut off")
+            seen.append(name.partition(".tar")[0])
+            if ".tar" in name:
+                start = file.read(4)
+                file.seek(at)
+                yield from _stream(_Slice(file, size), start, devices=False)
+            file.seek(at + size + size % 2)
+    if seen != ["debian-binary", "control", "data"]:
+        yield f"it holds {', '.join(seen)} instead of debian-binary, control and data"
+
+
+def _stream(file: "IO[bytes] | _Slice", start: bytes, *, devices: bool) -> Iterator[str]:
+    """A tar archive, compressed in whatever way, read from beginning to end."""
+    if start == ZSTD:
+        with (
+            _decompressed(file) as content,
+            tarfile.open(fileobj=content, mode="r|", bufsize=BLOCK_BYTES) as archive,
+        ):
+            yield from _of_root(archive, devices=devices)
+    else:
+        with tarfile.open(fileobj=file, mode="r|*", bufsize=BLOCK_BYTES) as archive:  # type: ignore[call-overload] # reads only
+            yield from _of_root(archive, devices=devices)
+
+
+@contextmanager
+def _decompressed(file: "IO[bytes] | _Slice") -> Iterator[IO[bytes]]:
+    """Python has had zstd since 3.14 only; where packages are compressed with it, its program mostly is."""
+    program = shutil.which("zstd")
+    if not program:
+        raise UnknownError("compressed with zstd, which is not on this machine: install it, or leave it to sha256sum")
+    with subprocess.Popen(
+        [program, "-dc"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdin  # noqa: S101 - asked for
+        assert process.stdout  # noqa: S101 - asked for
+        feeder = threading.Thread(target=_feed, args=(file, process.stdin), daemon=True)
+        feeder.start()
+        try:
+            yield process.stdout
+        finally:
+            process.stdout.close()
+            feeder.join()
+
+
+def _feed(file: "IO[bytes] | _Slice", to: IO[bytes]) -> None:
+    try:
+        while block := file.read(BLOCK_BYTES):
+            to.write(block)
+        to.close()
+    except BrokenPipeError:  # the reader has seen enough
+        pass
+
+
+class _Slice:
+    """The next bytes of a file, as one of their own."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self._file, self._left = file, size
+
+    def read(self, count: int) -> bytes:
+        data = self._file.read(min(count, self._left))
+        self._left -= len(data)
+        return data

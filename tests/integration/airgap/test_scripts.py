@@ -1,0 +1,78 @@
+"""Every script of a stack with GPUs, on a bare server whose every way out leads into a trap: none asks anybody.
+
+The server lacks all that the scripts look for, and so does the bundle: they fail, and the last place to look would be
+the network.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration import own_hosts
+from tests.integration.own_hosts import Hosts
+from tests.integration.own_trap import Trap
+from tests.unit import own_bundle
+from tests.unit.program import GPU, Program, configuration, run
+
+pytestmark = pytest.mark.usefixtures("machine")
+
+SECONDS = 5
+"""Of a script that tries again and again, no more is wanted."""
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[Hosts]:
+    with own_hosts.running() as both:
+        yield both
+
+
+@pytest.fixture
+def trap(hosts: Hosts) -> Iterator[Trap]:
+    with hosts.trapped() as trap:
+        yield trap
+
+
+def program(hosts: Hosts, stack: str | None, settings: dict[str, Any]) -> Program:
+    reached = {**hosts.settings, "sshUser": "root"}
+    return run(configuration(stack, {**settings, **reached}), stack=stack or "gpu")
+
+
+def scripts(made: Program) -> dict[str, str]:
+    """Resource -> what bash on the server reads, data with it."""
+    remote = {command.name: f"{{\n{command.script}\nexit\n}}\n{command.data}" for command in made.commands}
+    local = made.of_type("command:local:Command")
+    orders = {command.name: json.loads(command.inputs["stdin"]) for command in local if command.inputs.get("stdin")}
+    return remote | {name: f"{order['script']}\n" for name, order in orders.items()}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a script said, and what the trap saw meanwhile."""
+
+    said: str
+    seen: list[str]
+
+
+def run_there(hosts: Hosts, trap: Trap, script: str) -> Outcome:
+    said = hosts.server.attempt("timeout", str(SECONDS), "bash", "-s", data=script)[1]
+    return Outcome(said, trap.seen())
+
+
+def test_with_a_bundle_no_script_asks_anybody(hosts: Hosts, trap: Trap, tmp_path: Path) -> None:
+    bundle = own_bundle.write(tmp_path, own_bundle.parts())
+    settings = {"bundle": str(bundle), "bundleKey": str(bundle / "signer.pub")}
+    of = scripts(program(hosts, "airgap", settings))
+    assert {"runtime-docker", "gpus-install", "bundle-weights", "bundle-packages", "nginx-config"} <= set(of)
+    outcomes = {name: run_there(hosts, trap, script) for name, script in of.items()}
+    assert {name: each.seen for name, each in outcomes.items() if each.seen} == {}
+    assert "missing here: nvidia-container-toolkit" in outcomes["runtime-docker"].said
+    assert "; the bundle has no packages" in outcomes["runtime-docker"].said
+
+
+@pytest.mark.parametrize("name", ["runtime-docker", "weights-download"])
+def test_without_one_the_same_scripts_do(hosts: Hosts, trap: Trap, name: str) -> None:
+    assert run_there(hosts, trap, scripts(program(hosts, None, GPU))[name]).seen

@@ -1,0 +1,95 @@
+"""A site without network: from a bare server to a verified endpoint and on to another model, out of bundles alone."""
+
+import shutil
+
+from scripts.verification import run as verification
+from tests.integration import own_hosts, own_site
+from tests.integration.own_site import CHATTER, FIRST, SECOND, Made, Site, copy_of
+
+REPLACED = {"bundle-check", "vllm-container", "vllm-ready"}
+"""By another model: the check of the other bundle, and vLLM's container with the wait for it."""
+CHECKS = [["ok", check.name] for check in verification.CHECKS if not check.shows_certificate]
+
+
+def replaced(outcomes: dict[str, str]) -> set[str]:
+    return {name for name, outcome in outcomes.items() if outcome == "replaced"}
+
+
+def test_it_comes_up_and_keeps_its_promises_without_any_route(first_up: tuple[Site, dict[str, str]]) -> None:
+    site, made = first_up
+    for machine in (site.hosts.control, site.hosts.server):
+        assert "default" not in machine.run("ip", "route", "show", "table", "all")
+    assert set(made.values()) == {"created"}
+    report = site.verify()
+    assert "all 16 checks passed" in report
+    assert [line.split()[:2] for line in report.splitlines() if line.startswith("ok")] == CHECKS
+    assert FIRST in site.served()
+
+
+def test_a_second_up_changes_nothing_and_brings_nothing(site: Site) -> None:
+    site.up()  # another test may have left something
+    before, containers = site.sent_bytes(), site.containers()
+    assert set(site.up().values()) == {"unchanged"}
+    assert site.containers() == containers
+    assert site.sent_bytes() - before < CHATTER
+
+
+def test_another_model_is_one_setting_and_so_is_the_way_back(site: Site, made: Made) -> None:
+    """Only what differs between the bundles travels, and only vLLM's container is replaced."""
+    before, containers = site.sent_bytes(), site.containers()
+    weights = sum(path.stat().st_size for path in (made.second / "weights").rglob("*"))
+    site.set(bundle=str(made.second))
+    changed = site.up()
+    assert replaced(changed) == REPLACED
+    assert site.sent_bytes() - before < weights + CHATTER
+    assert SECOND in site.served()
+    assert site.containers()["nginx"] == containers["nginx"]
+    assert site.containers()["vllm"] != containers["vllm"]
+    before = site.sent_bytes()
+    site.set(bundle=str(made.first))
+    site.up()
+    assert site.sent_bytes() - before < CHATTER
+    assert FIRST in site.served()
+    assert site.containers()["nginx"] == containers["nginx"]
+
+
+def test_a_disk_that_is_plugged_in_at_the_server_is_taken_from_there(site: Site, made: Made) -> None:
+    """The program's machine has no more than the bundle's lists."""
+    own_site.back_to_first(site, made)
+    copy_of(made.large, site.hosts.files("/var/lib/disk"))
+    lists = made.factory.directory / "lists"
+    lists.mkdir()
+    for name in ("manifest.json", "SHA256SUMS", "SHA256SUMS.sig"):
+        shutil.copy(made.large / name, lists)
+    before = site.sent_bytes()
+    site.set(bundle=str(lists), bundleOnHost="/var/lib/disk")
+    site.up()
+    site.set(bundle=str(made.first), bundleOnHost=None)
+    assert site.sent_bytes() - before < CHATTER
+    assert SECOND in site.served()
+    assert own_site.checksums(made.large) <= own_site.checksums_on(site)
+
+
+def test_podman_does_what_docker_does(site: Site, made: Made) -> None:
+    """On a server that had neither: the same report, a second `up` without changes, another model is vLLM's alone."""
+    bundles = []
+    for name, model in (("first", FIRST), ("second", SECOND)):
+        copy_of(made.factory.directory / name, made.factory.directory / f"podman-{name}")
+        bundles.append(made.factory.build(f"podman-{name}", made.small, model, runtime="podman"))
+    with own_hosts.running() as hosts:
+        other = Site(hosts, site.project, {**site.settings, **hosts.settings})
+        other.set(bundle=str(bundles[0]), bundleOnHost=None, containerRuntime="podman")
+        assert set(other.up().values()) == {"created"}
+        assert [line.split()[:2] for line in other.verify().splitlines() if line.startswith("ok")] == CHECKS
+        containers = other.containers()
+        assert set(other.up().values()) == {"unchanged"}
+        assert other.containers() == containers
+        other.set(bundle=str(bundles[1]))
+        changed = other.up()
+        # A command starts vLLM's container there, and an update of it makes another.
+        assert replaced(changed) | {"vllm-container"} == REPLACED
+        assert changed["vllm-container"] == "updated"
+        assert other.containers()["vllm"] != containers["vllm"]
+        assert other.containers()["nginx"] == containers["nginx"]
+        assert SECOND in other.served()
+    site.set()

@@ -1,0 +1,95 @@
+"""A transfer that is cut off goes on, and a disk that is full stops it before anything is replaced."""
+
+import random
+from collections.abc import Callable
+from contextlib import suppress
+
+from tests.integration import own_site
+from tests.integration.own_site import BALLAST, SECOND, STORE, Made, Site, back_to_first, checksums, checksums_on
+
+SEED = 20261125
+SENDING = "^ssh .* bash -s$"
+"""Command lines of what sends files."""
+# What comes meanwhile takes some of it too.
+FILL = f"""
+fallocate -l $(($(df --output=avail -B 1 {STORE} | tail -n 1) - 60000000)) {STORE}/fill
+dd if=/dev/zero of={STORE}/fill-rest bs=1M status=none || true
+"""
+
+
+def test_a_full_disk_stops_it_before_anything_is_replaced(site: Site, made: Made) -> None:
+    """Found at the start, or while files come: the endpoint goes on answering, and with room again it goes on."""
+    back_to_first(site, made)
+    containers, server = site.containers(), site.hosts.server
+    site.set(bundle=str(made.large))
+    with site.asked_again_and_again() as statuses:
+        server.run("mount", "-t", "tmpfs", "-o", "size=100m", "small", STORE)
+        code, said = site.rehearse("up")
+        server.run("umount", STORE)
+        assert code == 1
+        assert "too little disk" in said
+        assert "free some" in said
+
+        server.run("mount", "-t", "tmpfs", "-o", "size=2500m", "small", STORE)
+        process = site.start_up()
+        own_site.wait_until(lambda: int(server.run("du", "-sm", STORE).split()[0]) > 20, process)
+        site.hosts.control.run("pkill", "--signal", "STOP", "--full", SENDING)  # it may be quicker than this test
+        server.shell(FILL)
+        site.hosts.control.run("pkill", "--signal", "CONT", "--full", SENDING)
+        said = process.communicate(timeout=300)[0]
+        assert process.returncode == 1, said
+        assert f"the disk of {STORE}" in said
+        assert "free some" in said
+        assert site.containers() == containers
+        server.shell(f"rm {STORE}/fill*")
+    assert statuses
+    assert set(statuses) == {"200"}
+    before, there = site.sent_bytes(), int(server.run("du", "-sb", STORE).split()[0])
+    site.up()
+    # Nginx's image is in the engine already.
+    needed = sum(own_site.bytes_of(made.large, part) for part in ("image-vllm", "packages", "weights"))
+    assert there > 10_000_000
+    assert site.sent_bytes() - before < needed - there + own_site.CHATTER + needed * 0.02  # SSH's own
+    server.run("umount", STORE)
+
+
+def arriving(site: Site) -> int:
+    """Bytes of the largest file that is on its way to the server."""
+    sizes = [0]
+    for path in site.hosts.files(STORE).rglob(".elastic-vllm-parts/*"):
+        with suppress(FileNotFoundError):  # it has just come to its place
+            sizes.append(path.stat().st_size)
+    return max(sizes)
+
+
+def receiver(site: Site) -> str:
+    """Process on the server that is given the largest of the files."""
+    (pid,) = site.hosts.files(STORE).glob("*/vllm-*/.elastic-vllm-parts/pid")
+    return pid.read_text().strip()
+
+
+def test_a_transfer_that_is_cut_three_times_goes_on(site: Site, made: Made) -> None:
+    """At random points: the connection, the program, and `ssh` itself."""
+    chance = random.Random(SEED)  # noqa: S311 - the same again if it fails
+    points = sorted(chance.randrange(10_000_000, BALLAST - 50_000_000) for _ in range(3))
+    back_to_first(site, made)
+    before = site.sent_bytes()
+    site.set(bundle=str(made.large))
+
+    def arrived(point: int) -> Callable[[], bool]:
+        return lambda: arriving(site) > point
+
+    process = site.start_up()
+    own_site.wait_until(arrived(points[0]), process)
+    site.hosts.server.shell(f"kill -KILL $(ps -o ppid= -p {receiver(site)})")
+    own_site.wait_until(arrived(points[1]), process)  # it goes on by itself
+    own_site.kill(process)
+    process = site.start_up()
+    own_site.wait_until(arrived(points[2]), process)
+    assert "killed" in site.hosts.control.run("pkill", "--signal", "KILL", "--full", "--echo", SENDING)
+    said = process.communicate(timeout=300)[0]
+    if process.returncode:
+        site.up()
+    assert checksums(made.large) <= checksums_on(site)
+    assert site.sent_bytes() - before < BALLAST * 1.3, said
+    assert SECOND in site.served()

@@ -1,0 +1,61 @@
+"""Everything asks nobody: every way out leads into a trap, which would have seen it."""
+
+import pytest
+
+from tests.integration import own_hosts, vllm_stand_in
+from tests.integration.own_site import FIRST, STACK, Made, Site, copy_of, installed_from
+from tests.integration.own_trap import Trap
+
+
+def assert_silent(trap: Trap) -> None:
+    seen = trap.seen()
+    assert not seen, "\n".join(seen)
+
+
+# Where -> a file of the project, and what is put in front of its last lines.
+LEAKS = {
+    "control": ("__main__.py", "import subprocess\nsubprocess.run(['getent', 'hosts', 'example.com'])\n"),
+    "server": ("components/files/common.sh", "getent hosts example.com || true\n"),
+}
+
+
+@pytest.mark.parametrize("where", LEAKS)
+def test_a_program_that_asks_the_network_is_caught(site: Site, where: str) -> None:
+    """The trap that says that nothing is asked does see it where something is."""
+    name, leak = LEAKS[where]
+    path = site.project / name
+    before = path.read_text()
+    with site.hosts.trapped() as trap:
+        site.up()
+        assert_silent(trap)
+        path.write_text(f"{before}\n{leak}")
+        try:
+            site.rehearse("up")
+        finally:
+            path.write_text(before)
+        with pytest.raises(AssertionError, match=f"^{where}: UDP .* port 53"):
+            assert_silent(trap)
+
+
+def test_a_container_that_asks_the_network_is_caught(site: Site) -> None:
+    image = site.hosts.server.run("docker", "inspect", "--format", "{{.Image}}", f"elastic-vllm-{STACK}-nginx").strip()
+    with site.hosts.trapped() as trap:
+        call = ["bash", "-c", "echo started; exec 3<>/dev/tcp/192.0.2.1/443"]
+        code, said = site.hosts.server.attempt("docker", "run", "--rm", "--entrypoint", call[0], image, *call[1:])
+        assert "started" in said, said
+        assert code
+        with pytest.raises(AssertionError, match=r"^server: TCP .* > 192\.0\.2\.1 port 443"):
+            assert_silent(trap)
+
+
+def test_vllm_itself_comes_up_from_the_bundle_and_nothing_reaches_the_trap(made: Made) -> None:
+    """All over again with the real image, on a server that has nothing yet, while every way leads into the trap."""
+    with own_hosts.running() as hosts, hosts.trapped() as trap:
+        copy_of(made.first, made.factory.directory / "real")  # only what differs is collected
+        bundle = made.factory.build("real", vllm_stand_in.VLLM_IMAGE, FIRST)
+        site = installed_from(bundle, made.factory, hosts)
+        site.up()
+        report = site.verify()
+        assert "all 16 checks passed" in report
+        assert set(site.up().values()) == {"unchanged"}
+        assert_silent(trap)
