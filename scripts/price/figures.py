@@ -1,0 +1,39 @@
+"""Figures as SVG: horizontal bars, a group a line."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+WIDTH, LABELS, BAR, GAP = 720, 190, 16, 14
+COLOURS = ("#4c78a8", "#54a24b", "#e45756", "#b279a2")
+
+
+def bars(title: str, unit: str, groups: Mapping[str, Mapping[str, float]]) -> str:
+    """Group -> series -> value; values from 0 on. The series are the same in each group."""
+    series: Sequence[str] = list(next(iter(groups.values())))
+    largest = max(value for values in groups.values() for value in values.values()) or 1.0
+    rows, y = [], 58
+    for group, values in groups.items():
+        rows.append(_text(LABELS - 10, y + BAR * len(values) / 2 + 4, group, anchor="end"))
+        for number, name in enumerate(series):
+            length = values[name] / largest * (WIDTH - LABELS - 110)
+            rows.append(
+                f'<rect x="{LABELS}" y="{y}" width="{max(length, 1):.1f}" height="{BAR - 3}" fill="{COLOURS[number]}"/>'
+            )
+            rows.append(_text(LABELS + max(length, 1) + 6, y + BAR - 5, f"{values[name]:.3g} {unit}", size=11))
+            y += BAR
+        y += GAP
+    legend = []
+    for number, name in enumerate(series):
+        x = LABELS + 130 * number
+        legend.append(
+            f'<rect x="{x}" y="34" width="10" height="10" fill="{COLOURS[number]}"/>' + _text(x + 15, 43, name)
+        )
+    body = "\n".join([_text(10, 20, title, size=14), *legend, *rows])
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y}" font-family="sans-serif">\n'
+        f'<rect width="100%" height="100%" fill="white"/>\n{body}\n</svg>\n'
+    )
+
+
+def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 12) -> str:
+    return f'<text x="{x:g}" y="{y:g}" font-size="{size}" text-anchor="{anchor}">{escape(text)}</text>'

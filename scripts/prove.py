@@ -1,0 +1,124 @@
+"""What `make prove` runs: the slow proofs, one after the other, each with its time, and a summary at the end.
+
+One that fails does not keep the others from running. What each of them says is in a file of its own.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+ROOT = Path(__file__).resolve().parent.parent
+LOGS = ROOT / ".proofs"
+PYTEST = (sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider")
+SLOW = {"ELASTIC_VLLM_PROVE": "1"}
+SHOWN_LINES = 40
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+console = Console(highlight=False)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A command that fails where a promise does not hold."""
+
+    title: str
+    command: tuple[str, ...]
+    needs: str = ""
+    """A program without which it can't be run."""
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+PROOFS = {
+    "hostile": Proof(
+        "10,000 hostile requests to each Nginx, routes, limits, errors",
+        (*PYTEST, "--timeout", "7200", "tests/integration/hostile"),
+        environment=SLOW,
+    ),
+    "audit": Proof(
+        "sslyze and gixy, containers as the engine and the kernel have them",
+        (*PYTEST, "tests/integration/test_audit.py", "tests/integration/test_confinement.py"),
+    ),
+    "canary": Proof(
+        "canaries in every secret setting, and the key through two rotations",
+        (*PYTEST, "tests/integration/test_canary.py", "tests/integration/test_secrets.py"),
+        environment=SLOW,
+    ),
+    "engine": Proof(
+        "the same canaries under Pulumi's own engine",
+        (sys.executable, "-m", "tests.integration.engine_canary"),
+        needs="pulumi",
+    ),
+    "drills": Proof(
+        "each part broken, with the real vLLM: docs/reliability.md",
+        (sys.executable, "-m", "tests.integration.drills"),
+    ),
+    "short": Proof(
+        "the drills and the soak in short, with a stand-in for vLLM where that will do",
+        (*PYTEST, "tests/integration/test_drills.py", "tests/integration/test_soak.py"),
+        environment=SLOW,
+    ),
+    "soak": Proof(
+        "half an hour of mixed traffic: nothing fails, Nginx does not grow",
+        (
+            "sh",
+            "-c",
+            f"scripts/rehearse up && {sys.executable} -m scripts.soak; code=$?; scripts/rehearse down; exit $code",
+        ),
+    ),
+    "mutation": Proof(
+        "mutants of what renders, reads settings and writes payloads",
+        (sys.executable, "-m", "scripts.mutation"),
+    ),
+}
+
+
+@app.command()
+def main(
+    only: Annotated[list[str] | None, typer.Option(help=f"Only this one of {', '.join(PROOFS)}. Repeatable.")] = None,
+) -> None:
+    """Run the slow proofs; exit status 1 where one of them failed."""
+    unknown = [name for name in only or [] if name not in PROOFS]
+    if unknown:
+        console.print(f"prove: --only {unknown[0]}: no such proof; use one of {', '.join(PROOFS)}")
+        raise typer.Exit(2)
+    LOGS.mkdir(parents=True, exist_ok=True)
+    chosen = {name: proof for name, proof in PROOFS.items() if not only or name in only}
+    outcomes = {}
+    for number, (name, proof) in enumerate(chosen.items(), 1):
+        console.print(f"[{number}/{len(chosen)}] {name}: {proof.title}", markup=False)
+        outcomes[name] = _run(name, proof)
+        console.print(f"  {outcomes[name]}", markup=False)
+    console.print("\nsummary")
+    for name, outcome in outcomes.items():
+        console.print(f"  {name:<10}{outcome}", markup=False)
+    raise typer.Exit(any(outcome.startswith("FAILED") for outcome in outcomes.values()))
+
+
+def _run(name: str, proof: Proof) -> str:
+    """What came of it, in a line."""
+    if proof.needs and not shutil.which(proof.needs):
+        return f"not run: no {proof.needs} on PATH"
+    begun = time.monotonic()
+    log = LOGS / f"{name}.log"
+    with log.open("wb") as file:
+        environment = {**os.environ, "TERM": "dumb", **proof.environment}
+        code = subprocess.run(
+            proof.command, cwd=ROOT, env=environment, stdout=file, stderr=file, check=False
+        ).returncode
+    lines = log.read_text(errors="replace").splitlines() or [""]
+    took = f"{time.monotonic() - begun:.0f} s"
+    if code == 0:
+        return f"ok, {took}: {lines[-1]}"
+    console.print("\n".join(lines[-SHOWN_LINES:]), markup=False)
+    return f"FAILED ({code}), {took}: see {log.relative_to(ROOT)}"
+
+
+if __name__ == "__main__":
+    app(prog_name="scripts.prove")

@@ -1,0 +1,61 @@
+"""Google's notice that the VM is about to go, from a stand-in for its metadata server."""
+
+import shlex
+import time
+
+from components import render
+from components.gpu_vm import DRAIN_SECONDS
+from tests.integration.drills.clients import Stream
+from tests.integration.drills.measure import STREAMS, Row, Site, next_up
+from tests.integration.own_machine import wait_until
+
+PORT = 18181
+DRAIN_LIMIT = 60
+# Files in place of keys; `python3 -m http.server` answers as they are.
+METADATA = """
+mkdir -p /run/metadata && cd /run/metadata
+printf FALSE >preempted
+printf NONE >maintenance-event
+exec python3 -m http.server --bind 127.0.0.1 {port}
+"""
+
+
+def preempted(site: Site) -> Row:
+    return _noticed(site, "preempted", "TRUE", "spot VM preempted: notice")
+
+
+def maintenance(site: Site) -> Row:
+    return _noticed(site, "maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE", "host maintenance: notice")
+
+
+def _noticed(site: Site, key: str, value: str, fault: str) -> Row:
+    """What install-drain.sh leaves on the VM, without systemd; then the notice, and that nothing came of it."""
+    server = site.server
+    prefix = f"elastic-vllm-{server.stack}"
+    metadata = f"http://127.0.0.1:{PORT}"
+    script = render.script("install-drain.sh", prefix=prefix, metadata=metadata, drain_seconds=DRAIN_SECONDS)
+    server.shell(f"bash -c {shlex.quote(script)}")
+    background = [["sh", "-ec", METADATA.format(port=PORT)], [f"/etc/elastic-vllm/{prefix}-drain"]]
+    running = [server.start(*command) for command in background]
+    try:
+        wait_until(lambda: server.run("curl", "-sf", f"http://127.0.0.1:{PORT}/{key}").returncode == 0)
+        streams = [Stream(site.endpoint, site.tokens) for _ in range(STREAMS)]
+        for stream in streams:
+            stream.start()
+        wait_until(lambda: all(stream.events > 1 for stream in streams))
+        since = time.monotonic()
+        server.shell(f"printf {value} >/run/metadata/{key}")
+        wait_until(lambda: site.endpoint.ask("/v1/models") != "200", 10)
+        refused = f"{site.endpoint.ask('/v1/models')} {time.monotonic() - since:.1f} s after it"
+        wait_until(lambda: server.container("nginx").status == "exited", DRAIN_LIMIT)
+        drained = time.monotonic() - since
+        for stream in streams:
+            stream.join(10)
+        whole = sum(stream.end == "whole" for stream in streams)
+        server.shell("printf FALSE >/run/metadata/preempted; printf NONE >/run/metadata/maintenance-event")
+        wait_until(lambda: site.endpoint.ask("/v1/models") == "200", 30)
+    finally:
+        for process in running:
+            server.end(process)
+    saw = f"new requests: {refused}; {whole} of {STREAMS} streams whole; drained after {drained:.1f} s"
+    return Row(fault, saw, 0, 0, next_up(server))

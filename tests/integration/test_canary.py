@@ -1,0 +1,250 @@
+"""A known value in every secret setting, really used: it shows in nothing that `up`, a failed one, or support leaves.
+
+A stack of its own whose hub, Kibana and Elasticsearch ask for these values, and whose certificate was provided.
+"""
+
+import base64
+import json
+import secrets as random
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.setting_checks import SECRETS
+from scripts.rehearsal import hub as hub_stand_in
+from scripts.rehearsal.hub import COMMIT, Hub
+from tests import elastic_stand_in
+from tests.elastic_stand_in import Elastic
+from tests.integration import own_sshd, process_trace, vllm_stand_in
+from tests.integration.canaries import changed_files, forms
+from tests.integration.conftest import REHEARSAL, ROOT, Deployment, deployment, rehearse
+from tests.integration.own_stacks import stack_file
+from tests.unit.verify_server import issue, new_authority
+
+STACK = "canary"
+HEADER = b'{"t":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}}'
+FILES = {
+    "model.safetensors": len(HEADER).to_bytes(8, "little") + HEADER + bytes(8),
+    "config.json": b'{"model_type": "llama"}\n',
+    "tokenizer.json": b"{}",
+}
+STATE = REHEARSAL / "stacks" / STACK / "state.json"
+ON_SERVER = Path("/var/lib/elastic-vllm") / STACK / "nginx" / "current"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What an `up`, one that failed and a support archive left, and the values that must be in none of it."""
+
+    canaries: dict[str, str] = field(repr=False)
+    """Setting -> value."""
+    started: float
+    directory: Path
+    """Where the values lie in files, as people give them."""
+    texts: dict[str, bytes] = field(repr=False)
+    """What was printed, executed, logged and shown."""
+    deployed: Deployment
+
+    def shown_in(self, text: bytes) -> set[str]:
+        """The settings whose values show in it."""
+        return {name for name, value in self.canaries.items() if any(form in text for form in forms(value))}
+
+
+def new_canaries() -> dict[str, str]:
+    """Values for all secret settings, and the certificate and CA that go with the private key."""
+    authority = new_authority()
+    with tempfile.TemporaryDirectory() as directory:
+        pem = issue(authority, Path(directory) / "server.pem").read_text()
+    certificate, begin, private_key = pem.partition("-----BEGIN PRIVATE KEY-----")
+    api_key = base64.b64encode(f"canary:{random.token_hex(16)}".encode()).decode()
+    return {
+        "hubToken": f"hf_{random.token_hex(17)}",
+        "kibanaApiKey": api_key,
+        "elasticsearchApiKey": api_key,  # the stand-in knows one administrator
+        "tlsPrivateKey": begin + private_key,
+        "tlsCertificate": certificate,
+        "tlsCa": authority.pem,
+    }
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Everything that asks for the canaries, and the settings of a stack that uses it."""
+
+    hub: Hub
+    elastic: Elastic
+    settings: dict[str, Any]
+
+
+@contextmanager
+def stage(canaries: dict[str, str], weights: Path) -> Iterator[Stage]:
+    """A hub, Kibana and Elasticsearch that let in nobody else, until the block ends."""
+    config = yaml.safe_load((ROOT / "stacks" / "Pulumi.local.yaml").read_text())["config"]
+    settings = {key.removeprefix("elastic-vllm:"): value for key, value in config.items()}
+    kept_admin = elastic_stand_in.ADMIN
+    elastic_stand_in.ADMIN = canaries["kibanaApiKey"]
+    try:
+        with (
+            hub_stand_in.running("acme/tiny", FILES) as hub,
+            elastic_stand_in.serving(Elastic(calls_endpoint=False)) as elastic,
+            vllm_stand_in.image() as image,
+        ):
+            hub.token = canaries["hubToken"]
+            settings |= {
+                "httpsPort": own_sshd.free_port(),
+                "vllmImage": image,
+                "model": "acme/tiny",
+                "weightsGb": 1,
+                "modelSource": "hub",
+                "modelRevision": COMMIT,
+                "hubEndpoint": hub.endpoint,
+                "weightsDirectory": str(weights),
+                "kibanaUrl": elastic.address,
+                "elasticsearchUrl": elastic.address,
+                "tls": "provided",
+                "tlsCertificate": canaries["tlsCertificate"],
+                "tlsCa": canaries["tlsCa"],
+                "keys": ["siem=1"],
+            }
+            yield Stage(hub, elastic, settings)
+    finally:
+        elastic_stand_in.ADMIN = kept_admin
+
+
+@pytest.fixture(scope="module")
+def run(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    process_trace.install_strace()
+    directory, traces = tmp_path_factory.mktemp("given"), tmp_path_factory.mktemp("traces")
+    canaries = new_canaries()
+    secrets = {name: canaries[name] for name in SECRETS}
+    for name, value in secrets.items():
+        (directory / name).write_text(value)
+    given = [part for name in secrets for part in ("--set-file", f"{name}={directory / name}")]
+    watcher = process_trace.Watcher()
+    try:
+        with stage(canaries, tmp_path_factory.mktemp("weights")) as stand_ins, stack_file(STACK, stand_ins.settings):
+            started = time.time()
+            watcher.start()
+            with process_trace.attached(process_trace.starters(), traces / "starters"):
+                done = rehearse("up", *given, stack=STACK, under=process_trace.launcher(traces / "up"))
+            assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+            # They were really used.
+            assert stand_ins.hub.fetched()
+            assert stand_ins.elastic.connectors
+            assert stand_ins.elastic.inference
+            texts = {"up": done.stdout + done.stderr, **failures(directory, given, stand_ins.elastic)}
+            texts |= support(directory)
+            watcher.stop()
+            deployed = deployment(STACK)
+            yield Run(
+                canaries=secrets,
+                started=started,
+                directory=directory,
+                texts={
+                    **{name: text.encode() for name, text in texts.items()},
+                    **{f"programs started ({path.name})": path.read_bytes() for path in traces.iterdir()},
+                    "process list": b"\n".join(watcher.seen),
+                    "docker": docker_shows(deployed),
+                    "journal": journal(started),
+                },
+                deployed=deployed,
+            )
+    finally:
+        if watcher.is_alive():
+            watcher.stop()
+
+
+def failures(directory: Path, given: list[str], elastic: Elastic) -> dict[str, str]:
+    """What fails at Elastic, at the hub, and in the settings, and what each says."""
+    # A value where it does not belong, and one in its place that is wrong.
+    failed = {"misspelt": rehearse("up", *given, "--set-file", f"hubtoken={directory / 'hubToken'}", stack=STACK)}
+    elastic.answers = [(503, {})] * 200
+    failed["Elastic"] = rehearse("up", *given, "--set", "modelAlias=another", stack=STACK)
+    elastic.answers = []
+    (directory / "wrong").write_text((directory / "tlsPrivateKey").read_text().replace("M", "N", 3))
+    wrong = ("--set-file", f"tlsPrivateKey={directory / 'wrong'}")
+    failed["certificate"] = rehearse("up", *given, *wrong, stack=STACK)
+    failed["hub"] = rehearse("up", *given, "--set", "model=acme/absent", stack=STACK)
+    assert [name for name, done in failed.items() if done.returncode == 0] == []
+    back = rehearse("up", *given, stack=STACK)
+    assert back.returncode == 0, f"{back.stdout}\n{back.stderr}"
+    return {f"up that fails ({name})": done.stdout + done.stderr for name, done in failed.items()}
+
+
+def support(directory: Path) -> dict[str, str]:
+    """What is shown of the stack, and the files of its support archive."""
+    archive = directory / "support.tar.gz"
+    command = [str(ROOT / "scripts" / "diagnose"), "--stack", STACK, "--bundle", str(archive)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with tarfile.open(archive) as tar:
+        files = {name: tar.extractfile(name) for name in tar.getnames()}
+        found = {f"support archive: {name}": file.read().decode() for name, file in files.items() if file}
+    shown = {name: rehearse(*name.split(), stack=STACK).stdout for name in ("outputs", "outputs --json", "verify")}
+    return {"diagnose": done.stdout + done.stderr, **found, **shown}
+
+
+def docker_shows(deployed: Deployment) -> bytes:
+    client = deployed.docker
+    everything: list[Any] = [*client.containers.list(all=True, ignore_removed=True), *client.networks.list()]
+    everything += [*client.images.list(), *client.volumes.list()]
+    texts = [json.dumps(each.attrs).encode() for each in everything]
+    names = [f"elastic-vllm-{STACK}-{role}" for role in ("nginx", "vllm")]
+    return b"\n".join([*texts, *(client.containers.get(name).logs() for name in names)])
+
+
+def journal(since: float) -> bytes:
+    """What systemd's journal holds since then; empty on a machine without one."""
+    if not shutil.which("journalctl"):
+        return b""
+    return subprocess.run(["journalctl", f"--since=@{since:.0f}", "--all"], capture_output=True, check=False).stdout
+
+
+def test_there_is_a_canary_for_every_secret_setting() -> None:
+    described = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"].items()
+    assert {name for name, setting in described if "--secret" in setting["description"]} == set(SECRETS)
+    assert set(SECRETS) <= set(new_canaries())
+
+
+def test_the_search_would_find_them(run: Run) -> None:
+    for name, value in run.canaries.items():
+        assert name in run.shown_in(b"..." + value.encode() + b"...")
+        assert name in run.shown_in(base64.b64encode(b"x" + value.encode() + b"y"))
+        assert name in run.shown_in(STATE.read_bytes()), "and the one file that may hold them does"
+
+
+def test_what_was_searched_was_really_there(run: Run) -> None:
+    executed = b"".join(text for name, text in run.texts.items() if name.startswith("programs started"))
+    for program in (b'["bash", "-s"]', b'"-m", "scripts.rehearsal"'):
+        assert program in executed
+    assert f"elastic-vllm-{STACK}-nginx".encode() in run.texts["docker"]
+    assert b"scripts.rehearsal" in run.texts["process list"]
+    assert b"connectorUrl" in run.texts["outputs --json"]
+    assert any(name.endswith("log-nginx.txt") for name in run.texts)
+
+
+def test_no_canary_shows(run: Run) -> None:
+    assert {name: found for name, text in run.texts.items() if (found := run.shown_in(text))} == {}
+
+
+def test_a_canary_is_in_no_file_but_where_it_belongs(run: Run) -> None:
+    containers = [run.deployed.docker.containers.get(f"elastic-vllm-{STACK}-{role}") for role in ("nginx", "vllm")]
+    holding: dict[str, set[str]] = {}
+    for path in changed_files(run.started, containers, besides=[run.directory]):
+        with suppress(OSError):  # gone meanwhile, or not a file that can be read
+            if found := run.shown_in(path.read_bytes()):
+                holding[str(path)] = found
+    assert holding == {
+        str(STATE): set(SECRETS),
+        str((ON_SERVER / "private-key.pem").resolve()): {"tlsPrivateKey"},
+    }
+    assert {Path(path).stat().st_mode & 0o777 for path in holding} == {0o600}
