@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 python := .venv/bin/python
-.PHONY: help rehearse down test unit lint bench pins clean
+.PHONY: help rehearse down test unit lint prove bench drills pins clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -25,24 +25,35 @@ lint: ## ruff, mypy --strict, shellcheck
 	@$(python) -m ruff check .
 	@$(python) -m ruff format --check .
 	@$(python) -m mypy .
-	@.venv/bin/shellcheck components/files/*.sh scripts/rehearsal/stand_ins/* .ci/run \
-	  scripts/{bring-back,handoff,launch,pin,preflight,rehearse,setup,tunnel,verify}
+	@.venv/bin/shellcheck components/files/*.sh scripts/{bundling/probe,diagnosis/survey}.sh scripts/rehearsal/stand_ins/* .ci/run \
+	  scripts/{bring-back,bundle,diagnose,handoff,launch,pin,preflight,rehearse,rotate,setup,tunnel,verify}
 
-bench: ## Measure `up` against vLLM started by hand (minutes)
+prove: lint ## The slow proofs: 10,000 hostile requests, canaries, drills, a soak, mutants (two hours or so)
+	@$(as_root) $(python) -m scripts.prove
+
+bench: ## Measure `up` against vLLM by hand, and what Nginx adds: docs/benchmarks.md (half an hour)
 	@scripts/setup --dev
 	@$(as_root) $(python) -m scripts.bench
+	@$(as_root) $(python) -m scripts.price
+	@$(as_root) $(python) -m scripts.bench_transfer
+	@$(as_root) scripts/rehearse down --stack test
+
+drills: ## Break the parts of a stack, one after the other: docs/reliability.md (10 minutes)
+	@scripts/setup --dev
+	@$(as_root) $(python) -m tests.integration.drills
 
 pins: ## Pin requirements*.in anew
 	@scripts/setup --dev
 	@$(python) -m pip install --quiet pip-tools
 	@for set in requirements requirements-dev; do \
 	  $(pin) --annotation-style=line --output-file $$set.txt $$set.in; done
-	@$(pin) --no-annotate --output-file components/files/hub-client.txt components/files/hub-client.in
+	@for client in hub acme; do \
+	  $(pin) --no-annotate --output-file components/files/$$client-client.txt components/files/$$client-client.in; done
 
 pin = .venv/bin/pip-compile --quiet --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --strip-extras --no-header
 
 clean: ## Remove .venv and caches
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv .mutation .proofs .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # They wait for nothing, so each core can run its share.
 unit_tests := --quiet --numprocesses auto tests/unit

@@ -1,9 +1,18 @@
 """The program: read the settings, build the components in order, export. `pulumi up` and `scripts/rehearse` run it."""
 
+from dataclasses import replace
+
 import pulumi
 
+from components import elastic_agent
+from components.acme_certificate import AcmeCertificate, AcmeCertificateArgs
+from components.artifact_bundle import ArtifactBundle, ArtifactBundleArgs
 from components.certificate import Certificate, CertificateArgs
+from components.client_certificates import ClientCertificates, ClientCertificatesArgs
 from components.container_runtime import ContainerRuntime, ContainerRuntimeArgs
+from components.dcgm_exporter import DcgmExporter, DcgmExporterArgs
+from components.elastic_access import ElasticAccess, ElasticAccessArgs
+from components.elastic_agent import Observed
 from components.elastic_connector import ElasticConnector, ElasticConnectorArgs
 from components.gpu_driver import GpuDriver, GpuDriverArgs
 from components.gpu_vm import GpuVm, GpuVmArgs
@@ -17,31 +26,43 @@ from components.vllm_server import VllmServer, VllmServerArgs
 
 s = read_settings()
 # fmt: off
+access = ElasticAccess("elastic", ElasticAccessArgs(elastic=s.elastic))
 machine: ExistingHost | GpuVm
 if isinstance(s.target, Host):
     machine = ExistingHost("host", ExistingHostArgs(
         host=s.target, https_port=s.https_port, images=s.images,
-        weights_path=s.weights_path, weights_gb=s.model.weights_gb, weights_on_host=s.model_source == "host",
+        weights_path=s.weights_path, weights_gb=s.weights_gb, weights_on_host=s.model_source == "host",
+        bundled_images_mb=s.bundle.packed_mb if s.bundle else None,
+        after=access.checks,
     ))
 else:
-    network = Network("network", NetworkArgs(settings=s.target, https_port=s.https_port))
+    network = Network("network", NetworkArgs(
+        settings=s.target, https_port=s.https_port, acme=s.tls.acme is not None,
+    ))
     machine = GpuVm("vm", GpuVmArgs(
         settings=s.target, network=network, weights_directory=s.weights_directory, ssh_user=s.ssh_user,
         ssh_private_key_path=s.ssh_private_key_path, prefix=s.prefix, directory=s.directory,
+        after=access.checks,
     ))
 address = s.endpoint_host or machine.address
-secret = SharedSecret("key", SharedSecretArgs(version=s.key_version, accept_previous=s.accept_previous_key))
-certificate = Certificate("certificate", CertificateArgs(host=address))
+secret = SharedSecret("key", SharedSecretArgs(versions=s.key_versions))
+certificate = Certificate("certificate", CertificateArgs(host=address, provided=s.tls.provided, acme=s.tls.acme))
+clients = ClientCertificates("clients", ClientCertificatesArgs(names=s.tls.clients))
 ready: tuple[pulumi.Resource, ...] = ()
+observed: Observed | None = None
 if machine.host:
+    bundle = ArtifactBundle("bundle", ArtifactBundleArgs(
+        host=machine.host, bundle=s.bundle, weights_path=s.weights_path,
+    )) if s.bundle else None
     runtime = ContainerRuntime("runtime", ContainerRuntimeArgs(
-        host=machine.host, images=s.images, gpus=s.gpu_count > 0,
+        host=bundle.host if bundle else machine.host, images=s.images, gpus=s.gpu_count > 0, bundle=bundle,
     ))
     gpus = GpuDriver("gpus", GpuDriverArgs(
         host=runtime.host, gpu_count=s.gpu_count, image_name=s.images["vllm"], image=runtime.images["vllm"],
     )).ready if s.gpu_count else None
     weights = ModelWeights("weights", ModelWeightsArgs(
         host=runtime.host, model=s.model, source=s.model_source, path=s.weights_path,
+        brought=bundle.brought.get("weights") if bundle else None,
         hub_endpoint=s.hub_endpoint, hub_revision=s.model_revision, hub_token=s.hub_token,
     ))
     vllm = VllmServer("vllm", VllmServerArgs(
@@ -50,29 +71,54 @@ if machine.host:
         gpu_count=s.vllm_gpu_count, gpu_memory_percent=s.gpu_memory_percent,
         context_tokens=s.context_tokens, extra_arguments=s.vllm_arguments,
     ))
+    acme = AcmeCertificate("acme", AcmeCertificateArgs(
+        host=runtime.host, name=address, https_port=s.https_port, acme=s.tls.acme,
+    )) if s.tls.acme else None
     nginx = NginxGateway("nginx", NginxGatewayArgs(
         host=runtime.host, provider=runtime.provider, image=runtime.images["nginx"], https_port=s.https_port,
         socket_directory=vllm.socket_directory, directories=vllm.directories, keys=secret.accepted,
-        certificate_pem=certificate.certificate_pem, private_key_pem=certificate.private_key_pem,
+        certificate_pem=certificate.certificate_pem, private_key_pem=certificate.private_key_pem, acme=acme,
+        clients=s.tls.clients, client_ca_pem=clients.ca_pem, limits=s.limits,
     ))
-    ready = (vllm.ready, nginx.ready)
+    if gpus and "dcgm" in runtime.images:
+        DcgmExporter("dcgm", DcgmExporterArgs(
+            host=runtime.host, provider=runtime.provider, image=runtime.images["dcgm"], gpus=gpus,
+        ))
+    ready, observed = (vllm.ready, nginx.ready), replace(nginx.observed, gpus="dcgm" in runtime.images)
 connector = ElasticConnector("connector", ElasticConnectorArgs(
     name=s.prefix, host=address, https_port=s.https_port, key=secret.key, ready=ready,
-    ca_certificate=certificate.ca_certificate_pem, model=s.model_alias,
+    ca_certificate=certificate.ca_certificate_pem, model=s.connector_model,
     context_tokens=s.served_context_tokens, native_function_calling=s.model.native_function_calling,
+    elastic=s.elastic, client=clients.of[s.tls.clients[0]] if s.tls.clients else None,
 ))
 # fmt: on
 
 pulumi.export("connectorUrl", connector.url)
 pulumi.export("connectorApiKey", connector.key)
+pulumi.export("namedKeys", secret.named)
+pulumi.export("acceptedKeys", secret.accepted)
+pulumi.export("keyVersions", {name: list(versions) for name, versions in s.key_versions.items()})
 pulumi.export("model", s.model.name)
 pulumi.export("modelAlias", s.model_alias)
 pulumi.export("nativeFunctionCalling", s.model.native_function_calling)
 pulumi.export("contextTokens", s.served_context_tokens)
+pulumi.export("limits", s.limits.told)
 pulumi.export("caCertificate", certificate.ca_certificate_pem)
+pulumi.export(
+    "clientCertificates",
+    {
+        name: {"certificate": client.certificate, "privateKey": pulumi.Output.secret(client.private_key)}
+        for name, client in clients.of.items()
+    },
+)
 pulumi.export("kibanaConnector", connector.kibana_connector)
 pulumi.export("inferenceEndpoint", connector.inference_endpoint)
 pulumi.export("kibanaSettings", connector.kibana_settings)
 pulumi.export("preconfiguredConnector", connector.preconfigured_connector)
+pulumi.export("kibanaConnectorId", connector.connector_id)
+pulumi.export("inferenceEndpointId", connector.inference_id)
+pulumi.export("agentPolicy", elastic_agent.policy(observed) if observed else None)
+pulumi.export("containerRuntime", s.container_runtime)
 pulumi.export("containers", {"vllm": f"{s.prefix}-vllm", "nginx": f"{s.prefix}-nginx"})
+pulumi.export("ssh", machine.host.ssh_destination() if machine.host else None)
 pulumi.export("parked", s.parked)

@@ -1,4 +1,4 @@
-"""Docker on the host, and the images that run there."""
+"""Docker or Podman on the host, and the images that run there."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import pulumi
 import pulumi_docker as docker
 
-from components import render
+from components import podman, render
+from components.artifact_bundle import ArtifactBundle
 from components.gpu_driver import TOOLKIT
 from components.host import Host
 
@@ -20,17 +21,19 @@ class ContainerRuntimeArgs:
     """Role -> image reference."""
     gpus: bool
     """Whether containers are to use NVIDIA GPUs."""
+    bundle: ArtifactBundle | None
+    """Where packages and images come from; None: from repositories and registries."""
 
 
 class ContainerRuntime(pulumi.ComponentResource):
-    """Docker works on the host and the images are there, by content and not by name.
+    """Docker or Podman works on the host, comes up with it, and the images are there, by content and not by name.
 
-    Docker, and for GPUs NVIDIA's container toolkit, are installed where they are missing, and stay when the stack is
+    Either, and for GPUs NVIDIA's container toolkit, are installed where they are missing, and stay when the stack is
     destroyed, as images do. Leaves GPU drivers to others.
     """
 
     host: Host
-    """The host, ready for containers: what depends on it waits for Docker, curl and nft."""
+    """The host, ready for containers: what depends on it waits for the runtime, curl and nft."""
     provider: docker.Provider
     images: Mapping[str, docker.RemoteImage]
 
@@ -38,19 +41,46 @@ class ContainerRuntime(pulumi.ComponentResource):
         super().__init__("elastic-vllm:container_runtime:ContainerRuntime", name, None, opts)
         # NVIDIA's toolkit first: Docker would have to be restarted for it, and that would end what it pulls.
         toolkit = ("install-nvidia-toolkit.sh",) if args.gpus else ()
+        brought = args.bundle.brought if args.bundle else {}
+        engine = args.host.engine
         installed = args.host.command(
-            f"{name}-docker",
-            render.script(*toolkit, "install-docker.sh", login=args.host.user, **(TOOLKIT if args.gpus else {})),
+            f"{name}-{engine}",
+            render.script(
+                *(["keep-containers.sh"] if engine == "docker" else []),
+                *toolkit,
+                "install-runtime.sh",
+                engine=engine,
+                login=args.host.user,
+                socket=podman.SOCKET,
+                **(TOOLKIT if args.gpus else {}),
+            ),
             parent=self,
+            depends_on=[brought["packages"]] if "packages" in brought else [],
         )
         self.host = replace(args.host, ready=[installed])
         # The provider pings Docker at its first use, without a retry: Docker must be there before.
         self.provider = docker.Provider(
-            f"{name}-provider",
+            # A name for each: containers of the one are not looked for in the other.
+            f"{name}-provider" if engine != podman.PODMAN else f"{name}-podman-provider",
             host=args.host.docker_url(),
             ssh_opts=args.host.ssh_options(),
             opts=pulumi.ResourceOptions(parent=self, depends_on=[installed]),
         )
+        loaded = {
+            role: args.host.command(
+                f"{name}-{role}-load",
+                render.script(
+                    "load-image.sh",
+                    engine=engine,
+                    image=args.images[role],
+                    directory=directory,
+                    earlier=f"{directory.rpartition('/')[0]}/{role}",
+                ),
+                parent=self,
+                depends_on=[installed, brought[f"image-{role}"]],
+            )
+            for role, directory in (args.bundle.image_directories.items() if args.bundle else ())
+        }
         self.images = {
             role: docker.RemoteImage(
                 f"{name}-{role}-image",
@@ -61,6 +91,8 @@ class ContainerRuntime(pulumi.ComponentResource):
                     provider=self.provider,
                     replacement_trigger=args.host.identity,
                     deleted_with=args.host.machine,
+                    # A bundle's image is found by its name, so nothing is pulled.
+                    depends_on=[loaded[role]] if role in loaded else [],
                 ),
             )
             for role, image in args.images.items()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_docker as docker
 
-from components import render
+from components import podman, render
 from components.host import Host
 
 LEAST_DRIVER = 580
@@ -53,9 +53,8 @@ class GpuDriver(pulumi.ComponentResource):
     """The expected number of healthy GPUs is there, with a driver new enough for vLLM, and a container has seen them.
 
     Finds a driver that works and leaves it alone, or installs Ubuntu's signed one; only on a machine of this program's
-    own it replaces one that is too old. Leaves the kernel, and with it
-    reboots, to `kernel_script`; leaves Docker and NVIDIA's container toolkit to the container runtime. The driver
-    stays when the stack is destroyed.
+    own it replaces one that is too old. Leaves the kernel, and with it reboots, to `kernel_script`; leaves Docker or
+    Podman and NVIDIA's container toolkit to the container runtime. The driver stays when the stack is destroyed.
     """
 
     ready: pulumi.Resource
@@ -68,6 +67,7 @@ class GpuDriver(pulumi.ComponentResource):
                 "gpu-driver.sh",
                 "install-gpu-driver.sh",
                 "check-gpu.sh",
+                *(["configure-cdi.sh"] if args.host.engine == podman.PODMAN else []),
                 gpu_count=args.gpu_count,
                 least_driver=LEAST_DRIVER,
                 # A server that someone else set up may have its driver for reasons.
@@ -79,6 +79,7 @@ class GpuDriver(pulumi.ComponentResource):
             f"{name}-proof",
             render.script(
                 "prove-gpu-container.sh",
+                engine=args.host.engine,
                 prefix=args.host.prefix,
                 image=args.image_name,
                 gpu_count=args.gpu_count,

@@ -1,5 +1,6 @@
 """A VM with GPUs in Google Cloud, and the disk for weights that outlives it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,9 @@ FLEX_START_WAIT = "120m"
 # A VM takes minutes to boot, and again when it gets another kernel. pulumi-command waits up to 5 s between its tries,
 # and each takes up to 10 s: 5 to 15 minutes.
 DIAL_ERRORS = 60
+METADATA = "http://metadata.google.internal/computeMetadata/v1/instance"
+DRAIN_SECONDS = 50
+"""Of the 60 that Google gives before host maintenance; a preemption gives 30 at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +38,16 @@ class GpuVmArgs:
     ssh_private_key_path: Path
     prefix: str
     directory: str
+    after: Sequence[pulumi.Resource] = ()
+    """What must be right before a VM is paid for."""
 
 
 class GpuVm(pulumi.ComponentResource):
     """A VM with GPUs runs, reached over SSH with a host key that was set at its creation, weights disk mounted.
 
-    No container reaches the cloud's metadata. The disk for weights stays when the VM is replaced or parked, and by
-    default when the stack is destroyed. What Google can't change in place replaces the VM. Leaves GPU drivers and
-    containers to others.
+    No container reaches the cloud's metadata. Before Google takes the VM, Nginx ends what it has begun. The disk for
+    weights stays when the VM is replaced or parked, and by default when the stack is destroyed. What Google can't
+    change in place replaces the VM. Leaves GPU drivers and containers to others.
     """
 
     host: Host | None
@@ -142,7 +148,7 @@ class GpuVm(pulumi.ComponentResource):
             opts=pulumi.ResourceOptions.merge(
                 child,
                 pulumi.ResourceOptions(
-                    depends_on=args.network.resources,
+                    depends_on=[*args.network.resources, *args.after],
                     # Name, address, disk and quota are exclusive: the old VM must go first.
                     delete_before_replace=True,
                     # Google changes these only while the VM is stopped, which Local SSD forbids; and a changed
@@ -189,8 +195,11 @@ class GpuVm(pulumi.ComponentResource):
             render.script(
                 "wait-for-cloud-init.sh",
                 "guard-metadata.sh",
+                "install-drain.sh",
                 "mount-weights-disk.sh",
                 prefix=args.prefix,
+                metadata=METADATA,
+                drain_seconds=DRAIN_SECONDS,
                 users=f"{VLLM_UID}, {NGINX_UID}, {DOWNLOAD_UID}",
                 device=f"/dev/disk/by-id/google-{weights_device(args.settings)}",
                 directory=args.weights_directory,

@@ -8,11 +8,13 @@ from pathlib import Path
 import pulumi
 from pulumi_command import remote
 
-from components import render
+from components import podman, render
 
 STANDARD_SSH_PORT = 22
 # vLLM's GPU image: 12 GB packed and 28 GB unpacked, both on disk while it is pulled.
 IMAGES_GB = 40
+STORE = "/var/lib/elastic-vllm/bundle"
+"""Directory on a host for a bundle's images and packages, one directory a stack; it stays when that is destroyed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,8 @@ class Host:
     """This stack's own directory on the machine."""
     cleans_up: bool
     """Whether destroying a resource cleans up on the machine. False where the machine itself goes away."""
+    engine: str = "docker"
+    """What runs containers there: `docker`, or `podman`."""
     machine: pulumi.Resource | None = None
     """The machine as a resource, where it is one: what is on it needs no deleting once it goes."""
     bastion: Bastion | None = None
@@ -51,6 +55,8 @@ class Host:
     """Refused or unanswered connections, a second and more apart, before the machine counts as unreachable."""
     ready: Sequence[pulumi.Resource] = ()
     """What must be there before anything is done on the machine."""
+    packages: str = ""
+    """Directory on the machine with the packages that may be installed; empty: those of its repositories."""
 
     def connection(self) -> remote.ConnectionArgs:
         """The connection for pulumi-command."""
@@ -77,8 +83,19 @@ class Host:
         )
 
     def docker_url(self) -> pulumi.Output[str]:
-        """The address for pulumi-docker, which starts the `ssh` client itself."""
-        return pulumi.Output.format("ssh://{}@{}:{}", self.user, self.address, self.port)
+        """The address for pulumi-docker, which starts the `ssh` client itself; a path in it is the API's socket."""
+        socket = podman.SOCKET if self.engine == podman.PODMAN else ""
+        return pulumi.Output.format("ssh://{}@{}:{}{}", self.user, self.address, self.port, socket)
+
+    def ssh_destination(self) -> pulumi.Output[dict[str, object]]:
+        """How the `ssh` client reaches it, for scripts that look at it later: no secret, the key's path only."""
+        return pulumi.Output.all(address=self.address, options=pulumi.Output.all(*self.ssh_options())).apply(
+            lambda known: {
+                "destination": f"{self.user}@{known['address']}",
+                "port": self.port,
+                "options": known["options"],
+            }
+        )
 
     def ssh_options(self) -> list[pulumi.Input[str]]:
         """Options for the `ssh` client: this key only, and the host key without a file to keep (OpenSSH 8.5)."""
@@ -96,21 +113,21 @@ class Host:
     def command(
         self,
         name: str,
-        script: str,
+        script: pulumi.Input[str],
         *,
         parent: pulumi.Resource,
         depends_on: Sequence[pulumi.Resource] = (),
         data: pulumi.Input[str] = "",
         cleanup: str | None = None,
         triggers: Sequence[pulumi.Input[str]] = (),
+        delete_first: bool = False,
     ) -> remote.Command:
         """Run `script` on the machine when it, `data`, `triggers` or the machine is new; `cleanup` on destroy.
 
-        The script finds `data` on its standard input: the only way for secrets.
+        The script finds `data` on its standard input: the only way for secrets. `delete_first`: replaced by hand
+        (pulumi up --replace), it is cleaned up before it is made again.
         """
-        # Script and data both travel on standard input. So neither is in a process list, and an error shows what the
-        # script said, not the script. Bash reads the group as a whole before it runs it; what follows is left to read.
-        stdin = pulumi.Output.concat(self._become_root, "{\n", script, "\nexit\n}\n", data)
+        stdin = pulumi.Output.concat(self.standard_input(script), data)
         sudo = "" if self.user == "root" else "sudo -n "
         delete = f"{sudo}bash -c {shlex.quote(cleanup)}" if cleanup and self.cleans_up else None
         return remote.Command(
@@ -125,13 +142,25 @@ class Host:
             # One that cleans up must never be replaced: its cleanup would ask a machine that may be gone, or take away
             # what its successor has made. It runs again as well, since another machine has another host key.
             triggers=None if delete else [self.identity, *triggers],
-            opts=pulumi.ResourceOptions(parent=parent, depends_on=[*self.ready, *depends_on]),
+            opts=pulumi.ResourceOptions(
+                parent=parent, depends_on=[*self.ready, *depends_on], delete_before_replace=delete_first or None
+            ),
         )
 
-    @property
-    def _become_root(self) -> str:
-        """What the user's own bash reads; it leaves the rest to root's."""
-        return "" if self.user == "root" else "{\n" + render.script("become-root.sh", login=self.user) + "}\n"
+    def standard_input(self, script: pulumi.Input[str]) -> pulumi.Output[str]:
+        """What `bash -s` on the host runs as root; the script finds what comes behind on its own standard input.
+
+        Script and data both travel there. So neither is in a process list, and an error shows what the script said, not
+        the script. Bash reads a group as a whole before it runs it; what follows is left to read.
+        """
+        become_root = "" if self.user == "root" else "{\n" + render.script("become-root.sh", login=self.user) + "}\n"
+        packages = f"PACKAGES={shlex.quote(self.packages)}\n" if self.packages else ""
+        return pulumi.Output.concat(become_root, "{\n", packages, script, "\nexit\n}\n")
+
+    def ssh_command(self) -> pulumi.Output[list[str]]:
+        """The `ssh` command of this machine that runs such a `bash -s`; it never asks anything."""
+        before = ["ssh", "-o", "BatchMode=yes", "-T", *self.ssh_options(), "-p", str(self.port)]
+        return pulumi.Output.all(*before, pulumi.Output.concat(self.user, "@", self.address), "bash -s")
 
 
 def _key_options(
@@ -164,7 +193,11 @@ class ExistingHostArgs:
     weights_on_host: bool
     """True if the weights must be there already."""
     images: Mapping[str, str]
-    """Role -> image reference; one that begins with `localhost/` must be there already."""
+    """Role -> image reference; one that begins with `localhost/` must be there already, unless a bundle brings it."""
+    bundled_images_mb: int | None
+    """What a bundle's images and packages take, packed; None: images come from their registries."""
+    after: Sequence[pulumi.Resource] = ()
+    """What must be right before the server is looked at."""
 
 
 class ExistingHost(pulumi.ComponentResource):
@@ -185,6 +218,7 @@ class ExistingHost(pulumi.ComponentResource):
             render.script(
                 "check-weights.sh",
                 "check-host.sh",
+                engine=args.host.engine,
                 login=args.host.user,
                 prefix=args.host.prefix,
                 port=args.https_port,
@@ -193,8 +227,11 @@ class ExistingHost(pulumi.ComponentResource):
                 weights_on_host="yes" if args.weights_on_host else "no",
                 images=" ".join(args.images.values()),
                 images_gb=IMAGES_GB,
+                bundled_images_mb="" if args.bundled_images_mb is None else args.bundled_images_mb,
+                store=STORE,
             ),
             parent=self,
+            depends_on=args.after,
         )
         self.host = replace(args.host, ready=[check])
         self.address = args.host.address

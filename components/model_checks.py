@@ -55,6 +55,13 @@ def vllm_arguments(problems: Problems) -> tuple[str, ...]:
     return tuple(arguments)
 
 
+def alias(problems: Problems) -> str:
+    """The stable name of the served model; empty: it has its own name only."""
+    if not problems.values["modelAlias"]:
+        return ""
+    return problems.text("modelAlias", NAME, "use letters, digits, '.', '_', '-' and '/', or leave it empty")
+
+
 def is_option(argument: str, option: str) -> bool:
     """Whether vLLM could take `argument` for `option`: with `_` for `-`, cut short, or with its value behind `=`."""
     name = argument.split("=", 1)[0].replace("_", "-")
@@ -161,15 +168,17 @@ def _memory(problems: Problems, model: Model, gpus: Gpus) -> None:
         )
 
 
-def contradictions(problems: Problems, model: Model, gpus: Gpus | None) -> None:
-    """What is fine by itself but not together; `gpus` is None where the server has none."""
+def contradictions(problems: Problems, model: Model, gpus: Gpus | None, source: str) -> None:
+    """What is fine by itself but not together; `gpus` is None where the server has none.
+
+    `source` of the weights is hub, host or bundle.
+    """
     values = problems.values
     _vllm_version(problems, model)
     if gpus and model.for_rehearsals and not values["vllmImage"].startswith("localhost/"):
         problems.add("model", "for rehearsals on a CPU only", "take another, or set accelerator to none")
     elif gpus and model.weights_gb:
         _memory(problems, model, gpus)
-    source = values["modelSource"]
     if source == "hub" and model.for_rehearsals and not LOOPBACK.match(values["hubEndpoint"]):
         problems.add("modelSource", f"{model.name} is on no hub", "use host: the rehearsal trains it on the server")
     elif source == "hub" and not REVISION.fullmatch(values["modelRevision"]):

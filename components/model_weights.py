@@ -20,7 +20,9 @@ class ModelWeightsArgs:
     host: Host
     model: Model
     source: str
-    """`hub`: downloaded; `host`: already there."""
+    """`hub`: downloaded; `host`: already there; `bundle`: brought there."""
+    brought: pulumi.Resource | None
+    """What brings them there."""
     path: str
     """The model's directory on the host."""
     hub_endpoint: str
@@ -46,6 +48,7 @@ class ModelWeights(pulumi.ComponentResource):
             self.resource = args.host.command(
                 f"{name}-download",
                 render.script(
+                    "install-python-client.sh",
                     "download-weights.sh",
                     prefix=args.host.prefix,
                     weights=args.path,
@@ -65,6 +68,7 @@ class ModelWeights(pulumi.ComponentResource):
                 f"{name}-check",
                 render.script("check-weights.sh", weights=args.path) + 'check_weights "$WEIGHTS"\n',
                 parent=self,
+                depends_on=[args.brought] if args.brought else [],
             )
         self.path = args.path
         self.register_outputs({})

@@ -40,6 +40,11 @@ class Model:
     """Patterns of files in the hub's repository that vLLM does not load, e.g. the same weights in another format."""
 
     @property
+    def directory_name(self) -> str:
+        """Of its weights, in a directory of models."""
+        return self.name.replace("/", "--")
+
+    @property
     def for_rehearsals(self) -> bool:
         """Whether it is one of the tiny models that are served on a CPU, whatever else the machine has."""
         return self.name.startswith("rehearsal/")
@@ -66,10 +71,23 @@ def _model(name: str, entry: dict[str, Any]) -> Model:
     return Model(name=name, **{key: value for key, value in entry.items() if key not in {"licence", "notes"}})
 
 
+def licence(name: str) -> str | None:
+    """A model's licence as the hub names it; None where the catalogue does not know the model."""
+    licence: str | None = _document()["models"].get(name, {}).get("licence")
+    return licence
+
+
+@cache
+def _document() -> dict[str, Any]:
+    """models.yaml beside this file."""
+    document: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("models.yaml").read_text())
+    return document
+
+
 @cache
 def load_catalogue() -> Catalogue:
-    """Read models.yaml beside this file."""
-    document = yaml.safe_load(Path(__file__).with_name("models.yaml").read_text())
+    """Read models.yaml."""
+    document = _document()
     return Catalogue(
         models={name: _model(name, entry) for name, entry in document["models"].items()},
         parser_families=document["parser_families"],

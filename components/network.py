@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_gcp as gcp
 
+from components.acme_settings import HTTP_PORT
 from components.gcp_settings import IAP_SOURCES, GcpSettings
 from components.host import STANDARD_SSH_PORT
 
@@ -19,6 +20,8 @@ class NetworkArgs:
 
     settings: GcpSettings
     https_port: int
+    acme: bool
+    """Whether an ACME server asks on port 80, from an address that it does not tell."""
 
 
 class Network(pulumi.ComponentResource):
@@ -56,6 +59,8 @@ class Network(pulumi.ComponentResource):
             network, self.subnetwork = self._own_network(name, settings, child)
         ssh_sources = IAP_SOURCES if settings.ssh_via == "iap" else settings.ssh_sources
         rules = {"https": (args.https_port, settings.https_sources), "ssh": (STANDARD_SSH_PORT, ssh_sources)}
+        if args.acme:
+            rules["acme"] = (HTTP_PORT, ("0.0.0.0/0",))
         # The provider would try to move a rule to another network; its name is taken while it is there.
         moved = pulumi.ResourceOptions(replace_on_changes=["network"], delete_before_replace=True)
         rule = pulumi.ResourceOptions.merge(child, moved)

@@ -8,31 +8,18 @@ from typing import Any
 import pulumi
 import pulumi_docker as docker
 
-from components import render
+from components import client_certificates, elastic_agent, gateway_errors, podman, render
+from components.acme_certificate import ACME_FILE, AcmeCertificate
+from components.elastic_agent import Observed
 from components.host import Host
+from components.limit_settings import Limits
 from components.vllm_server import NGINX_UID, SOCKET, SOCKET_DIRECTORY, SOCKET_GID
 
 CONTAINER_PORT = 8443
 CONFIG_DIRECTORY = "/etc/elastic-vllm"
+START_SCRIPT = "start-nginx.sh"
+METRICS_DIRECTORY = "/run/elastic-vllm-metrics"
 
-# What Nginx itself answers, in the shape of OpenAI's API: status -> (type, code, message).
-ERRORS = {
-    400: ("invalid_request_error", "bad_request", "The request could not be understood."),
-    401: (
-        "invalid_request_error",
-        "invalid_api_key",
-        "Missing or wrong API key: send it as a bearer token in the Authorization header.",
-    ),
-    404: ("invalid_request_error", "not_found", "Not served here. Use /v1/chat/completions or /v1/models."),
-    405: ("invalid_request_error", "method_not_allowed", "Method not allowed for this path."),
-    413: ("invalid_request_error", "request_too_large", "The request is larger than 32 MB."),
-    414: ("invalid_request_error", "uri_too_long", "The address of the request is too long."),
-    431: ("invalid_request_error", "headers_too_large", "The headers of the request are too large."),
-    429: ("rate_limit_error", "too_many_requests", "Too many requests: wait and try again."),
-    500: ("server_error", "internal_error", "Nginx could not handle the request."),
-    503: ("server_error", "model_unavailable", "The model is not ready: it is loading or was stopped. Try again."),
-    504: ("server_error", "model_timeout", "The model did not answer in time."),
-}
 INTERFACE_LENGTH = 15  # Linux: IFNAMSIZ less the closing zero
 
 
@@ -49,7 +36,13 @@ class NginxGatewayArgs:
     keys: Mapping[str, pulumi.Input[str]]
     """Label -> key. Secrets."""
     certificate_pem: pulumi.Input[str]
+    """With the private key: a file of Nginx's; both are empty where the host renews them itself (`acme`)."""
     private_key_pem: pulumi.Input[str]
+    acme: AcmeCertificate | None
+    clients: tuple[str, ...]
+    """Names of the clients that have a certificate; none: no client needs one."""
+    client_ca_pem: pulumi.Output[str] | None
+    limits: Limits
     directories: pulumi.Resource
     """The command that made the socket's directory."""
 
@@ -64,11 +57,20 @@ class NginxGateway(pulumi.ComponentResource):
 
     container: docker.Container
     ready: pulumi.Resource
+    observed: Observed
+    """Where an agent on the machine finds logs and metrics."""
 
     def __init__(self, name: str, args: NginxGatewayArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("elastic-vllm:nginx_gateway:NginxGateway", name, None, opts)
         interface = interface_name(args.host.prefix)
+        in_podman = args.host.engine == podman.PODMAN
         container_name = f"{args.host.prefix}-nginx"
+        metrics = f"{args.host.directory}/metrics"
+        self.observed = Observed(
+            prefix=args.host.prefix,
+            logs=f"{elastic_agent.LOGS}/{pulumi.get_stack()}",
+            metrics_socket=f"{metrics}/{elastic_agent.METRICS_SOCKET}",
+        )
         on_docker = pulumi.ResourceOptions(
             parent=self,
             provider=args.provider,
@@ -79,7 +81,9 @@ class NginxGateway(pulumi.ComponentResource):
         labels = [("elastic-vllm.stack", pulumi.get_stack())]
         guard = args.host.command(
             f"{name}-egress-guard",
-            render.script("install-egress-guard.sh", prefix=args.host.prefix, interface=interface),
+            render.script(
+                "install-egress-guard.sh", engine=args.host.engine, prefix=args.host.prefix, interface=interface
+            ),
             cleanup=render.script("remove-egress-guard.sh", prefix=args.host.prefix),
             parent=self,
             depends_on=[args.directories],
@@ -90,12 +94,19 @@ class NginxGateway(pulumi.ComponentResource):
             driver="bridge",
             options={"com.docker.network.bridge.name": interface},
             labels=[docker.NetworkLabelArgs(label=label, value=value) for label, value in labels],
-            opts=on_docker,
+            opts=pulumi.ResourceOptions.merge(
+                on_docker, pulumi.ResourceOptions(ignore_changes=podman.NETWORK_TOLD_OTHERWISE if in_podman else None)
+            ),
         )
         config = args.host.command(
             f"{name}-config",
             render.script(
+                "make-nginx-directories.sh",
                 "install-nginx-config.sh",
+                engine=args.host.engine,
+                logs=self.observed.logs,
+                metrics=metrics,
+                stack=pulumi.get_stack(),
                 directory=f"{args.host.directory}/nginx",
                 mounted_at=CONFIG_DIRECTORY,
                 container=container_name,
@@ -103,55 +114,83 @@ class NginxGateway(pulumi.ComponentResource):
                 gid=SOCKET_GID,
             ),
             data=_config_files(args),
-            cleanup=render.script("remove-directory.sh", directory=f"{args.host.directory}/nginx"),
+            cleanup=render.script(
+                "remove-nginx-logs.sh",
+                "remove-directory.sh",
+                logs=self.observed.logs,
+                stack=pulumi.get_stack(),
+                directory=f"{args.host.directory}/nginx",
+            ),
             parent=self,
-            depends_on=[args.directories],
+            depends_on=[args.directories, *([args.acme.issued] if args.acme else [])],
         )
+        confinement = _confinement(args.host)
         self.container = docker.Container(
             f"{name}-container",
             name=container_name,
             image=args.image.image_id,
-            entrypoints=["nginx"],
-            # -e: before its configuration is read, Nginx would open a log file, and the root is read-only.
-            command=["-e", "stderr", "-c", f"{CONFIG_DIRECTORY}/current/nginx.conf", "-g", "daemon off;"],
+            entrypoints=["sh"],
+            command=[f"{CONFIG_DIRECTORY}/current/{START_SCRIPT}"],
             user=f"{NGINX_UID}:{SOCKET_GID}",
             networks_advanced=[docker.ContainerNetworksAdvancedArgs(name=network.name)],
             # Docker's resolver would ask on behalf of the container, from the host: give it nobody to ask.
             dns=["127.0.0.1"],
             ports=[docker.ContainerPortArgs(internal=CONTAINER_PORT, external=args.https_port, protocol="tcp")],
             read_only=True,
-            capabilities=docker.ContainerCapabilitiesArgs(drops=["ALL"]),
-            security_opts=["no-new-privileges:true"],
             memory=512,
             memory_swap=512,
-            tmpfs={"/tmp": "rw,noexec,nosuid,nodev,size=64m,mode=1777"},  # noqa: S108 - inside the container
             volumes=[
                 docker.ContainerVolumeArgs(
-                    host_path=f"{args.host.directory}/nginx", container_path=CONFIG_DIRECTORY, read_only=True
-                ),
-                docker.ContainerVolumeArgs(
-                    host_path=args.socket_directory, container_path=SOCKET_DIRECTORY, read_only=True
-                ),
+                    host_path=source,
+                    container_path=target,
+                    read_only=read_only or None,
+                    selinux_relabel=podman.RELABEL if in_podman else None,
+                )
+                for source, target, read_only in (
+                    (f"{args.host.directory}/nginx", CONFIG_DIRECTORY, True),
+                    (args.socket_directory, SOCKET_DIRECTORY, True),
+                    (self.observed.logs, elastic_agent.LOGS, False),
+                    (metrics, METRICS_DIRECTORY, False),
+                )
             ],
-            ulimits=[
-                docker.ContainerUlimitArgs(name="nofile", soft=16384, hard=16384),
-                docker.ContainerUlimitArgs(name="nproc", soft=256, hard=256),
-            ],
-            log_driver="json-file",
-            log_opts={"max-size": "10m", "max-file": "5"},
-            restart="unless-stopped",
-            stop_signal="SIGQUIT",
+            restart="always",
             destroy_grace_seconds=30,
             labels=[docker.ContainerLabelArgs(label=label, value=value) for label, value in labels],
-            opts=pulumi.ResourceOptions.merge(on_docker, pulumi.ResourceOptions(depends_on=[config, guard])),
+            **confinement,
+            opts=pulumi.ResourceOptions.merge(
+                on_docker,
+                pulumi.ResourceOptions(
+                    depends_on=[config, guard],
+                    ignore_changes=podman.TOLD_OTHERWISE if in_podman else None,
+                    replacement_trigger=pulumi.Output.concat(args.host.identity, podman.fingerprint(confinement))
+                    if in_podman
+                    else args.host.identity,
+                ),
+            ),
         )
         self.ready = args.host.command(
             f"{name}-ready",
-            render.script("wait-for-nginx.sh", container=container_name, port=args.https_port),
+            render.script("wait-for-nginx.sh", engine=args.host.engine, container=container_name, port=args.https_port),
             parent=self,
             triggers=[self.container.id],
         )
         self.register_outputs({})
+
+
+def _confinement(host: Host) -> dict[str, Any]:
+    """Of Nginx's container: what Podman's API tells otherwise than it was asked for, and all of that."""
+    in_podman = host.engine == podman.PODMAN
+    tmpfs = {"/tmp": "rw,noexec,nosuid,nodev,size=64m,mode=1777"}  # noqa: S108 - inside the container
+    return {
+        "capabilities": {"drops": ["ALL"]},
+        "security_opts": podman.security_options(host.prefix) if in_podman else ["no-new-privileges:true"],
+        "tmpfs": tmpfs | (podman.OWN_TMPFS if in_podman else {}),
+        "ulimits": [{"name": "nofile", "soft": 16384, "hard": 16384}, {"name": "nproc", "soft": 256, "hard": 256}],
+        "log_driver": "json-file",
+        # Podman keeps one file, and begins it anew at this size.
+        "log_opts": {"max-size": "50m"} if in_podman else {"max-size": "10m", "max-file": "5"},
+        "stop_signal": "SIGQUIT",
+    }
 
 
 def interface_name(prefix: str) -> str:
@@ -159,10 +198,24 @@ def interface_name(prefix: str) -> str:
     return "ev" + hashlib.sha256(prefix.encode()).hexdigest()[: INTERFACE_LENGTH - 2]
 
 
-def nginx_conf(upstreams: Sequence[str]) -> str:
-    """Nginx's configuration; `upstreams` are sockets or addresses, never names."""
+def nginx_conf(upstreams: Sequence[str], clients: Sequence[str] = (), *, limits: Limits, acme: bool = False) -> str:
+    """Nginx's configuration; `upstreams` are sockets or addresses, never names; `clients` have a certificate each.
+
+    Beyond `limits` it refuses. `acme`: certificate and key are in one file, which is not the program's.
+    """
+    issued = f"{CONFIG_DIRECTORY}/{ACME_FILE}"
     return render.template(
-        "nginx.conf.j2", upstreams=upstreams, port=CONTAINER_PORT, errors=ERRORS, keys_file="keys.conf"
+        "nginx.conf.j2",
+        upstreams=upstreams,
+        port=CONTAINER_PORT,
+        limits=limits,
+        errors=gateway_errors.errors(limits),
+        retry_seconds=gateway_errors.RETRY_SECONDS,
+        too_many_at_once=gateway_errors.too_many_at_once(limits),
+        keys_file="keys.conf",
+        certificate_file=issued if acme else "certificate.pem",
+        private_key_file=issued if acme else "private-key.pem",
+        client_subjects=[client_certificates.subject(client) for client in clients],
     )
 
 
@@ -176,10 +229,16 @@ def _config_files(args: NginxGatewayArgs) -> pulumi.Output[str]:
 
     def as_lines(values: Mapping[str, Any]) -> str:
         files = {
-            "nginx.conf": nginx_conf([f"unix:{SOCKET}"]),
+            "nginx.conf": nginx_conf([f"unix:{SOCKET}"], args.clients, limits=args.limits, acme=args.acme is not None),
+            "metrics.conf": render.FILES.joinpath("nginx-metrics.conf").read_text(),
+            START_SCRIPT: render.FILES.joinpath(START_SCRIPT).read_text(),
             "keys.conf": keys_conf(values["keys"]),
-            "certificate.pem": values["certificate"],
-            "private-key.pem": values["private_key"],
+            **(
+                {}
+                if args.acme
+                else {"certificate.pem": values["certificate"], "private-key.pem": values["private_key"]}
+            ),
+            **({"client-ca.pem": values["client_ca"]} if args.clients else {}),
         }
         return render.files_as_lines(files)
 
@@ -188,5 +247,6 @@ def _config_files(args: NginxGatewayArgs) -> pulumi.Output[str]:
             keys=pulumi.Output.all(**args.keys),
             certificate=args.certificate_pem,
             private_key=args.private_key_pem,
+            client_ca=args.client_ca_pem or "",
         ).apply(as_lines)
     )

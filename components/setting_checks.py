@@ -12,8 +12,10 @@ URL = re.compile(r"https?://[^\s/@]+(/\S*)?")
 # content can only be pinned there, by the image id that the containers use.
 PINNED_IMAGE = re.compile(r"(?P<name>[a-z0-9./:_-]+):(?P<tag>[\w.-]+)@sha256:[0-9a-f]{64}")
 LOCAL_IMAGE = re.compile(r"localhost/(?P<name>[a-z0-9./_-]+):(?P<tag>[\w.-]+)")
-# Secret settings, written as plain() does: their values never appear in an error.
-SECRETS = {"hubtoken"}
+# Their values never appear in an error.
+SECRETS = ("hubToken", "kibanaApiKey", "elasticsearchApiKey", "tlsPrivateKey")
+ENCRYPTED = "encrypted"
+"""Stands for a secret that only the Pulumi CLI can decrypt: it is there, and that is all that is known of it."""
 SECRET_WORDS = re.compile(r"token|key|secret|passw", re.IGNORECASE)
 """In a key that is no setting: what was meant may be one."""
 
@@ -28,13 +30,18 @@ class Problems:
         self.known = sorted(defaults)
         self.found: list[str] = []
         self.keys: set[str] = set()
+        self.unasked: frozenset[str] = frozenset()
+        """What another setting decides, once that is right."""
 
     def add(self, key: str, problem: str, fix: str) -> None:
         """Record a problem; the value is shown unless it is secret or empty."""
+        if key in self.unasked:
+            return
         value = self.values.get(key, "")
         meant = key not in self.known and SECRET_WORDS.search(key)
-        secret = meant or plain(key) in SECRETS or "PRIVATE KEY" in value
-        shown = "" if secret or not value else f" = {value!r}"
+        secret = meant or plain(key) in map(plain, SECRETS) or "PRIVATE KEY" in value
+        # A certificate would fill the screen.
+        shown = "" if secret or not value or "\n" in value else f" = {value!r}"
         self.found.append(f"{key}{shown}: {problem}; {fix}")
         self.keys.add(key)
 
@@ -95,6 +102,12 @@ def stack_name(problems: Problems, stack: str) -> None:
 def plain(key: str) -> str:
     """The setting that a misspelt key is likely to mean: letters and digits only, small."""
     return re.sub(r"[^a-z0-9]", "", key.lower())
+
+
+def images(problems: Problems) -> dict[str, str]:
+    """Role -> an image that can't change under its name."""
+    roles = ("vllm", "nginx", *(["dcgm"] if problems.values["dcgmImage"] else []))
+    return {role: image(problems, f"{role}Image") for role in roles}
 
 
 def image(problems: Problems, key: str) -> str:

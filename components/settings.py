@@ -10,11 +10,25 @@ import pulumi
 import yaml
 from pulumi.runtime.config import CONFIG, get_config_env
 
-from components import gcp_settings, model_checks, ssh_checks
+from components import (
+    bundle_settings,
+    elastic_settings,
+    gcp_settings,
+    key_settings,
+    limit_settings,
+    model_checks,
+    podman,
+    ssh_checks,
+    tls_settings,
+)
 from components import setting_checks as check
+from components.bundle_settings import BundleSettings
+from components.elastic_settings import ElasticSettings
 from components.gcp_settings import GcpSettings
 from components.host import Host
+from components.limit_settings import Limits
 from components.models import Catalogue, Model, load_catalogue
+from components.tls_settings import TlsSettings
 
 PROJECT_DIRECTORY = Path(__file__).resolve().parent.parent
 STATE_DIRECTORY = "/var/lib/elastic-vllm"
@@ -39,12 +53,15 @@ class Settings:
     """The server that exists already, or what Google Cloud is to provide."""
     ssh_user: str
     ssh_private_key_path: Path
+    container_runtime: str
+    """`docker` or `podman`"""
     gpu_count: int
     """0 without GPUs."""
     gpu_memory_percent: int
     model: Model
     model_alias: str
     model_source: str
+    """hub, host or bundle."""
     model_revision: str
     weights_directory: str
     hub_endpoint: str
@@ -54,12 +71,17 @@ class Settings:
     """0: the model's own."""
     vllm_arguments: tuple[str, ...]
     images: Mapping[str, str]
-    """Role (vllm, nginx) -> reference."""
+    """Role (vllm, nginx, and dcgm where its exporter is to run) -> reference, or its name once a bundle brought it."""
+    bundle: BundleSettings | None
+    """None: images, weights and packages come from the network."""
     endpoint_host: str
     """Empty: the server's own address."""
     https_port: int
-    key_version: int
-    accept_previous_key: bool
+    key_versions: Mapping[str, tuple[int, ...]]
+    """Name of a key -> its accepted versions, the current one first."""
+    limits: Limits
+    tls: TlsSettings
+    elastic: ElasticSettings
 
     @property
     def gcp(self) -> GcpSettings | None:
@@ -87,16 +109,29 @@ class Settings:
         return 0 if self.model.for_rehearsals else self.gpu_count
 
     @property
+    def connector_model(self) -> str:
+        """The name that Elastic asks for: the alias, or the model's own where there is none."""
+        return self.model_alias or self.model.name
+
+    @property
     def served_context_tokens(self) -> int:
         """The longest context that is served: as set, or the model's own; 0 where the catalogue does not know it."""
         return self.context_tokens or self.model.context_tokens or 0
 
     @property
+    def weights_gb(self) -> float:
+        """Disk that the weights take, in 10^9 bytes."""
+        return (self.bundle.weights_gb if self.bundle else 0) or self.model.weights_gb
+
+    @property
     def weights_path(self) -> str:
         """The model's directory on the server."""
         # Another revision is another directory: the server keeps its own until it is replaced, and a way back stays.
+        bundled = self.bundle.weights_directory_name if self.bundle else None
+        if bundled:
+            return f"{self.weights_directory}/{bundled}"
         revision = f"--{self.model_revision[:12]}" if self.model_revision else ""
-        return f"{self.weights_directory}/{self.model.name.replace('/', '--')}{revision}"
+        return f"{self.weights_directory}/{self.model.directory_name}{revision}"
 
 
 @cache
@@ -112,19 +147,28 @@ def as_text(value: object) -> str:
 
 
 def parse_settings(
-    values: Mapping[str, str], stack: str, hub_token: pulumi.Output[str], catalogue: Catalogue
+    values: dict[str, str], stack: str, secrets: Mapping[str, pulumi.Output[str]], catalogue: Catalogue
 ) -> Settings:
-    """Check `values` (setting -> text, arrays as JSON; the token only as present or empty).
+    """Check `values` (setting -> text, arrays as JSON); `secrets` holds those of them that are secret, as outputs.
 
     Raises SettingsError with every problem found, not only the first.
     """
+    said, manifest, contradicted = bundle_settings.said_by_bundle(values, defaults(), PROJECT_DIRECTORY)
     problems = check.Problems(values, defaults())
     problems.unknown_keys()
+    for key, cause, fix in contradicted:
+        problems.add(key, cause, fix)
+    problems.values = values = values | said
+    if values["artifacts"] == "bundle" and not manifest:
+        problems.unasked = frozenset(bundle_settings.SAID_BY_BUNDLE)
     choice, text, integer = problems.choice, problems.text, problems.integer
 
     check.stack_name(problems, stack)
     target = choice("target", ("existing", "gcp"))
     accelerator = choice("accelerator", ("nvidia", "none"))
+    container_runtime = choice("containerRuntime", ("docker", podman.PODMAN))
+    if container_runtime == podman.PODMAN:
+        podman.refuse(problems)
     gcp_settings.unused(problems, target)
     private_key = ssh_checks.private_key(problems, PROJECT_DIRECTORY)
     gcp = gcp_settings.gcp_settings(problems, stack, private_key, PROJECT_DIRECTORY) if target == "gcp" else None
@@ -132,30 +176,44 @@ def parse_settings(
     gpu_count = gpus.count if accelerator == "nvidia" else 0
     arguments = model_checks.vllm_arguments(problems)
     model = model_checks.model(problems, catalogue, arguments)
+    bundle = bundle_settings.bundle_settings(problems, manifest, PROJECT_DIRECTORY, gcp=gcp is not None)
+    source = choice("modelSource", ("hub", "host"))
+    if manifest and "weights" in manifest.parts:
+        source = "bundle"
     ssh_user = text("sshUser", check.USER, "use a Linux user name")
     settings = Settings(
         stack=stack,
-        target=gcp or _server(problems, stack, ssh_user, private_key),
+        target=gcp or _server(problems, stack, ssh_user, private_key, container_runtime),
         ssh_user=ssh_user,
         ssh_private_key_path=private_key,
+        container_runtime=container_runtime,
         gpu_count=gpu_count,
         gpu_memory_percent=gpus.memory_percent,
         model=model,
-        model_alias=text("modelAlias", check.NAME, "use letters, digits, '.', '_', '-' and '/'"),
-        model_source=choice("modelSource", ("hub", "host")),
+        model_alias=model_checks.alias(problems),
+        model_source=source,
         model_revision=values["modelRevision"],
         weights_directory=text("weightsDirectory", check.DIRECTORY, "give an absolute path without spaces"),
         hub_endpoint=text("hubEndpoint", check.URL, "give an https:// address without user and password"),
-        hub_token=hub_token,
+        hub_token=secrets["hubToken"],
         context_tokens=integer("contextTokens", 0, 10_000_000),
         vllm_arguments=arguments,
-        images={role: check.image(problems, f"{role}Image") for role in ("vllm", "nginx")},
+        images={
+            role: bundle.images.get(role, image) if bundle else image for role, image in check.images(problems).items()
+        },
+        bundle=bundle,
         endpoint_host=text("endpointHost", check.ADDRESS, "set the name or address") if values["endpointHost"] else "",
         https_port=integer("httpsPort", 1, 65535),
-        key_version=integer("keyVersion", 1, 1_000_000),
-        accept_previous_key=problems.boolean("acceptPreviousKey"),
+        key_versions=key_settings.key_versions(problems),
+        limits=limit_settings.limits(problems),
+        tls=tls_settings.tls_settings(
+            problems, values["endpointHost"] or ("" if gcp else values["host"]), PROJECT_DIRECTORY
+        ),
+        elastic=elastic_settings.elastic_settings(problems, secrets, PROJECT_DIRECTORY),
     )
-    model_checks.contradictions(problems, model, gpus if gpu_count else None)
+    if values["dcgmImage"] and not gpu_count:
+        problems.add("dcgmImage", "set, but there are no GPUs", "remove it, or set accelerator to nvidia")
+    model_checks.contradictions(problems, model, gpus if gpu_count else None, source)
     if gcp:
         gcp_settings.room_for_weights(problems, gcp, model)
     if problems.found:
@@ -163,7 +221,7 @@ def parse_settings(
     return settings
 
 
-def _server(problems: check.Problems, stack: str, user: str, private_key: Path) -> Host:
+def _server(problems: check.Problems, stack: str, user: str, private_key: Path, engine: str) -> Host:
     """The server that exists already."""
     host_key = ssh_checks.host_key(problems, PROJECT_DIRECTORY)
     return Host(
@@ -176,6 +234,7 @@ def _server(problems: check.Problems, stack: str, user: str, private_key: Path) 
         prefix=f"elastic-vllm-{stack}",
         directory=f"{STATE_DIRECTORY}/{stack}",
         cleans_up=True,
+        engine=engine,
     )
 
 
@@ -190,5 +249,5 @@ def read_settings() -> Settings:
     values = {
         key.removeprefix(f"{project}:"): as_text(value) for key, value in given.items() if key.startswith(f"{project}:")
     }
-    token = config.get_secret("hubToken") or pulumi.Output.secret("")
-    return parse_settings(values, pulumi.get_stack(), token, load_catalogue())
+    secrets = {name: config.get_secret(name) or pulumi.Output.secret("") for name in check.SECRETS}
+    return parse_settings(values, pulumi.get_stack(), secrets, load_catalogue())

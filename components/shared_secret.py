@@ -1,9 +1,12 @@
-"""The key that Elastic's connector shows and Nginx checks."""
+"""The keys that Elastic's connectors show and Nginx checks."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pulumi
 import pulumi_random as random
+
+from components import key_settings
 
 # 256 bits: Nginx compares keys without constant time, so guessing must be hopeless by size alone.
 KEY_BYTES = 32
@@ -11,34 +14,34 @@ KEY_BYTES = 32
 
 @dataclass(frozen=True, kw_only=True)
 class SharedSecretArgs:
-    """Which version of the key is current."""
+    """Which keys there are."""
 
-    version: int
-    accept_previous: bool
-    """Whether the version before it still works, so that connectors can be changed over."""
+    versions: Mapping[str, tuple[int, ...]]
+    """Name -> accepted versions, the current one first; the default key's are there."""
 
 
 class SharedSecret(pulumi.ComponentResource):
-    """The current key exists, and the previous one while it is still accepted: 64 hexadecimal digits each.
+    """Every accepted version of every key exists: 64 hexadecimal digits each.
 
-    One random resource a version, so that a new version never changes an old one. Leaves checking the key to Nginx.
+    One random resource a version, so that a new version never changes an old one. Leaves checking the keys to Nginx.
     """
 
     key: pulumi.Output[str]
-    """Secret."""
+    """The default key. Secret."""
+    named: dict[str, pulumi.Output[str]]
+    """Name -> current version of each other key. Secrets."""
     accepted: dict[str, pulumi.Output[str]]
-    """Label for the access log (`v2`) -> key, the current one first. Secrets."""
+    """Label for the access log (`v2`, `siem-v1`) -> key, the default one's current version first. Secrets."""
 
     def __init__(self, name: str, args: SharedSecretArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("elastic-vllm:shared_secret:SharedSecret", name, None, opts)
-        versions = [args.version]
-        if args.accept_previous and args.version > 1:
-            versions.append(args.version - 1)
+        labels = {key: [key_settings.label(key, version) for version in each] for key, each in args.versions.items()}
         self.accepted = {
-            f"v{version}": random.RandomBytes(
-                f"{name}-v{version}", length=KEY_BYTES, opts=pulumi.ResourceOptions(parent=self)
-            ).hex
-            for version in versions
+            label: random.RandomBytes(f"{name}-{label}", length=KEY_BYTES, opts=pulumi.ResourceOptions(parent=self)).hex
+            for each in labels.values()
+            for label in each
         }
-        self.key = self.accepted[f"v{args.version}"]
+        current = {key: self.accepted[each[0]] for key, each in labels.items()}
+        self.key = current.pop(key_settings.DEFAULT)
+        self.named = current
         self.register_outputs({"key": self.key})

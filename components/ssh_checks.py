@@ -43,7 +43,7 @@ def private_key(problems: Problems, project_directory: Path) -> Path:
 
 
 def _openssh_cipher(text: str) -> str | None:
-    """The cipher of a key in OpenSSH's own format ("none" if it has no passphrase), None for other formats."""
+    """The cipher of a key in OpenSSH's own format ("none": it has no passphrase); None: of another, or damaged."""
     match = re.search(r"-----BEGIN OPENSSH PRIVATE KEY-----(.*?)-----END", text, re.DOTALL)
     if not match:
         return None
@@ -54,7 +54,8 @@ def _openssh_cipher(text: str) -> str | None:
     # openssh-portable PROTOCOL.key: "openssh-key-v1\0", then the cipher's name as a length-prefixed string.
     start = len(b"openssh-key-v1\0") + 4
     length = int.from_bytes(blob[start - 4 : start], "big")
-    return blob[start : start + length].decode("ascii", "replace")
+    cipher = blob[start : start + length].decode("ascii", "replace")
+    return cipher if re.fullmatch(r"[a-z0-9@.-]+", cipher) else None
 
 
 def public_key(problems: Problems, private_key: Path) -> str:

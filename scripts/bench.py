@@ -23,6 +23,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from scripts.price import document
 from scripts.rehearsal import simulated_vm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,9 +64,8 @@ def main(
     remove_disk()
     longest = on_google[0] + DELAY_SECONDS
     unit = [timed("unit tests", unit_tests)]
-    table = Table("what", "median", "all", "promised", title="Seconds, whole processes, images and model present")
     over = statistics.median(with_up) - statistics.median(by_hand)
-    for what, seconds, promise in (
+    rows = (
         ("`up`, to the first token", with_up, f"by hand + 10 s; is + {over:.1f} s"),
         ("the same vLLM by hand, to the first token", by_hand, ""),
         ("`up` with nothing to do, verification included", nothing_to_do, "15"),
@@ -77,9 +77,22 @@ def main(
             f"1.15 of the longest chain ({longest:.1f} s); is {delayed[0] / longest:.2f}",
         ),
         ("unit tests", unit, "20"),
-    ):
-        table.add_row(what, f"{statistics.median(seconds):.1f}", " ".join(f"{s:.1f}" for s in seconds), promise)
+    )
+    report(rows, rounds)
+
+
+def report(rows: Sequence[tuple[str, list[float], str]], rounds: int) -> None:
+    """Print what was measured, and put it into docs/benchmarks.md."""
+    columns = ("what", "median", "all", "promised")
+    table = Table(*columns, title="Seconds, whole processes, images and model present")
+    lines = [f"| {' | '.join(columns)} |", "| --- | --- | --- | --- |"]
+    for what, seconds, promise in rows:
+        cells = [what, f"{statistics.median(seconds):.1f}", " ".join(f"{s:.1f}" for s in seconds), promise]
+        table.add_row(*cells)
+        lines.append(f"| {' | '.join(cells)} |")
     console.print(table)
+    text = "Seconds of whole processes, images and model present.\n\n" + "\n".join(lines)
+    document.write("provisioning", text, f"python -m scripts.bench --rounds {rounds}")
 
 
 def provision(delayed: Sequence[str]) -> None:

@@ -15,15 +15,13 @@ import typer
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from rich.console import Console
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from scripts.preflights.google import Google, NoCredentialsError, RefusedError, find_identity
 from scripts.preflights.report import NotCheckedError
+from scripts.stack_file import PREFIX, StackFile, StackFileError
 
 ROOT = Path(__file__).resolve().parent.parent
-PREFIX = "elastic-vllm:"
 DEFAULTS = {
     "vllmImage": "docker.io/vllm/vllm-openai:v0.32.0",
     "nginxImage": "docker.io/library/nginx:1.30.6",
@@ -100,12 +98,11 @@ def main(
     hub's token in the environment variable HF_TOKEN. For target gcp the newest image of osImage's family is recorded
     as vmImage too, unless one of that family is recorded; that takes credentials as scripts/preflight does.
     """
-    file = ROOT / "stacks" / f"Pulumi.{stack}.yaml"
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 10_000
-    yaml.indent(mapping=2, sequence=4, offset=2)  # as `pulumi config set` writes lists
-    document, config = _read(yaml, file)
+    try:
+        file = StackFile(ROOT, stack)
+    except StackFileError as error:
+        _fail(str(error), error.fix)
+    config = file.config
     for key, given in (("vllmImage", vllm), ("nginxImage", nginx)):
         reference = with_registry(given or _setting(config, key))
         if reference.startswith("localhost/"):
@@ -126,8 +123,8 @@ def main(
         console.print(f"  {config[PREFIX + 'modelRevision']}")
     if _setting(config, "target") == "gcp":
         _pin_vm_image(config, take_newest=new_vm)
-    yaml.dump(document, file)
-    console.print(f"recorded in {file.relative_to(ROOT)}")
+    file.save()
+    console.print(f"recorded in {file.name}")
 
 
 def commit(model: str, endpoint: str) -> str:
@@ -168,21 +165,6 @@ def vm_image(os_image: str) -> str:
     if not found:
         _fail(f"{project} has no image of family {family}", "set osImage to the other kind, or set vmImage")
     return f"projects/{project}/global/images/{found['name']}"
-
-
-def _read(yaml: YAML, file: Path) -> tuple[Any, MutableMapping[str, Any]]:
-    """The stack's file, and the settings in it."""
-    name = f"stacks/{file.name}"
-    try:
-        document = yaml.load(file)
-    except FileNotFoundError:
-        _fail(f"there is no {name} (--stack)", "write it: README shows how, under Use it on a server")
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
-        _fail(f"{name} can't be read: {error}", "correct it")
-    config = document.get("config") if isinstance(document, MutableMapping) else None
-    if not isinstance(config, MutableMapping):
-        _fail(f"{name} has no settings under config", "write it: README shows how, under Use it on a server")
-    return document, config
 
 
 def _setting(config: MutableMapping[str, Any], key: str) -> str:

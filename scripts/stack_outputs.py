@@ -43,6 +43,15 @@ def stack_outputs(stack: str) -> dict[str, object]:
         ) from error
 
 
+def is_rehearsed(stack: str) -> bool:
+    """Whether the stack is one of a rehearsal: Pulumi is not there, or does not know it."""
+    if not shutil.which("pulumi"):
+        return True
+    command = ["pulumi", "stack", "output", "--stack", stack, "--non-interactive"]
+    run = subprocess.run(command, cwd=PROJECT, capture_output=True, timeout=PULUMI_SECONDS, check=False)
+    return run.returncode != 0
+
+
 def parsed(text: str, source: str) -> dict[str, object]:
     """The outputs in what `pulumi stack output --json` printed; `source` is what an error calls it."""
     try:
@@ -54,6 +63,15 @@ def parsed(text: str, source: str) -> dict[str, object]:
     return _without_empty(document)
 
 
+def first_client(outputs: Mapping[str, object]) -> str | None:
+    """PEM of the first client certificate with its private key; None where clients need none."""
+    clients = outputs.get("clientCertificates")
+    if not isinstance(clients, dict) or not clients:
+        return None
+    first = next(iter(clients.values()))
+    return f"{first['certificate']}{first['privateKey']}" if isinstance(first, dict) else None
+
+
 def _without_empty(outputs: Mapping[str, object]) -> dict[str, object]:
     """A stack that needs no CA of its own may have an empty output for it."""
-    return {name: value for name, value in outputs.items() if value not in (None, "")}
+    return {name: value for name, value in outputs.items() if value not in (None, "", {})}

@@ -7,12 +7,10 @@ import typer
 import yaml
 
 from components.models import load_catalogue
+from components.setting_checks import ENCRYPTED, SECRETS
 from components.settings import PROJECT_DIRECTORY, Settings, parse_settings
 from scripts.rehearsal import RehearsalError
 from scripts.rehearsal.config import read_config
-
-ENCRYPTED = "encrypted"
-"""Stands for a secret that only the Pulumi CLI can decrypt: it is there, and that is all that is known of it."""
 
 
 def load(stack: str, overrides: Mapping[str, str]) -> Settings:
@@ -27,7 +25,8 @@ def load(stack: str, overrides: Mapping[str, str]) -> Settings:
         raise typer.BadParameter(str(error), param_hint="--stack") from error
     prefix = f"{config.project}:"
     values = {key.removeprefix(prefix): text for key, text in config.for_pulumi().items() if key.startswith(prefix)}
-    return parse_settings(values, stack, pulumi.Output.secret(values["hubToken"]), load_catalogue())
+    secrets = {name: pulumi.Output.secret(values[name]) for name in SECRETS}
+    return parse_settings(values, stack, secrets, load_catalogue())
 
 
 def overrides(given: Iterable[str]) -> dict[str, str]:

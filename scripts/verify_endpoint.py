@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from scripts.stack_outputs import BadInputError, parsed, stack_outputs
+from scripts.stack_outputs import BadInputError, first_client, parsed, stack_outputs
 from scripts.verification.endpoint import Endpoint, InvalidEndpointError
 from scripts.verification.run import CheckResult, format_result, verify
 
@@ -27,13 +27,16 @@ EXIT_CHECK_FAILED = 1
 EXIT_BAD_INPUT = 2
 # What pulumi prints for a secret unless told to show it.
 HIDDEN = "[secret]"
+CLIENT = "clientCertificates"
 # Of each field of an Endpoint: the stack's output, and the option that overrides it.
 NAMES = {
     "url": ("connectorUrl", "--url"),
     "model": ("model", "--model"),
     "key": ("connectorApiKey", "--key-file"),
     "ca_certificate": ("caCertificate", "--ca"),
+    "client_certificate": (CLIENT, "--client-pem"),
 }
+OPTIONAL = ("ca_certificate", "client_certificate")
 
 # Locals of a traceback would show the key; panels and markup would break "one line each".
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -47,6 +50,9 @@ def main(
     ca: Annotated[Path | None, typer.Option(help="CA certificate to trust, PEM (default: the system's store).")] = None,
     key_file: Annotated[
         Path | None, typer.Option(help=f"File with the key (else ${KEY_VARIABLE}, else a prompt).")
+    ] = None,
+    client_pem: Annotated[
+        Path | None, typer.Option(help="File with a client certificate and its private key, PEM, where one is needed.")
     ] = None,
     outputs: Annotated[
         str | None,
@@ -73,6 +79,10 @@ def main(
             given["connectorApiKey"] = _read(key_file, "--key-file").strip()
         elif not given.get("connectorApiKey"):
             given["connectorApiKey"] = _key_elsewhere()
+        if client_pem is not None:
+            given[CLIENT] = _read(client_pem, "--client-pem")
+        elif shown := first_client(given):
+            given[CLIENT] = shown
         has_tools = given.get("nativeFunctionCalling") is not False
         endpoint = _endpoint(given, supports_tools=has_tools and not no_tools)
     except BadInputError as error:
@@ -136,7 +146,7 @@ def _endpoint(given: Mapping[str, object], *, supports_tools: bool) -> Endpoint:
     values: dict[str, str | None] = {}
     for field, (output, option) in NAMES.items():
         value = given.get(output)
-        if value is None and field != "ca_certificate":
+        if value is None and field not in OPTIONAL:
             raise BadInputError(f"{option} ({output} of the outputs) is missing: pass it")
         if value is not None and not isinstance(value, str):
             raise BadInputError(f"{option} ({output} of the outputs) must be a string")
@@ -149,6 +159,7 @@ def _endpoint(given: Mapping[str, object], *, supports_tools: bool) -> Endpoint:
             model=values["model"] or "",
             key=values["key"] or "",
             ca_certificate=values["ca_certificate"],
+            client_certificate=values["client_certificate"],
             supports_tools=supports_tools,
         )
     except InvalidEndpointError as error:

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from components import limit_settings
+from components.setting_checks import Problems
+from components.settings import defaults
+
 GOLDEN = Path(__file__).with_name("golden")
+LIMITS = limit_settings.limits(Problems(defaults(), defaults()))
+"""As Pulumi.yaml sets them by default."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,6 +1,7 @@
 # True afterwards: this server can take the endpoint. Reads only.
 # shellcheck shell=bash
-: "${LOGIN:?}" "${PREFIX:?}" "${PORT:?}" "${WEIGHTS:?}" "${WEIGHTS_GB:?}" "${WEIGHTS_ON_HOST:?}" "${IMAGES:?}" "${IMAGES_GB:?}"
+: "${ENGINE:?}" "${LOGIN:?}" "${PREFIX:?}" "${PORT:?}" "${WEIGHTS:?}" "${WEIGHTS_GB:?}" "${WEIGHTS_ON_HOST:?}" "${IMAGES:?}" "${IMAGES_GB:?}"
+: "${BUNDLED_IMAGES_MB?}" "${STORE:?}"
 
 # Free disk in GB (10^9 bytes) below the nearest directory that exists.
 free_gb() {
@@ -12,26 +13,37 @@ free_gb() {
 need_disk() {
   local free
   free=$(free_gb "$1")
+  echo "$3: $2 GB at $1, where $free GB are free"
   [ "$free" -ge "$2" ] || fail "too little disk for $3: $free GB free at $1, $2 GB needed" "free some, or $4"
 }
 
 [ "$(uname -s)" = Linux ] || fail "the server runs $(uname -s)" "use a Linux server"
 [ "$(id -u)" = 0 ] || fail "user $LOGIN has no root rights (sshUser)" "use root, or a user with passwordless sudo"
 
-docker_there=no
-if command -v docker >/dev/null; then
-  docker_there=yes
+engine_there=no
+if command -v "$ENGINE" >/dev/null; then
+  engine_there=yes
   if [ "$LOGIN" != root ] && ! runuser -u "$LOGIN" -- docker version >/dev/null 2>&1; then
     docker version >/dev/null 2>&1 || fail "Docker is installed but does not answer" "start it: systemctl start docker"
     fail "user $LOGIN may not use Docker (sshUser)" "run: usermod -aG docker $LOGIN"
   fi
-  docker version >/dev/null 2>&1 || fail "Docker is installed but does not answer" "start it: systemctl start docker"
+  "$ENGINE" version >/dev/null 2>&1 || fail "${ENGINE^} is installed but does not answer" "see: $ENGINE version"
+elif ! command -v apt-get >/dev/null; then
+  fail "$ENGINE is not on the server (containerRuntime), and only Debian and Ubuntu are installed to" "install it there by hand"
 fi
+
+# Whether Nginx of this stack, in the engine $1, is what listens on the port.
+published_by() {
+  command -v "$1" >/dev/null && "$1" port "$PREFIX-nginx" 2>/dev/null | grep ":$PORT\$" >/dev/null
+}
 
 # A listener in /proc/net/tcp{,6}: local port in hexadecimal, state 0A.
 if grep -qiE "^ *[0-9]+: [0-9A-F]+:$(printf '%04X' "$PORT") [0-9A-F]+:[0-9A-F]+ 0A " /proc/net/tcp /proc/net/tcp6 2>/dev/null; then
-  if [ "$docker_there" = no ] ||
-    [ -z "$(docker ps --quiet --filter "name=^/$PREFIX-nginx\$" --filter "publish=$PORT")" ]; then
+  if ! published_by "$ENGINE"; then
+    for other in docker podman; do
+      ! published_by "$other" ||
+        fail "port $PORT is taken by this stack's own Nginx, in $other (containerRuntime)" "set containerRuntime back to $other and destroy the stack first"
+    done
     owner=$(command -v ss >/dev/null && ss -Hltnp "sport = :$PORT" | grep -o 'users:.*' | head -n 1) || true
     fail "port $PORT is taken${owner:+ by $owner} (httpsPort)" "stop what listens there, or set another httpsPort"
   fi
@@ -39,16 +51,25 @@ fi
 
 if [ "$WEIGHTS_ON_HOST" = yes ]; then
   check_weights "$WEIGHTS"
-elif [ ! -e "$WEIGHTS/.elastic-vllm-complete" ]; then
+elif [ ! -e "$WEIGHTS/.elastic-vllm-complete" ] && [ ! -e "$WEIGHTS/.elastic-vllm-files" ]; then
   need_disk "$WEIGHTS" "$WEIGHTS_GB" "the weights" "set another weightsDirectory"
 fi
 for image in $IMAGES; do
-  if [ "$docker_there" = yes ] && docker image inspect "$image" >/dev/null 2>&1; then continue; fi
-  case $image in
-  localhost/*) fail "image $image is not on the server (vllmImage, nginxImage)" "load it there: docker load" ;;
+  if [ "$engine_there" = yes ] && "$ENGINE" image inspect "$image" >/dev/null 2>&1; then continue; fi
+  case $ENGINE in
+  podman) root=/var/lib/containers root_as='{{.Store.GraphRoot}}' move="graphroot (storage.conf)" ;;
+  *) root=/var/lib/docker root_as='{{.DockerRootDir}}' move="data-root" ;;
   esac
-  root=/var/lib/docker
-  if [ "$docker_there" = yes ]; then root=$(docker info --format '{{.DockerRootDir}}'); fi
-  need_disk "$root" "$IMAGES_GB" "container images" "move Docker's data-root to a larger disk"
+  if [ "$engine_there" = yes ]; then root=$("$ENGINE" info --format "$root_as"); fi
+  if [ -n "$BUNDLED_IMAGES_MB" ]; then
+    # Packed in one place, and unpacked in another to two or three times of that.
+    need_disk "$STORE" "$((BUNDLED_IMAGES_MB / 1000 + 1))" "the bundle's images" "give /var/lib a larger disk"
+    need_disk "$root" "$((BUNDLED_IMAGES_MB * 3 / 1000 + 1))" "container images" "move $ENGINE's $move to a larger disk"
+    break
+  fi
+  case $image in
+  localhost/*) fail "image $image is not on the server (vllmImage, nginxImage)" "load it there: $ENGINE load" ;;
+  esac
+  need_disk "$root" "$IMAGES_GB" "container images" "move $ENGINE's $move to a larger disk"
 done
 echo "checked: port $PORT, disk and rights of this server are fine"

@@ -5,10 +5,46 @@ fail() {
   printf 'elastic-vllm: %s\n  fix: %s\n' "$1" "$2" >&2
   exit 1
 }
+# Packages come from the distribution's repositories as configured here, or, with PACKAGES, from that directory of
+# them alone: a list of sources and a state of apt's own, so nothing that is configured is asked or changed.
+apt_options=(-q -y --no-install-recommends -o DPkg::Lock::Timeout=300)
+apt_advice="look at apt's lines above: the server must reach its package repositories"
+if [ -n "${PACKAGES:-}" ]; then
+  apt_state=/var/lib/elastic-vllm/apt
+  apt_options+=(-o "Dir::Etc::sourcelist=$apt_state/bundle.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$apt_state/lists"
+    -o "Dir::Cache::pkgcache=" -o "Dir::Cache::srcpkgcache=")
+  apt_advice="the bundle lacks them, or others that they need: build it with --probe of this server as it is"
+fi
+# The directory as apt wants it: with an index. Its files were checked when they came.
+index_packages() {
+  local deb
+  mkdir -p "$apt_state/lists/partial"
+  for deb in "$PACKAGES"/*.deb; do
+    dpkg-deb --field "$deb"
+    printf 'Filename: ./%s\nSize: %s\nSHA256: %s\n\n' "$(basename "$deb")" "$(stat -c %s "$deb")" "$(sha256sum <"$deb" | cut -d ' ' -f 1)"
+  done >"$PACKAGES/Packages"
+  echo "deb [trusted=yes] file:$PACKAGES ./" >"$apt_state/bundle.list"
+}
+# Installs packages; standard input is left for what comes behind the script.
+install_packages() {
+  command -v apt-get >/dev/null ||
+    fail "missing here: $*; only Debian and Ubuntu are installed to" "install them by hand, then run the update again"
+  if [ -n "${PACKAGES:-}" ]; then
+    [ -n "$(find "$PACKAGES" -name '*.deb' -print -quit 2>/dev/null)" ] ||
+      fail "missing here: $*; the bundle has no packages" "install them by hand, or build the bundle with --probe"
+    index_packages
+  fi
+  echo "installing $*"
+  # shellcheck disable=SC2119 # it takes options
+  apt_update </dev/null || fail "the lists of packages can't be read" "$apt_advice"
+  DEBIAN_FRONTEND=noninteractive apt-get install "${apt_options[@]}" "$@" </dev/null ||
+    fail "could not install $*" "$apt_advice"
+}
 # apt's own patience does not hold for `update`, and a new machine looks for updates by itself.
+# shellcheck disable=SC2120 # gpu-driver.sh gives it options
 apt_update() {
   local end=$((SECONDS + 300)) said
-  until said=$(DEBIAN_FRONTEND=noninteractive apt-get update -q "$@" 2>&1); do
+  until said=$(DEBIAN_FRONTEND=noninteractive apt-get update "${apt_options[@]}" "$@" 2>&1); do
     if [ "$SECONDS" -ge "$end" ] || ! grep 'Could not get lock' <<<"$said" >/dev/null; then
       [ -z "$said" ] || echo "$said" >&2
       return 1

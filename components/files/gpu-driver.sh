@@ -1,5 +1,6 @@
 # Defines what prepare-kernel.sh and install-gpu-driver.sh share: the driver that is there, and Ubuntu's packages of it.
 # shellcheck shell=bash
+: "${apt_options?}" "${apt_advice?}"
 : "${LEAST_DRIVER:?}"
 
 # Fails where no driver works; what nvidia-smi says of that is on its standard output.
@@ -33,7 +34,7 @@ kernel_flavour() {
 }
 
 apt_get() {
-  DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends -o DPkg::Lock::Timeout=300 "$@"
+  DEBIAN_FRONTEND=noninteractive apt-get "${apt_options[@]}" "$@"
 }
 
 by_hand="install NVIDIA's driver $LEAST_DRIVER or newer by hand, then run the update again"
@@ -43,6 +44,7 @@ refresh_packages() {
   command -v apt-get >/dev/null ||
     fail "no working NVIDIA driver $LEAST_DRIVER or newer here, and only Ubuntu's can be installed" "$by_hand"
   repositories_answer=yes
+  [ -z "${PACKAGES:-}" ] || index_packages
   apt_update -o APT::Update::Error-Mode=any || repositories_answer=no
 }
 
@@ -53,6 +55,6 @@ installable_with_driver() { install_with_driver --simulate "$@" >/dev/null 2>&1;
 
 fail_as_not_offered() {
   [ "$repositories_answer" = yes ] ||
-    fail "the driver's packages are not there, and a package repository can't be reached" "see apt's lines above: the server must reach its package repositories"
+    fail "the driver's packages are not there, and a package repository can't be reached" "$apt_advice"
   fail "no driver for this machine: $1 can't be installed here" "on Ubuntu enable the component restricted; elsewhere $by_hand"
 }

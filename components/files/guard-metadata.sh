@@ -3,10 +3,7 @@
 # shellcheck shell=bash
 : "${PREFIX:?}" "${USERS:?}"
 
-if ! command -v nft >/dev/null; then
-  DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends -o DPkg::Lock::Timeout=300 nftables ||
-    fail "nftables could not be installed" "the VM must reach its package repositories (externalAddress or cloudNat)"
-fi
+command -v nft >/dev/null || install_packages nftables
 table=${PREFIX//-/_}_metadata
 directory=/etc/elastic-vllm
 mkdir -p "$directory"

@@ -1,7 +1,7 @@
 # True afterwards: the host drops every packet with which a container on INTERFACE would begin a connection,
 # to the host as to anywhere else. Answers pass. A table of its own, so no other firewall is touched.
 # shellcheck shell=bash
-: "${PREFIX:?}" "${INTERFACE:?}"
+: "${ENGINE:?}" "${PREFIX:?}" "${INTERFACE:?}"
 
 table=${PREFIX//-/_}
 directory=/etc/elastic-vllm
@@ -21,10 +21,12 @@ mv "$directory/$PREFIX.nft.new" "$directory/$PREFIX.nft"
 nft -f "$directory/$PREFIX.nft" ||
   fail "the packet filter for Nginx's network can't be set" "the kernel needs nf_tables and nf_conntrack"
 if [ -d /run/systemd/system ]; then
+  starts=docker.service
+  [ "$ENGINE" != podman ] || starts=podman-restart.service
   install_unit "$PREFIX-egress.service" <<UNIT
 [Unit]
 Description=elastic-vllm: Nginx's network begins no connection
-Before=docker.service
+Before=$starts
 
 [Service]
 Type=oneshot

@@ -77,7 +77,7 @@ if nvidia-smi --query-gpu=persistence_mode --format=csv,noheader | grep -v '^Ena
 [Unit]
 Description=elastic-vllm: GPUs stay initialised
 After=nvidia-persistenced.service
-Before=docker.service
+Before=docker.service podman-restart.service
 
 [Service]
 Type=oneshot

@@ -1,7 +1,8 @@
 # True afterwards: Nginx uses the files given on standard input (a line each: NAME BASE64). Where it runs already,
-# the files are tested by it first, taken by a reload, and the old ones stay if anything is wrong.
+# the files are tested by it first, taken by a reload, and the old ones stay if anything is wrong. Directory `acme` is not
+# of these: renew-certificate.sh keeps it.
 # shellcheck shell=bash
-: "${DIRECTORY:?}" "${MOUNTED_AT:?}" "${CONTAINER:?}" "${OWNER:?}" "${GID:?}"
+: "${ENGINE:?}" "${DIRECTORY:?}" "${MOUNTED_AT:?}" "${CONTAINER:?}" "${OWNER:?}" "${GID:?}"
 
 umask 077
 install -d -m 0700 -o "$OWNER" -g "$GID" -- "$DIRECTORY"
@@ -16,13 +17,15 @@ chown -R "$OWNER:$GID" -- "$new"
 version=v-$(cd "$new" && sha256sum -- * | sha256sum | cut -c 1-16)
 if [ -e "$DIRECTORY/$version" ]; then rm -rf -- "$new"; else mv -T -- "$new" "$DIRECTORY/$version"; fi
 
-workers() { docker top "$CONTAINER" -o pid,args 2>/dev/null | awk '/nginx: worker process$/ {print $1}' | sort; }
+workers() {
+  pgrep --parent "$("$ENGINE" inspect --format '{{.State.Pid}}' "$CONTAINER")" --full 'nginx: worker process$' | sort || true
+}
 
 running=no
-if command -v docker >/dev/null &&
-  [ "$(docker inspect --format '{{.State.Running}}' "$CONTAINER" 2>/dev/null)" = true ]; then running=yes; fi
+if command -v "$ENGINE" >/dev/null &&
+  [ "$("$ENGINE" inspect --format '{{.State.Running}}' "$CONTAINER" 2>/dev/null)" = true ]; then running=yes; fi
 if [ "$running" = yes ]; then
-  if ! docker exec "$CONTAINER" nginx -t -q -e stderr -c "$MOUNTED_AT/$version/nginx.conf" >&2; then
+  if ! "$ENGINE" exec "$CONTAINER" nginx -t -q -e stderr -c "$MOUNTED_AT/$version/nginx.conf" >&2; then
     rm -rf -- "${DIRECTORY:?}/$version"
     fail "Nginx refuses the new configuration, the old one stays in use" "see Nginx's line above"
   fi
@@ -31,14 +34,14 @@ ln -sfn -- "$version" "$DIRECTORY/current.new"
 mv -T -- "$DIRECTORY/current.new" "$DIRECTORY/current"
 if [ "$running" = yes ]; then
   before=$(workers)
-  docker kill --signal HUP "$CONTAINER" >/dev/null
+  "$ENGINE" kill --signal HUP "$CONTAINER" >/dev/null
   for _ in $(seq 100); do
     now=$(workers)
     if [ -n "$now" ] && [ -z "$(comm -12 <(echo "$before") <(echo "$now"))" ]; then break; fi
     sleep 0.1
   done
   [ -z "$(comm -12 <(echo "$before") <(echo "$now"))" ] ||
-    fail "Nginx did not take the new configuration within 10 s" "see: docker logs $CONTAINER"
+    fail "Nginx did not take the new configuration within 10 s" "see: $ENGINE logs $CONTAINER"
 fi
-find "$DIRECTORY" -mindepth 1 -maxdepth 1 -type d ! -name "$version" -exec rm -rf -- {} +
+find "$DIRECTORY" -mindepth 1 -maxdepth 1 -type d ! -name "$version" ! -name acme -exec rm -rf -- {} +
 if [ "$running" = yes ]; then echo "configuration $version taken by reload"; else echo "configuration $version installed"; fi

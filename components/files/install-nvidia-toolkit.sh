@@ -1,7 +1,9 @@
-# True afterwards: NVIDIA's container toolkit is installed, and Docker is configured for it. One that is there and newer
-# than TOOLKIT_ABOVE stays as it is. Best before Docker first starts: then nothing has to be restarted.
+# True afterwards: NVIDIA's container toolkit is installed, and Docker is configured for it where ENGINE is docker (Podman
+# needs the driver first: configure-cdi.sh). One that is there and newer than TOOLKIT_ABOVE stays as it is. Best before
+# Docker first starts: then nothing has to be restarted.
 # shellcheck shell=bash
-: "${TOOLKIT_VERSION:?}" "${TOOLKIT_ABOVE:?}" "${TOOLKIT_REPOSITORY:?}" "${TOOLKIT_KEY:?}" "${TOOLKIT_FINGERPRINT:?}"
+: "${apt_options?}"
+: "${ENGINE:?}" "${TOOLKIT_VERSION:?}" "${TOOLKIT_ABOVE:?}" "${TOOLKIT_REPOSITORY:?}" "${TOOLKIT_KEY:?}" "${TOOLKIT_FINGERPRINT:?}"
 
 toolkit_packages=(nvidia-container-toolkit nvidia-container-toolkit-base libnvidia-container-tools libnvidia-container1)
 # NVIDIA's own names: apt refuses one repository with two keyrings.
@@ -22,14 +24,14 @@ install_toolkit() {
   local work missing=() fingerprints
   command -v apt-get >/dev/null ||
     fail "NVIDIA's container toolkit above $TOOLKIT_ABOVE is missing; only Debian and Ubuntu are installed to" "install nvidia-container-toolkit by hand"
-  export DEBIAN_FRONTEND=noninteractive
+  if [ -n "${PACKAGES:-}" ]; then
+    install_packages "${toolkit_packages[@]/%/=$TOOLKIT_VERSION}"
+    toolkit_is_enough || fail "NVIDIA's container toolkit $TOOLKIT_VERSION is installed, but does not work" "see: nvidia-ctk --version"
+    return
+  fi
   command -v gpg >/dev/null || missing+=(gpg)
   command -v curl >/dev/null || missing+=(curl ca-certificates)
-  if [ "${#missing[@]}" -gt 0 ]; then
-    apt_update || fail "the lists of packages can't be read" "look at apt's lines above: the server must reach its package repositories"
-    apt-get install -q -y --no-install-recommends -o DPkg::Lock::Timeout=300 "${missing[@]}" ||
-      fail "could not install ${missing[*]}" "look at apt's lines above: the server must reach its package repositories"
-  fi
+  if [ "${#missing[@]}" -gt 0 ]; then install_packages "${missing[@]}"; fi
   work=$(mktemp -d)
   # shellcheck disable=SC2064 # the directory of now
   trap "rm -rf -- '$work'" EXIT
@@ -55,7 +57,7 @@ PREFERENCES
   apt_update -o APT::Update::Error-Mode=any -o "Dir::Etc::sourcelist=$list" \
     -o Dir::Etc::sourceparts=- -o APT::Get::List-Cleanup=0 ||
     fail "NVIDIA's package repository can't be read: $TOOLKIT_REPOSITORY" "look at apt's lines above, then run the update again"
-  apt-get install -q -y --no-install-recommends --allow-change-held-packages -o DPkg::Lock::Timeout=300 \
+  DEBIAN_FRONTEND=noninteractive apt-get install "${apt_options[@]}" --allow-change-held-packages \
     "${toolkit_packages[@]/%/=$TOOLKIT_VERSION}" ||
     fail "could not install NVIDIA's container toolkit $TOOLKIT_VERSION" "look at apt's lines above, then run the update again"
   toolkit_is_enough || fail "NVIDIA's container toolkit $TOOLKIT_VERSION is installed, but does not work" "see: nvidia-ctk --version"
@@ -75,7 +77,7 @@ if ! toolkit_is_enough; then
   install_toolkit
   toolkit_is_new=yes
 fi
-if [ "$toolkit_is_new" = yes ] || ! docker_knows_toolkit; then
+if [ "$ENGINE" = docker ] && { [ "$toolkit_is_new" = yes ] || ! docker_knows_toolkit; }; then
   said=$(nvidia-ctk runtime configure --runtime=docker 2>&1) ||
     fail "Docker can't be configured for NVIDIA's container toolkit: $(tail -n 1 <<<"$said")" "correct /etc/docker/daemon.json, then run the update again"
   if docker version >/dev/null 2>&1; then
@@ -84,4 +86,4 @@ if [ "$toolkit_is_new" = yes ] || ! docker_knows_toolkit; then
     systemctl restart docker || fail "Docker does not start again" "see: journalctl -u docker"
   fi
 fi
-echo "NVIDIA's container toolkit $(toolkit_version) is installed, and Docker configured for it"
+echo "NVIDIA's container toolkit $(toolkit_version) is installed for $ENGINE"

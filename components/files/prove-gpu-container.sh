@@ -1,13 +1,22 @@
 # True afterwards: a container of IMAGE, confined as vLLM's, has seen GPU_COUNT GPUs or more.
 # shellcheck shell=bash
-: "${PREFIX:?}" "${IMAGE:?}" "${GPU_COUNT:?}"
+: "${ENGINE:?}" "${PREFIX:?}" "${IMAGE:?}" "${GPU_COUNT:?}"
 
 # One that was left by a connection cut half-way has the name.
-docker rm --force "$PREFIX-gpu-proof" >/dev/null 2>&1 || true
+"$ENGINE" rm --force "$PREFIX-gpu-proof" >/dev/null 2>&1 || true
+case $ENGINE in
+# As NVIDIA has it: a container that SELinux holds may not open the GPUs' devices.
+podman)
+  gpus=(--device nvidia.com/gpu=all --security-opt label=disable)
+  # Podman's own defaults can be above what the host may give.
+  gpus+=(--ulimit nofile=4096:4096 --ulimit nproc=4096:4096)
+  ;;
+*) gpus=(--gpus all) ;;
+esac
 # nvidia-smi is not in the image: the container toolkit puts it there, along with the driver's libraries.
-seen=$(docker run --rm --name "$PREFIX-gpu-proof" --gpus all --network none --user 65534:65534 --read-only \
+seen=$("$ENGINE" run --rm --name "$PREFIX-gpu-proof" "${gpus[@]}" --network none --user 65534:65534 --read-only \
   --cap-drop ALL --security-opt no-new-privileges --entrypoint nvidia-smi "$IMAGE" -L 2>&1) ||
-  fail "a container can't use the GPUs: $(grep . <<<"$seen" | tail -n 1)" "nvidia-smi must work on the server, and Docker must have been restarted since NVIDIA's container toolkit was installed"
+  fail "a container can't use the GPUs: $(grep . <<<"$seen" | tail -n 1)" "nvidia-smi must work on the server, and $ENGINE know them: Docker is restarted after NVIDIA's container toolkit was installed, Podman finds them in /etc/cdi"
 count=$(grep -c '^GPU ' <<<"$seen") || true
 [ "$count" -ge "$GPU_COUNT" ] ||
   fail "a container sees $count GPUs, $GPU_COUNT are needed (gpuCount)" "compare nvidia-smi -L on the server, and set gpuCount"

@@ -38,8 +38,10 @@ def distribution() -> tuple[str, str]:
     return name, suite
 
 
-def build_base(directory: Path, packages: Sequence[str], progress: Progress, lock: IO[str]) -> Path:
+def build_base(directory: Path, packages: Sequence[str], progress: Progress, lock: IO[str], newer: str = "") -> Path:
     """Bootstrap the distribution's essential packages and `packages` into a tar below `directory`.
+
+    `newer` is another suite of the distribution, on the same mirror; mirrors that are not fresh offer it as well.
 
     The lock is inherited by the children, so that it stays held until the last of them is gone even if this
     process is killed. Raises SetupError with mmdebstrap's own words.
@@ -62,7 +64,12 @@ def build_base(directory: Path, packages: Sequence[str], progress: Progress, loc
     ]
     command += [f"--aptopt={options}", *(f"--dpkgopt={option}" for option in _NO_DOCS)]
     command += ["--customize-hook=" + "; ".join(f'rm -rf "$1"/{path}' for path in _FORGET.split())]
-    command += [suite, str(tarball), *_source_files(name, suite)]
+    sources = _source_files(name, suite)
+    if newer:
+        sources = [f"deb {_mirror(suite)} {newer} main"]
+        suite = newer
+        command += ["--aptopt=Acquire::Check-Valid-Until false"]
+    command += [suite, str(tarball), *sources]
     env = {"TMPDIR": str(scratch), "DEBIAN_FRONTEND": "noninteractive"}
     lines: list[str] = []
     with subprocess.Popen(
@@ -97,6 +104,16 @@ def _source_files(name: str, suite: str) -> list[str]:
     if not files:
         raise SetupError(f"No apt source of this machine offers {suite}: check /etc/apt/sources.list.d.")
     return files
+
+
+def _mirror(suite: str) -> str:
+    """The address that this machine has the suite from."""
+    command = ["apt-get", "indextargets", "--format", "$(SITE)|$(RELEASE)", "Created-By: Packages"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    sites = [line.rpartition("|")[0] for line in listed.splitlines() if line.endswith(f"|{suite}")]
+    if not sites:
+        raise SetupError(f"No apt source of this machine offers {suite}: check /etc/apt/sources.list.d.")
+    return sites[0]
 
 
 def _apt_options() -> str:

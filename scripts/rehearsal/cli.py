@@ -18,9 +18,12 @@ from scripts.rehearsal import (
     command_adapter,
     docker_adapters,
     docker_ssh,
+    dynamic_adapter,
     engine,
     google_adapters,
+    local_adapter,
     machine,
+    podman,
     simulated_vm,
     tls_adapters,
 )
@@ -36,7 +39,9 @@ from scripts.rehearsal.tiny_models import MODELS
 PROJECT = Path(__file__).resolve().parents[2]
 ADAPTERS = {
     "command:remote:Command": command_adapter.COMMAND,
+    "command:local:Command": local_adapter.COMMAND,
     **docker_adapters.ADAPTERS,
+    **dynamic_adapter.ADAPTERS,
     **tls_adapters.ADAPTERS,
 }
 INTERRUPTED = 130
@@ -238,15 +243,18 @@ def _destroy(stack: str, state: State, display: Display, *, interrupted: bool) -
     if state.on_this_machine and state.resources:
         if interrupted:
             machine.end_sessions(stack)
-        machine.start_daemons(state.ssh_port, display)  # what is removed is reached through them
+        # What is removed is reached through them.
+        machine.start_daemons(state.ssh_port, display, with_podman=podman.is_used(state))
         vm = simulated_vm.find(stack)
         if vm:
             simulated_vm.start(stack, vm)
     simulated = any(record.type.startswith(("gcp:", "pulumi:providers:gcp")) for record in state.resources.values())
     for record in state.resources.values():
         if record.type == "docker:index/remoteImage:RemoteImage" and record.inputs.get("keepLocally"):
-            image = record.inputs["name"]
-            state.kept[f"image {image}"] = f"docker image rm {image}"
+            image, provider = record.inputs["name"], state.resources.get(record.provider)
+            in_podman = provider is not None and podman.is_behind(provider.inputs)
+            what = f"image {image} in Podman" if in_podman else f"image {image}"
+            state.kept[what] = f"{'podman' if in_podman else 'docker'} image rm {image}"
     state.save()
 
     def remove_leftovers() -> None:
@@ -263,6 +271,7 @@ def _destroy(stack: str, state: State, display: Display, *, interrupted: bool) -
 
 def _verify(outputs: dict[str, dict[str, Any]]) -> int:
     """Print a line for each check; returns how many failed."""
+    from scripts.stack_outputs import first_client  # noqa: PLC0415 (a circle: it reads rehearsals' outputs)
     from scripts.verify_endpoint import Endpoint, format_result, verify  # noqa: PLC0415 (brings the openai client)
 
     values = {name: each["value"] for name, each in outputs.items()}
@@ -271,6 +280,7 @@ def _verify(outputs: dict[str, dict[str, Any]]) -> int:
         key=values["connectorApiKey"],
         model=values["model"],
         ca_certificate=values.get("caCertificate") or None,
+        client_certificate=first_client(values),
     )
     with Display() as display:
         results = []

@@ -195,7 +195,7 @@ def run(resource: Resource, script: str) -> dict[str, Any]:
                 reader.join()
             code = channel.recv_exit_status()
             channel.close()
-        except (paramiko.SSHException, EOFError) as error:
+        except (paramiko.SSHException, OSError, EOFError) as error:
             message = f"cannot run a command as {where.user}@{where.host}:{where.port}: {error or 'connection closed'}"
             raise RehearsalError(message) from error
     if code == -1 and not transport.is_active():

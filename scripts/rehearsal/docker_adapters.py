@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -169,7 +170,7 @@ PLAIN = {
 HANDLED = {
     *("name", "networksAdvanced", "ports", "volumes", "capabilities", "shmSize", "memory", "memorySwap", "ulimits"),
     *("logDriver", "logOpts", "restart", "labels", "gpus", "stopTimeout", "destroyGraceSeconds"),
-    *("mustRun", "wait", "start", "attach", "logs", "rm"),
+    *("mustRun", "wait", "start", "attach", "logs", "rm", "healthcheck"),
 }
 # Of these the rehearsal knows one value; mostly the provider's default, which the program may well spell out.
 KNOWN_VALUES = {"gpus": "all", "wait": False, "start": True, "attach": False, "logs": False, "rm": False}
@@ -193,6 +194,8 @@ def _create_container(resource: Resource) -> tuple[str, dict[str, Any]]:
     options = {theirs: inputs[ours] for ours, theirs in PLAIN.items() if ours in inputs}
     if "stopTimeout" in inputs:
         options["stop_timeout"] = inputs["stopTimeout"]
+    if "healthcheck" in inputs:
+        options["healthcheck"] = health_check(inputs["healthcheck"])
     ports = [(each["internal"], each.get("protocol", "tcp")) for each in inputs.get("ports", [])]
     made = client.api.create_container(
         name=inputs["name"],
@@ -228,9 +231,8 @@ def host_options(inputs: dict[str, Any]) -> dict[str, Any]:
     if bindings:
         options["port_bindings"] = bindings
     if "volumes" in inputs:
-        volumes = [_only(each, {"hostPath", "containerPath", "readOnly"}) for each in inputs["volumes"]]
-        modes = {True: "ro", False: "rw"}
-        options["binds"] = [f"{v['hostPath']}:{v['containerPath']}:{modes[v.get('readOnly', False)]}" for v in volumes]
+        known = {"hostPath", "containerPath", "readOnly", "selinuxRelabel"}
+        options["binds"] = [_bind(_only(each, known)) for each in inputs["volumes"]]
     capabilities = _only(inputs.get("capabilities", {}), {"adds", "drops"})
     options |= {f"cap_{key[:-1]}": value for key, value in capabilities.items()}
     for ours, theirs in {"shmSize": "shm_size", "memory": "mem_limit", "memorySwap": "memswap_limit"}.items():
@@ -246,6 +248,27 @@ def host_options(inputs: dict[str, Any]) -> dict[str, Any]:
     if "gpus" in inputs:
         options["device_requests"] = [DeviceRequest(count=-1, capabilities=[["gpu"]])]
     return options
+
+
+def _bind(volume: dict[str, Any]) -> str:
+    flags = ["ro" if volume.get("readOnly") else "rw", *filter(None, [volume.get("selinuxRelabel")])]
+    return f"{volume['hostPath']}:{volume['containerPath']}:{','.join(flags)}"
+
+
+def health_check(given: dict[str, Any]) -> dict[str, Any]:
+    """The input as the SDK takes it: durations such as 1m30s are nanoseconds there."""
+    check = _only(given, {"tests", "interval", "timeout", "startPeriod", "retries"})
+    periods = {"interval": "interval", "timeout": "timeout", "startPeriod": "start_period"}
+    durations = {theirs: _nanoseconds(check[ours]) for ours, theirs in periods.items() if ours in check}
+    return {"test": check["tests"], "retries": int(check.get("retries", 0)), **durations}
+
+
+def _nanoseconds(duration: str) -> int:
+    units = {"h": 3600, "m": 60, "s": 1}
+    parts = re.findall(r"(\d+)([hms])", duration)
+    if "".join(number + unit for number, unit in parts) != duration:
+        raise RehearsalError(f"the rehearsal doesn't know the duration {duration!r} of a health check")
+    return sum(int(number) * units[unit] for number, unit in parts) * 10**9
 
 
 def _refuse_unknown_values(inputs: dict[str, Any]) -> None:

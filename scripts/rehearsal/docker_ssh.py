@@ -1,4 +1,4 @@
-"""Docker on another host, through the real OpenSSH client with the provider's own options."""
+"""Docker or Podman on another host, through the real OpenSSH client with the provider's own options."""
 
 import json
 import shutil
@@ -29,16 +29,20 @@ class Tunnel:
     """A running ssh that makes a remote Docker socket available here, and the client that uses it."""
 
     def __init__(self, host: str, ssh_opts: list[str]) -> None:
-        """`host`: ssh://user@host:port. Raises NothingDoneError with cause and fix."""
+        """`host`: ssh://user@host:port, with a path for another socket than Docker's.
+
+        Raises NothingDoneError with cause and fix.
+        """
         url = urlsplit(host)
         if url.scheme != "ssh" or not url.hostname:
             raise NothingDoneError(f"the rehearsal reaches Docker as ssh://user@host:port only, not as {host!r}")
         self.where = f"{url.username or 'root'}@{url.hostname}:{url.port or 22}"
+        self.remote = url.path if url.path.strip("/") else SOCKET
         self.directory = Path(tempfile.mkdtemp(prefix="docker-", dir=ROOT if ROOT.is_dir() else None))
         socket, self.log = self.directory / "docker.sock", self.directory / "ssh.log"
         target = ["-p", str(url.port or 22), "-l", url.username or "root", url.hostname]
         own = ["-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15"]
-        forward = ["-o", "ExitOnForwardFailure=yes", "-o", "ControlPath=none", "-L", f"{socket}:{SOCKET}"]
+        forward = ["-o", "ExitOnForwardFailure=yes", "-o", "ControlPath=none", "-L", f"{socket}:{self.remote}"]
         with self.log.open("wb") as log:
             # `cat` ends when its input does: ssh never outlives this process, not even after SIGKILL.
             self.process = subprocess.Popen(
@@ -74,8 +78,8 @@ class Tunnel:
             client.ping()
         except (docker.errors.DockerException, requests.RequestException) as error:
             raise NothingDoneError(
-                f"{self.where} lets this user in, but not at Docker ({SOCKET}): is Docker running there, and may the "
-                "user use it (root, or a member of the group docker)?"
+                f"{self.where} lets this user in, but not at {self.remote}: is Docker or Podman running there, and may "
+                "the user use it (root, or a member of the group docker)?"
             ) from error
         return client
 

@@ -160,7 +160,8 @@ class Monitor(mocks.MockMonitor):
         if old.begun == "delete":
             return replace("created", before)
         changed = {k for k in {*old.inputs, *wanted.inputs} if old.inputs.get(k) != wanted.inputs.get(k)}
-        if old.trigger != options["trigger"] or (changed and adapter.replaces(changed)):
+        moved = old.provider != options["provider"] or old.trigger != options["trigger"]
+        if moved or (changed and adapter.replaces(changed)):
             return replace("replaced", before)
         if changed:
             current = Resource(**{**vars(wanted), "id": old.id, "outputs": old.outputs})

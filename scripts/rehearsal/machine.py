@@ -13,7 +13,7 @@ from pathlib import Path
 import docker
 import requests
 
-from scripts.rehearsal import RehearsalError, processes
+from scripts.rehearsal import RehearsalError, podman, processes
 from scripts.rehearsal.config import StackConfig
 from scripts.rehearsal.display import Display, Task
 from scripts.rehearsal.packages import install_missing
@@ -41,6 +41,7 @@ UsePAM {pam}
 PrintMotd no
 X11Forwarding no
 UseDNS no
+Subsystem sftp internal-sftp
 MaxStartups 100
 MaxSessions 100
 SetEnv {environment}
@@ -66,11 +67,14 @@ def set_up(config: StackConfig, state: State, display: Display) -> None:
     """
     ssh_port = int(config.get("sshPort")) if is_private(config) else 0
     with _machine_lock(), display.task("packages", "set-up") as task:
-        installed = install_missing(task.say, need_docker=not _docker_answers(), log=ROOT / "apt.log")
+        with_podman = podman.is_wanted(config)
+        installed = install_missing(
+            task.say, need_docker=not _docker_answers(), need_podman=with_podman, log=ROOT / "apt.log"
+        )
         if installed:
             state.kept[f"packages {' '.join(installed)}"] = f"apt-get remove {' '.join(installed)}"
             state.save()
-    start_daemons(ssh_port, display)
+    start_daemons(ssh_port, display, with_podman=with_podman)
     state.on_this_machine, state.ssh_port = True, ssh_port
     state.save()
     # These bring the larger libraries along, and only a private host needs them.
@@ -85,6 +89,10 @@ def set_up(config: StackConfig, state: State, display: Display) -> None:
                 state.save()
                 with display.task(f"image {image.removeprefix('localhost/')}", "set-up") as task:
                     ensure(client, image, task.say)
+                    if with_podman:
+                        state.kept[f"image {image} in Podman"] = f"podman image rm {image}"
+                        state.save()
+                        podman.take_image(client, image, task)
         model = str(config.get("model") or "")
         if model.startswith("rehearsal/"):
             from scripts.rehearsal.tiny_models import MODELS, ensure_tiny_model  # noqa: PLC0415
@@ -95,11 +103,14 @@ def set_up(config: StackConfig, state: State, display: Display) -> None:
                 ensure_tiny_model(client, str(config.get("vllmImage")), model, directory, task.say)
 
 
-def start_daemons(ssh_port: int, display: Display) -> None:
-    """See to it that dockerd and, where it has a port, the private sshd run."""
+def start_daemons(ssh_port: int, display: Display, *, with_podman: bool) -> None:
+    """See to it that dockerd, where it is wanted Podman's API and, where it has a port, the private sshd run."""
     with _machine_lock():
         with display.task("dockerd", "set-up") as task:
             _start_dockerd(task)
+        if with_podman:
+            with display.task("podman", "set-up") as task:
+                podman.start(task)
         if not ssh_port:
             return
         with display.task("sshd", "set-up"):
@@ -120,8 +131,12 @@ def tear_down(stack: str, display: Display) -> None:
             return
         if _sshd_pid(ROOT / "ssh"):
             with display.task("sshd", "set-up") as task:
-                _stop_sshd(ROOT / "ssh")
+                stop_sshd(ROOT / "ssh")
                 processes.end(processes.marked(SESSION_MARK), 10)
+                task.outcome = "ended"
+        if podman.is_running():
+            with display.task("podman", "set-up") as task:
+                podman.stop()
                 task.outcome = "ended"
         pid = processes.pid_of(_dockerd_pid_file(), "dockerd", str(_dockerd_pid_file()))
         if pid:
@@ -225,7 +240,7 @@ def start_sshd(directory: Path, port: int, path: str = "") -> None:
     wanted = SSHD_CONFIG.format(port=port, ssh=directory, pam=_pam(), environment=environment)
     if _sshd_pid(directory) and config.exists() and config.read_text() == wanted:
         return
-    _stop_sshd(directory)
+    stop_sshd(directory)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -249,7 +264,8 @@ def start_sshd(directory: Path, port: int, path: str = "") -> None:
         time.sleep(0.05)
 
 
-def _stop_sshd(directory: Path) -> None:
+def stop_sshd(directory: Path) -> None:
+    """End the sshd with the keys in `directory`, if it runs."""
     pid = _sshd_pid(directory)
     if pid:
         processes.end([pid], 10)

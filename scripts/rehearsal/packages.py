@@ -23,12 +23,16 @@ SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 LOCK_SECONDS = 300  # how long apt waits for another apt
 
 
-def install_missing(say: Callable[[str], None], *, need_docker: bool, log: Path) -> list[str]:
+def install_missing(
+    say: Callable[[str], None], *, need_docker: bool, need_podman: bool = False, log: Path
+) -> list[str]:
     """Install what is missing, without starting a service; returns the packages installed.
 
     Raises RehearsalError with cause and fix. Apt's output goes to `log`, so that apt survives this process.
     """
-    wanted = PROGRAMS | ({"dockerd": "docker.io"} if need_docker else {})
+    wanted = (
+        PROGRAMS | ({"dockerd": "docker.io"} if need_docker else {}) | ({"podman": "podman"} if need_podman else {})
+    )
     missing = [package for program, package in wanted.items() if not _is_there(program)]
     if not missing:
         return []

@@ -116,11 +116,14 @@ def destroy(stack: str) -> None:
         _detach(vm)
         subprocess.run(["ip", "address", "delete", f"{vm.address}/32", "dev", "lo"], capture_output=True, check=False)
     units = [*Path("/etc/systemd/system").glob(f"{prefix}-*.service")]
-    for path in [*units, *Path("/etc/elastic-vllm").glob(f"{prefix}*.nft")]:
-        path.unlink()
-    with suppress(OSError):  # others' files are in it
-        Path("/etc/elastic-vllm").rmdir()
+    own = [path for kind in ("*.nft", "-drain") for path in Path("/etc/elastic-vllm").glob(f"{prefix}{kind}")]
+    for path in [*units, *own, Path("/etc/logrotate.d") / prefix]:
+        path.unlink(missing_ok=True)
     shutil.rmtree(Path("/var/lib/elastic-vllm") / stack, ignore_errors=True)
+    shutil.rmtree(Path("/var/log/elastic-vllm") / stack, ignore_errors=True)
+    with suppress(OSError):  # others' files are in them
+        Path("/etc/elastic-vllm").rmdir()
+        Path("/var/log/elastic-vllm").rmdir()
     shutil.rmtree(home, ignore_errors=True)
 
 

@@ -2,6 +2,7 @@
 
 import re
 import ssl
+import tempfile
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -33,6 +34,8 @@ class Endpoint:
     model: str
     ca_certificate: str | None = field(default=None, repr=False)
     supports_tools: bool = True
+    client_certificate: str | None = field(default=None, repr=False)
+    """PEM of what to show as a client, with its private key behind it; None: nothing."""
 
     def __post_init__(self) -> None:
         try:
@@ -55,6 +58,13 @@ class Endpoint:
                 ssl.create_default_context(cadata=self.ca_certificate or " ")
             except (ssl.SSLError, TypeError) as error:
                 raise InvalidEndpointError("ca_certificate", "must be a certificate in PEM") from error
+        if self.client_certificate is not None:
+            try:
+                self.tls_context()
+            except ssl.SSLError as error:
+                raise InvalidEndpointError(
+                    "client_certificate", "must be a certificate and its private key, both in PEM"
+                ) from error
 
     @property
     def host(self) -> str:
@@ -76,11 +86,16 @@ class Endpoint:
         line = re.sub(re.escape(self.key[:-1]) + ".?", "<key>", " ".join(text.split()), flags=re.IGNORECASE)
         return "".join(character for character in line if character.isprintable())
 
-    def tls_context(self) -> ssl.SSLContext:
+    def tls_context(self, *, with_client_certificate: bool = True) -> ssl.SSLContext:
         """A client context that trusts the CA given, or the system's store, and refuses TLS below 1.2."""
         if self.ca_certificate is None:
             context = httpx2.create_ssl_context()
         else:
             context = ssl.create_default_context(cadata=self.ca_certificate)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self.client_certificate is not None and with_client_certificate:
+            with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:  # the module reads files only; mode 0600
+                file.write(self.client_certificate)
+                file.flush()
+                context.load_cert_chain(file.name)
         return context

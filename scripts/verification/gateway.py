@@ -39,6 +39,8 @@ ERROR_FIELDS: Mapping[str, tuple[type, ...]] = {
     "code": (str, int, type(None)),
 }
 EXPIRY_WARNING_DAYS = 30
+# Those that are renewed by themselves are short-lived, and renewed when a third of their time is left.
+EXPIRY_WARNING_SHARE = 0.25
 SECONDS_A_DAY = 86_400
 AUTH_FIX = "Nginx must let nothing but the exact connector key pass"
 
@@ -54,9 +56,10 @@ def certificate(probe: Probe) -> str:
             version, presented = tls.version(), tls.getpeercert() or {}
     except OSError as error:
         raise explain_connection(error, endpoint) from error
-    seconds_left = ssl.cert_time_to_seconds(str(presented["notAfter"])) - time.time()
-    days = int(seconds_left // SECONDS_A_DAY)
-    expiry = f"expires in {days} days: renew it" if days < EXPIRY_WARNING_DAYS else f"{days} days left"
+    begin, end = (ssl.cert_time_to_seconds(str(presented[name])) for name in ("notBefore", "notAfter"))
+    days = int((end - time.time()) // SECONDS_A_DAY)
+    near = days < min(EXPIRY_WARNING_DAYS, EXPIRY_WARNING_SHARE * (end - begin) / SECONDS_A_DAY)
+    expiry = f"expires in {days} days: renew it" if near else f"{days} days left"
     return f"{version}, chain and name {endpoint.host} verified, {expiry}"
 
 
@@ -75,6 +78,16 @@ def missing_key(probe: Probe) -> str:
     """Every guarded path answers 401 without a key."""
     _require_status(probe, GUARDED, 401, key=None, sent="without a key", fix=AUTH_FIX)
     return "401 without a key"
+
+
+def missing_client_certificate(probe: Probe) -> str:
+    """Every guarded path answers 403 to the right key without a client certificate."""
+    context = probe.endpoint.tls_context(with_client_certificate=False)
+    fix = "Nginx must ask for a client certificate besides the key"
+    with httpx2.Client(verify=context, trust_env=False, timeout=ANSWER_SECONDS) as bare:
+        other = Probe(probe.endpoint, bare, probe.client)
+        _require_status(other, GUARDED, 403, key=probe.endpoint.key, sent="without a client certificate", fix=fix)
+    return "403 with the key but no client certificate"
 
 
 def wrong_key(probe: Probe) -> str:

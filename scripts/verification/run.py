@@ -27,12 +27,14 @@ class _Check(NamedTuple):
     """Returns what was seen, or raises: CheckFailedError where it knows cause and fix, anything else where not."""
     generates: bool = False
     calls_tools: bool = False
+    shows_certificate: bool = False
 
 
 CHECKS = (
     _Check("certificate", gateway.certificate),
     _Check("healthz", gateway.health),
     _Check("no-key", gateway.missing_key),
+    _Check("no-client-certificate", gateway.missing_client_certificate, shows_certificate=True),
     _Check("wrong-key", gateway.wrong_key),
     _Check("error-shape", gateway.error_shape),
     _Check("models", generation.models),
@@ -59,7 +61,7 @@ def verify(
     on_result: Callable[[CheckResult], None] = lambda _result: None,
     on_start: Callable[[str], None] = lambda _name: None,
 ) -> list[CheckResult]:
-    """Runs every check, in order, those of tools only where the endpoint supports them.
+    """Runs every check, in order, those of tools and of client certificates only where there are any.
 
     `on_start` gets a check's name before it runs, `on_result` its result right after. About 30 requests, 8 of which
     generate. Proxies named in the environment are not used: what is proven is the endpoint itself.
@@ -69,6 +71,8 @@ def verify(
     with probing(endpoint) as probe:
         for check in CHECKS:
             if check.calls_tools and not endpoint.supports_tools:
+                continue
+            if check.shows_certificate and endpoint.client_certificate is None:
                 continue
             on_start(check.name)
             started = time.monotonic()
@@ -97,4 +101,4 @@ def _outcome(check: _Check, probe: Probe, pointless: dict[Blocks, str]) -> tuple
 def format_result(result: CheckResult) -> str:
     """The result as a line of the report."""
     verdict = "ok" if result.ok else "FAIL"
-    return f"{verdict:<6}{result.name:<21}{result.detail} ({result.seconds:.2f} s)"
+    return f"{verdict:<6}{result.name:<22}{result.detail} ({result.seconds:.2f} s)"

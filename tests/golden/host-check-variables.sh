@@ -1,3 +1,4 @@
+ENGINE=docker
 LOGIN=ops
 PREFIX=elastic-vllm-gpu
 PORT=443
@@ -6,3 +7,5 @@ WEIGHTS_GB=48
 WEIGHTS_ON_HOST=no
 IMAGES='docker.io/vllm/vllm-openai:v0.32.0@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa docker.io/library/nginx:1.30.2@sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb'
 IMAGES_GB=40
+BUNDLED_IMAGES_MB=''
+STORE=/var/lib/elastic-vllm/bundle

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from components.vllm_server import NGINX_UID, SOCKET_GID, VLLM_UID
-from tests.integration.conftest import STACK_DIRECTORY, Deployment
+from tests.integration.conftest import PREFIX, STACK_DIRECTORY, Deployment
 
 ROLES = {"nginx": NGINX_UID, "vllm": VLLM_UID}
 MIB = 2**20
@@ -45,7 +45,7 @@ def test_user_of_its_own(role: str, deployed: Deployment) -> None:
 def test_only_its_own_directories_can_be_written(role: str, deployed: Deployment) -> None:
     writable = {
         "vllm": {str(STACK_DIRECTORY / "socket"), str(STACK_DIRECTORY / "cache")},
-        "nginx": set(),
+        "nginx": {str(STACK_DIRECTORY / "metrics"), f"/var/log/elastic-vllm/{STACK_DIRECTORY.name}"},
     }
     attributes = inspected(deployed, role)
     assert {mount["Source"] for mount in attributes["Mounts"] if mount["RW"]} == writable[role]
@@ -69,7 +69,55 @@ def test_image_by_content(role: str, deployed: Deployment) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_comes_back_after_a_reboot(role: str, deployed: Deployment) -> None:
-    assert inspected(deployed, role)["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
+    assert inspected(deployed, role)["HostConfig"]["RestartPolicy"]["Name"] == "always"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_engine_confines_it(role: str, deployed: Deployment) -> None:
+    """What an auditor reads from `docker inspect`."""
+    attributes = inspected(deployed, role)
+    host, config = attributes["HostConfig"], attributes["Config"]
+    assert {
+        "read-only root": host["ReadonlyRootfs"],
+        "privileged": host["Privileged"],
+        "capabilities dropped": host["CapDrop"],
+        "capabilities added": host["CapAdd"] or [],
+        "security": host["SecurityOpt"],
+        "devices": host["Devices"] or [],
+        "other namespaces": [host["PidMode"], host["UTSMode"], host["UsernsMode"]],
+        "shared memory": host["IpcMode"],
+        "user": config["User"],
+    } == {
+        "read-only root": True,
+        "privileged": False,
+        "capabilities dropped": ["ALL"],
+        "capabilities added": [],
+        "security": ["no-new-privileges:true"],
+        "devices": [],
+        "other namespaces": ["", "", ""],
+        "shared memory": "private",
+        "user": f"{ROLES[role]}:{SOCKET_GID}",
+    }
+    assert host["NetworkMode"] == {"vllm": "none", "nginx": f"{PREFIX}-edge"}[role]
+    assert not [mount["Source"] for mount in attributes["Mounts"] if mount["Source"].endswith(".sock")]
+
+
+@pytest.mark.parametrize(("role", "processes"), [("nginx", 256), ("vllm", 16384)])
+def test_files_and_processes_are_limited(role: str, processes: int, deployed: Deployment) -> None:
+    """As the kernel says it of the container's first process."""
+    text = Path(f"/proc/{inspected(deployed, role)['State']['Pid']}/limits").read_text()
+    limits = {line[:26].strip(): line[26:].split()[:2] for line in text.splitlines()}
+    assert limits["Max processes"] == [str(processes)] * 2
+    assert limits["Max open files"] == ["16384", "16384"]
+
+
+def test_nginx_can_start_no_more_processes_than_its_limit(deployed: Deployment) -> None:
+    bomb = "for n in $(seq 400); do sleep 2 & done 2>/dev/null; jobs -p | wc -l"
+    code, output = deployed.nginx.exec_run(["bash", "-c", bomb])
+    assert isinstance(output, bytes)
+    assert code != 0 or int(output.split()[-1]) < 260, output
+    with deployed.http(deployed.key) as client:
+        assert client.get("/v1/models").status_code == 200
 
 
 def test_nginxs_memory_is_limited(deployed: Deployment) -> None:

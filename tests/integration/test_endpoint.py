@@ -167,6 +167,7 @@ def becomes(vllm: httpx2.Client, number: int, seconds: float) -> bool:
     while time.monotonic() < end:
         if running(vllm) == number:
             return True
+        time.sleep(0.05)  # vLLM has better things to do than to tell its metrics
     return False
 
 
@@ -179,5 +180,6 @@ def test_client_that_goes_away_ends_its_generation(stream: bool, deployed: Deplo
             assert becomes(vllm, 1, 10)
             time.sleep(1)
             assert running(vllm) == 1
-        # 0.2 s by itself; 3 s for a machine that does other things as well.
-        assert becomes(vllm, 0, 3)
+        # 0.05 s by itself, and as long without Nginx; on a machine that is busy beyond its cores vLLM comes late to it
+        # and to its metrics (docs/benchmarks.md). To its own end it would run for a minute.
+        assert becomes(vllm, 0, 30)

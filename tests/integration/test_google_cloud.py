@@ -191,6 +191,8 @@ def test_down_keeps_the_disk_and_another_up_takes_it_as_it_is(changes: Changes) 
     assert f"--set weightsDisk={DISK}" in down.stdout
     assert not simulated_vm.find(STACK)
     assert not MOUNTED_AT.exists()
+    left = [Path("/var/log/elastic-vllm") / STACK, Path(f"/etc/logrotate.d/elastic-vllm-{STACK}")]
+    assert not [path for path in left if path.exists()]
     quick = ("--set", f"vllmImage={vllm_stand_in.IMAGE}")
     again = rehearse("up", *quick, stack=STACK)
     assert again.returncode == 1

@@ -88,7 +88,7 @@ class Repository:
         return {**TOOLKIT, **own, **others}
 
     def toolkit(self, **others: str) -> str:
-        return render.script("install-nvidia-toolkit.sh", **self.variables(**others))
+        return render.script("install-nvidia-toolkit.sh", engine="docker", **self.variables(**others))
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -192,7 +192,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]
 def test_the_toolkit_is_installed_once(machine: Copy, repository: Repository) -> None:
     first = machine.run(repository.toolkit())
     assert first.returncode == 0, first.stderr
-    assert "toolkit 1.19.1 is installed, and Docker configured for it" in first.stdout
+    assert "toolkit 1.19.1 is installed for docker" in first.stdout
     names = "nvidia-container-toolkit nvidia-container-toolkit-base libnvidia-container-tools libnvidia-container1"
     versions = machine.run(f"dpkg-query -W -f '${{Version}} ' {names}; apt-get upgrade --simulate | grep -c nvidia")
     assert versions.stdout == f"{TOOLKIT['toolkit_version']} " * 4 + "0\n"  # the newer version does not come by itself
@@ -269,7 +269,7 @@ def test_the_driver_is_installed_once(machine: Copy, repository: Repository) -> 
     assert first.returncode == 0, first.stderr
     assert "driver 580.95.05 installed\npersistence mode set\n" in first.stdout
     unit = machine.read("/etc/systemd/system/elastic-vllm-gpu.service")
-    assert "Before=docker.service\n" in unit
+    assert "Before=docker.service podman-restart.service\n" in unit
     assert "ExecStartPre=-/usr/local/bin/modprobe -a nvidia nvidia_uvm\nExecStart=/usr/bin/nvidia-smi -pm 1\n" in unit
     before = machine.changes()
     second = machine.run(install)

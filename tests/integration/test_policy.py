@@ -4,20 +4,17 @@
 import copy
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.integration import own_environment
 from tests.integration.terraform_plan import terraform_plan
 from tests.unit.conftest import ON_GOOGLE, private_key, program_of, values_of  # noqa: F401 - fixtures
-from tests.unit.program import ROOT, Program
+from tests.unit.program import Program
 from tests.unit.registered import INSTANCE
-
-REQUIREMENTS = Path(__file__).with_name("requirements-checkov.txt")
-ENVIRONMENT = ROOT / ".venv" / "checkov"
 
 EXCEPTIONS = {
     "CKV_GCP_26": "flow logs of the subnetwork: they cost money, and Nginx logs each request; turn them on where a "
@@ -50,15 +47,10 @@ WRONG: list[tuple[str, tuple[str | int, ...], Any, str]] = [
 @pytest.fixture(scope="module")
 def checkov() -> Callable[[Path], dict[str, set[str]]]:
     """Runs checkov on a directory of plans; it has an environment of its own, made where it is not there yet."""
-    stamp = ENVIRONMENT / "requirements.txt"
-    if not stamp.exists() or stamp.read_text() != REQUIREMENTS.read_text():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", ENVIRONMENT], check=True)
-        command = [str(ENVIRONMENT / "bin" / "python"), "-m", "pip", "install", "--quiet", "-r", str(REQUIREMENTS)]
-        subprocess.run([*command, "--disable-pip-version-check"], check=True)
-        stamp.write_text(REQUIREMENTS.read_text())
+    programs = own_environment.programs("checkov")
 
     def failed(directory: Path) -> dict[str, set[str]]:
-        command = [str(ENVIRONMENT / "bin" / "checkov"), "--directory", str(directory), "--framework", "terraform_plan"]
+        command = [str(programs / "checkov"), "--directory", str(directory), "--framework", "terraform_plan"]
         done = subprocess.run([*command, "--skip-download", "--output", "json"], capture_output=True, text=True)  # noqa: PLW1510 - 1 when it finds something
         assert done.returncode in {0, 1}, done.stderr
         results = json.loads(done.stdout)["results"]

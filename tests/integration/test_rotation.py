@@ -126,6 +126,7 @@ def current_files() -> dict[str, str]:
 def install(files: dict[str, str]) -> subprocess.CompletedProcess[str]:
     script = render.script(
         "install-nginx-config.sh",
+        engine="docker",
         directory=str(CONFIG),
         mounted_at=CONFIG_DIRECTORY,
         container=f"{PREFIX}-nginx",

@@ -5,40 +5,30 @@ The programs that a rotation starts are traced, one that fails included, and eve
 
 import base64
 import json
-import os
 import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from components.vllm_server import NGINX_UID
 from tests.integration import process_trace
-from tests.integration.conftest import REHEARSAL, ROOT, STACK, STACK_DIRECTORY, Deployment, rehearse, rehearse_up
+from tests.integration.canaries import changed_files, in_base64
+from tests.integration.conftest import REHEARSAL, STACK, STACK_DIRECTORY, Deployment, rehearse, rehearse_up
 
 STATE = REHEARSAL / "stacks" / STACK / "state.json"
 KEYS = STACK_DIRECTORY / "nginx" / "current" / "keys.conf"
-SEARCHED = [
-    *map(Path, ("/etc", "/tmp", "/run", "/dev/shm", "/var/log", "/var/tmp", "/var/cache/elastic-vllm")),
-    *(REHEARSAL, STACK_DIRECTORY.parent, ROOT),
-]
-PRUNED = {ROOT / ".venv", ROOT / ".git"}
 
 
 def forms(key: str) -> set[bytes]:
     """A key as it could show: in clear, as bytes, or in base64 together with whatever stands before and after it."""
     found = set()
     for text in (key.encode(), key.upper().encode(), bytes.fromhex(key)):
-        found.add(text)
-        for before in range(3):
-            encoded = base64.b64encode(b"\0" * before + text)
-            whole = encoded[-(-before * 4 // 3) : (before + len(text)) * 4 // 3]
-            found |= {whole, whole.translate(bytes.maketrans(b"+/", b"-_"))}
+        found |= {text, *in_base64(text)}
     return found
 
 
@@ -144,23 +134,9 @@ def test_key_is_in_no_error(run: Run) -> None:
     assert run.shows_in([run.error.encode()]) == set()
 
 
-def changed_files(since: float, deployed: Deployment) -> Iterator[Path]:
-    """All files that were written since then, where anything of this product could have left one."""
-    layers = [Path(each.attrs["GraphDriver"]["Data"]["UpperDir"]) for each in (deployed.nginx, deployed.vllm)]
-    for top in (*SEARCHED, *layers):
-        for directory, below, names in os.walk(top):
-            below[:] = [name for name in below if Path(directory, name) not in PRUNED]
-            for name in names:
-                path = Path(directory, name)
-                with suppress(FileNotFoundError):  # gone meanwhile
-                    status = path.lstat()
-                    if stat.S_ISREG(status.st_mode) and max(status.st_ctime, status.st_mtime) >= since:
-                        yield path
-
-
 def test_key_is_in_two_files_only(run: Run, deployed: Deployment) -> None:
     holding = set()
-    for path in changed_files(run.started, deployed):
+    for path in changed_files(run.started, [deployed.nginx, deployed.vllm]):
         with suppress(OSError):  # gone meanwhile, or not a file that can be read
             if run.shows_in([path.read_bytes()]):
                 holding.add(path)

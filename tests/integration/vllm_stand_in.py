@@ -1,46 +1,134 @@
-"""Stands for vLLM where only its place in a stack matters: answers the health check on its socket after a second.
+"""Stands for vLLM where only its place in a stack matters: answers on its socket after a second, a word each 20 ms.
 
-`image` makes an image of it from vLLM's, so that everything but the server itself is the real thing.
+`image` makes an image of it from vLLM's, so that everything but the server itself is the real thing; `small_image` one
+of a hundredth of that, with Python alone.
 """
 
 import argparse
 import io
+import json
 import os
 import signal
 import socketserver
+import subprocess
 import tarfile
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import docker
 
 IMAGE = "localhost/elastic-vllm/vllm-stand-in:0.32.0"
+SMALL_IMAGE = "localhost/elastic-vllm/vllm-small:0.32.0"
+SMALL = (
+    "bin sbin lib lib64 usr/bin/*sh usr/bin/rm usr/bin/env usr/bin/python3* usr/lib64 usr/lib/python3* etc/passwd "
+    "usr/lib/*/ld-* usr/lib/*/libc.* usr/lib/*/libm.* usr/lib/*/libz.* usr/lib/*/libexpat.* usr/lib/*/libtinfo.*"
+).split()
+"""What Python and a shell need of a Debian root file system."""
 VLLM_IMAGE = "localhost/elastic-vllm/vllm-cpu:0.32.0"
 # In front of the real package.
 MODULE = "vllm/entrypoints/openai/api_server.py"
 DOCKERFILE = f"FROM {VLLM_IMAGE}\nCOPY vllm /stand-in/vllm\nENV PYTHONPATH=/stand-in\n"
 START_SECONDS = 1
+PAUSE_SECONDS = 0.02  # before each word
+# Whoever offers tools gets the call that scripts/verify hopes for.
+CALL = {"id": "call-1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
+NAMES: list[str] = []
+"""Of the served model."""
 
 
 class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
     def address_string(self) -> str:
         return "socket"
 
     def do_GET(self) -> None:
+        bodies = {
+            "/health": "",
+            "/v1/models": json.dumps({"object": "list", "data": [{"id": n, "object": "model"} for n in NAMES]}),
+            "/metrics": "# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running 0.0\n",
+        }
+        known = self.path in bodies
+        self._whole(200 if known else 404, bodies.get(self.path, "{}"))
+
+    def do_POST(self) -> None:
+        asked = json.loads(self._body())
+        if asked["model"] not in NAMES:
+            message = f"The model `{asked['model']}` does not exist."
+            error = {"message": message, "type": "NotFoundError", "param": "model", "code": 404}
+            self._whole(404, json.dumps({"error": error}))
+            return
+        most = 5000 if asked.get("ignore_eos") else 100
+        words = ["word "] * min(int(asked.get("max_tokens") or asked.get("max_completion_tokens") or 5), most)
+        parts: list[dict[str, object]] = [{"content": word} for word in words]
+        said: dict[str, object] = {"content": "".join(words)}
+        if asked.get("tools"):
+            said = {"content": None, "tool_calls": [{**CALL, "index": 0}]}
+            words, parts = ["call"], [said]
+        base = {"id": "chatcmpl-1", "created": int(time.time()), "model": asked["model"]}
+        if not asked.get("stream"):
+            time.sleep(PAUSE_SECONDS * len(words))
+            choice = {"index": 0, "message": {"role": "assistant", **said}, "finish_reason": "stop"}
+            usage = {"prompt_tokens": 1, "completion_tokens": len(words), "total_tokens": len(words) + 1}
+            body = {**base, "object": "chat.completion", "choices": [choice], "usage": usage}
+            self._whole(200, json.dumps(body))
+            return
         self.send_response(200)
-        self.send_header("Content-Length", "0")
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
+        for number, part in enumerate(parts, 1):
+            time.sleep(PAUSE_SECONDS)
+            reason = "stop" if number == len(parts) else None
+            choice = {"index": 0, "delta": {"role": "assistant", **part}, "finish_reason": reason}
+            self._event(json.dumps({**base, "object": "chat.completion.chunk", "choices": [choice]}))
+        self._event("[DONE]")
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _body(self) -> bytes:
+        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def _event(self, data: str) -> None:
+        line = f"data: {data}\n\n".encode()
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
+        self.wfile.flush()
+
+    def _whole(self, status: int, body: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+
+class _Server(socketserver.ThreadingUnixStreamServer):
+    daemon_threads = True
+    request_queue_size = 256
 
 
 def serve() -> None:
     """Listen on the socket that vLLM's command line names."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--uds", required=True)
+    parser.add_argument("--served-model-name", nargs="+", default=[])
     arguments, _ = parser.parse_known_args()
+    NAMES.extend(arguments.served_model_name)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # the first process of a container has no default
     time.sleep(START_SECONDS)
-    socketserver.ThreadingUnixStreamServer(arguments.uds, _Handler).serve_forever()
+    _Server(arguments.uds, _Handler).serve_forever()
 
 
 @contextmanager
@@ -48,19 +136,48 @@ def image() -> Iterator[str]:
     """Its name; it is removed at the end."""
     import docker  # noqa: PLC0415 - not there where it serves
 
+    client = docker.from_env(timeout=120)
+    build(client)
+    yield IMAGE
+    client.images.remove(IMAGE, force=True)
+
+
+def build(client: "docker.DockerClient") -> None:
+    """Make the image where vLLM's is."""
     packages = [str(parent / "__init__.py") for parent in list(Path(MODULE).parents)[:-1]]
     files = {"Dockerfile": DOCKERFILE, MODULE: Path(__file__).read_text(), **dict.fromkeys(packages, "")}
     context = io.BytesIO()
     with tarfile.open(fileobj=context, mode="w") as tar:
         for name, text in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(text.encode()), 0o644
-            tar.addfile(entry, io.BytesIO(text.encode()))
+            _add(tar, name, text.encode())
     context.seek(0)
-    client = docker.from_env(timeout=120)
     client.images.build(fileobj=context, custom_context=True, tag=IMAGE, rm=True, forcerm=True)
-    yield IMAGE
-    client.images.remove(IMAGE, force=True)
+
+
+@contextmanager
+def small_image(root: Path, *, name: str = SMALL_IMAGE, ballast_bytes: int = 0) -> Iterator[str]:
+    """The same with the Python of `root`, a Debian root file system; random bytes make it as large as is wanted."""
+    with tempfile.TemporaryFile() as packed:
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            for pattern in SMALL:
+                for path in sorted(root.glob(pattern)):
+                    tar.add(path, path.relative_to(root), filter=lambda entry: None if "/test" in entry.name else entry)
+            for parent in list(Path(MODULE).parents)[:-1]:
+                _add(tar, f"stand-in/{parent}/__init__.py", b"")
+            _add(tar, f"stand-in/{MODULE}", Path(__file__).read_bytes())
+            if ballast_bytes:
+                _add(tar, "ballast", os.urandom(ballast_bytes))
+        packed.seek(0)
+        command = ["docker", "import", "--change", "ENV PYTHONPATH=/stand-in", "-", name]
+        subprocess.run(command, stdin=packed, stdout=subprocess.DEVNULL, check=True)
+    yield name
+    subprocess.run(["docker", "image", "rm", "--force", name], stdout=subprocess.DEVNULL, check=True)
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode = len(content), 0o644
+    tar.addfile(entry, io.BytesIO(content))
 
 
 if __name__ == "__main__":

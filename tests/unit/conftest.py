@@ -3,15 +3,18 @@
 import asyncio
 import gc
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from components import acme_certificate
 from components.models import Catalogue, load_catalogue
+from components.setting_checks import SECRETS
 from components.settings import Settings, SettingsError, parse_settings
 from tests.conftest import GOLDEN
+from tests.unit import own_bundle
 from tests.unit.program import FILLED_IN, GPU, HOST_KEY, PINS, STACKS, VM_IMAGE, Program, configuration, run, written
 
 # Programs that were run are kept until the end: looking through them for garbage takes a fifth of the time.
@@ -30,6 +33,14 @@ def event_loop_for_outputs() -> None:
         asyncio.set_event_loop(asyncio.new_event_loop())
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_endpoint_is_looked_at() -> Iterator[None]:
+    """The program looks at the certificate that an endpoint shows; those of these tests are nowhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(acme_certificate, "served_certificate", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def private_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("ssh") / "id_ed25519"
@@ -38,7 +49,13 @@ def private_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def values_of(private_key: Path) -> Callable[..., dict[str, str]]:
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of stack airgap."""
+    return own_bundle.write(tmp_path_factory.mktemp("bundle"), own_bundle.parts())
+
+
+@pytest.fixture(scope="session")
+def values_of(private_key: Path, bundle: Path) -> Callable[..., dict[str, str]]:
     """The values of a base, some of them replaced; what its file leaves empty is filled in, as its user does."""
 
     def values(base: str, **overrides: Any) -> dict[str, str]:
@@ -48,6 +65,8 @@ def values_of(private_key: Path) -> Callable[..., dict[str, str]]:
                 name: FILLED_IN[name] for name, value in written(base).items() if not value and value is not False
             }
             return configuration(base, {**filled_in, **PINS, "vmImage": VM_IMAGE, **key, **overrides})
+        if base == "airgap":
+            key |= {"bundle": str(bundle), "bundleKey": str(bundle / "signer.pub"), "host": "llm.example"}
         if base == "gpu":
             return configuration(None, {**GPU, **key, "sshHostKey": HOST_KEY, **overrides})
         return configuration(base, {**key, "sshHostKey": HOST_KEY, **overrides})
@@ -100,7 +119,7 @@ def program(request: pytest.FixtureRequest, program_of: Callable[..., Program]) 
     return program_of(request.param)
 
 
-NO_TOKEN: Any = None
+NO_SECRETS: Any = dict.fromkeys(SECRETS)
 
 
 @pytest.fixture(scope="session")
@@ -128,7 +147,7 @@ def settle(values_of: Callable[..., dict[str, str]], key_files: Path) -> Callabl
         base: str, overrides: dict[str, Any], stack: str = "local", catalogue: Catalogue | None = None
     ) -> Settings:
         files = {k: str(key_files / v[1:]) for k, v in overrides.items() if isinstance(v, str) and v.startswith("@")}
-        return parse_settings(values_of(base, **overrides | files), stack, NO_TOKEN, catalogue or load_catalogue())
+        return parse_settings(values_of(base, **overrides | files), stack, NO_SECRETS, catalogue or load_catalogue())
 
     return settled
 

@@ -132,11 +132,12 @@ class Machine:
     def check(self, count: int = 2) -> Result:
         return self.run(render.script("check-gpu.sh", gpu_count=count))
 
-    def prove(self) -> Result:
-        return self.run(render.script("prove-gpu-container.sh", prefix="elastic-vllm-x", image="vllm:1", gpu_count=2))
+    def prove(self, engine: str = "docker") -> Result:
+        values: dict[str, str | int] = {"prefix": "elastic-vllm-x", "image": "vllm:1", "gpu_count": 2}
+        return self.run(render.script("prove-gpu-container.sh", engine=engine, **values))
 
-    def install_toolkit(self) -> Result:
-        return self.run(render.script("install-nvidia-toolkit.sh", **TOOLKIT))
+    def install_toolkit(self, engine: str = "docker") -> Result:
+        return self.run(render.script("install-nvidia-toolkit.sh", engine=engine, **TOOLKIT))
 
 
 def succeeded(result: Result, *words: str) -> bool:

@@ -159,6 +159,7 @@ def _outputs(resource: Registered) -> tuple[str, dict[str, Any]]:
         "random:index/randomBytes:RandomBytes": {"hex": rpc.wrap_rpc_secret(key_of(name))},
         "tls:index/privateKey:PrivateKey": {
             "privateKeyPem": rpc.wrap_rpc_secret(tls_key_of(name)),
+            "privateKeyPemPkcs8": rpc.wrap_rpc_secret(tls_key_of(name)),
             "privateKeyOpenssh": rpc.wrap_rpc_secret(private),
             "publicKeyOpenssh": f"{public}\n",
         },
@@ -167,6 +168,7 @@ def _outputs(resource: Registered) -> tuple[str, dict[str, Any]]:
         "tls:index/locallySignedCert:LocallySignedCert": certificate,
         "docker:index/remoteImage:RemoteImage": {"imageId": f"sha256:{made}"},
         "command:remote:Command": {"stdout": "", "stderr": ""},
+        "command:local:Command": {"stdout": "", "stderr": ""},
         "gcp:compute/address:Address": {"address": f"{'203.0.113' if outside else '10.10.0'}.{int(made[:2], 16)}"},
     }.get(resource.type, {})
     if resource.is_google:
@@ -200,6 +202,7 @@ class _Monitor(mocks.MockMonitor):
             delete_before_replace=request.deleteBeforeReplace,
             replacement_trigger=_trigger(request),
             replace_on_changes=list(request.replaceOnChanges),
+            ignore_changes=list(request.ignoreChanges),
             retain_on_delete=request.retainOnDelete,
             deleted_with=_name(request.deletedWith),
             create_timeout=request.customTimeouts.create,
@@ -248,9 +251,9 @@ def changes(old: Program, new: Program) -> dict[str, list[str]]:
 
     def replaced(name: str) -> bool:
         before, after = old.resources[name], new.resources[name]
-        if before.replacement_trigger != after.replacement_trigger:
+        if (before.provider, before.replacement_trigger) != (after.provider, after.replacement_trigger):
             return True
-        if before.is_command:
+        if before.type.startswith("command:"):
             return bool(before.inputs.get("triggers") != after.inputs.get("triggers"))
         return bool(before.identity != after.identity)
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from components import elastic_resources
+
 BECOME_ROOT = "exec sudo -n bash -s\n}\n"
 END_OF_SCRIPT = "\nexit\n}\n"
 INSTANCE = "gcp:compute/instance:Instance"
@@ -47,6 +49,7 @@ class Registered:
     delete_before_replace: bool
     replacement_trigger: Any
     replace_on_changes: list[str]
+    ignore_changes: list[str]
     retain_on_delete: bool
     deleted_with: str
     """Name of the resource that takes this one with it, or empty."""
@@ -61,6 +64,9 @@ class Registered:
         """The inputs that make it another resource when they change."""
         if self.is_google:
             return {path: _at(self.inputs, path) for path in (*REPLACING[self.type], *self.replace_on_changes)}
+        if self.type.startswith("pulumi-python:"):
+            provider = getattr(elastic_resources, f"{self.type.rpartition(':')[2]}Provider")
+            return {name: self.inputs.get(name) for name in provider.replaced_by}
         # Of these providers, every input that a setting can change forces replacement.
         return self.inputs if self.type.startswith(("docker:", "random:", "tls:")) else {}
 

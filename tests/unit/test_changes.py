@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import yaml
+from cryptography import x509
 
 from scripts import record_previews
 from tests.conftest import GOLDEN
+from tests.unit import own_bundle
 from tests.unit.conftest import ON_GOOGLE
 from tests.unit.program import PROJECT, ROOT, Program, changes, run
+from tests.unit.verify_server import issue, new_authority
 
 FILE = GOLDEN / "changes.yaml"
 HEADER = """\
@@ -40,10 +43,28 @@ def another_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def pem_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What stands for files in the table: a CA, and two certificates of it with their keys."""
+    directory, ca = tmp_path_factory.mktemp("pem"), new_authority()
+    (directory / "ca").write_text(ca.pem)
+    names: list[x509.GeneralName] = [x509.DNSName("llm.example")]
+    issued = {name: str(issue(ca, directory / name.split()[0], names=names)) for name in ("FIRST PEM", "SECOND PEM")}
+    return {"CA PEM": str(directory / "ca"), **issued}
+
+
+@pytest.fixture(scope="session")
+def another_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same but for a newer revision of the model."""
+    return own_bundle.write(tmp_path_factory.mktemp("bundle"), own_bundle.parts(revision="3" * 40))
+
+
 @pytest.fixture
-def settled(program_of: Callable[..., Program], another_key: Path) -> Callable[[str, dict[str, Any]], Program]:
+def settled(
+    program_of: Callable[..., Program], another_key: Path, pem_files: dict[str, str], another_bundle: Path
+) -> Callable[[str, dict[str, Any]], Program]:
     def program(base: str, overrides: dict[str, Any]) -> Program:
-        known = {"ANOTHER KEY": str(another_key)}
+        known = {"ANOTHER KEY": str(another_key), "ANOTHER BUNDLE": str(another_bundle), **pem_files}
         return program_of(base, **{key: known.get(str(value), value) for key, value in overrides.items()})
 
     return program
@@ -95,7 +116,8 @@ def test_the_table_holds_every_setting_that_can_change() -> None:
 
 
 def test_the_readme_tells_of_every_change_on_google_cloud() -> None:
-    section = (ROOT / "README.md").read_text().partition("\nOn Google Cloud there is")[2].partition("\nA rotation")[0]
+    readme = (ROOT / "README.md").read_text()
+    section = readme.partition("\nOn Google Cloud there is")[2].partition("\nWhatever gives")[0]
     told = set(
         re.findall(r"`(\w+)(?:: \w+)?`", "".join(line.split("|")[1] for line in section.splitlines() if "|" in line))
     )

@@ -1,5 +1,6 @@
 """What Elastic is told is complete, as reviewed (tests/golden/elastic), and accepted by Elastic's own rules."""
 
+import base64
 import copy
 import json
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import yaml
 from components import elastic_payloads as payloads
 from components.elastic_connector import ElasticConnector, ElasticConnectorArgs
 from components.elastic_payloads import ElasticEndpoint
+from components.elastic_settings import ElasticProduct, ElasticSettings
 from components.models import load_catalogue
 from tests.conftest import GOLDEN
 from tests.unit import elastic_schemas as schemas
@@ -55,13 +57,16 @@ def test_elastic_accepts_what_every_stack_tells_it(program: Program) -> None:
 
 def test_every_output_with_the_key_is_secret_and_waits_for_the_endpoint(program: Program) -> None:
     ready = {"vllm-ready", "nginx-ready"}
-    assert {name for name, value in program.outputs.items() if KEY in json.dumps(value)} == WITH_KEY
-    assert program.secret_outputs >= WITH_KEY
+    with_key = WITH_KEY | {"acceptedKeys"}  # which is not for clients
+    assert {name for name, value in program.outputs.items() if KEY in json.dumps(value)} == with_key
+    assert program.secret_outputs >= with_key
     assert not [name for name in WITH_KEY | {"kibanaSettings"} if not ready <= program.outputs_wait_for[name]]
 
 
 def test_what_holds_the_key_is_secret_even_where_the_key_came_in_the_clear() -> None:
     def main() -> None:
+        product = ElasticProduct(url="", key=pulumi.Output.secret(""), adopt="")
+        nowhere = ElasticSettings(kibana=product, space="", test=False, elasticsearch=product, ca="")
         args = ElasticConnectorArgs(
             name="elastic-vllm-prod",
             host="llm.example.com",
@@ -72,6 +77,8 @@ def test_what_holds_the_key_is_secret_even_where_the_key_came_in_the_clear() -> 
             context_tokens=0,
             native_function_calling=True,
             ready=(),
+            elastic=nowhere,
+            client=None,
         )
         connector = ElasticConnector("connector", args)
         for name, value in vars(connector).items():
@@ -304,3 +311,11 @@ def test_kibana_refuses_to_test_a_connector_with(body: dict[str, Any]) -> None:
     good = {"params": {"subAction": "test", "subActionParams": {"body": messages}}}
     assert schemas.connector_test_problems(good) == []
     assert schemas.connector_test_problems(body)
+
+
+def test_certificates_travel_in_base64_and_variables_as_they_are() -> None:
+    with_client = replace(ENDPOINT, client_certificate="${CERTIFICATE}", client_key="-----BEGIN PRIVATE KEY-----")
+    secrets = payloads.kibana_connector(with_client)["secrets"]
+    assert secrets["certificateData"] == "${CERTIFICATE}"
+    assert base64.b64decode(secrets["privateKeyData"]) == b"-----BEGIN PRIVATE KEY-----"
+    assert base64.b64decode(secrets["caData"]).decode() == CA

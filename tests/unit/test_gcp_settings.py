@@ -179,6 +179,9 @@ def test_settings_that_contradict_each_other_are_refused(
         ("prod", {**BASTION, "bastion": "ops@10.0.0.5:2022"}),
         ("prod", {**NETWORK, "externalAddress": False}),
         ("prod", PRIVATE | NETWORK),
+        ("prod", {"subnetCidr": "10.10.0.0/29"}),
+        ("prod", {"subnetCidr": "10.0.0.0/8"}),
+        ("prod", {"weightsDiskGb": 51}),
         ("prod", {"labels": ["team=search", "empty="]}),
         ("prod", {"serviceAccount": "vm@acme-search.iam.gserviceaccount.com"}),
         ("prod", {"weightsDisk": "kept"}),
@@ -194,6 +197,17 @@ def test_a_stack_name_that_fits_no_resource_is_refused(stack: str, told: str, se
     (problem,) = found(lambda: settle("prod", {}, stack))
     assert problem.startswith(f"stack name {stack!r}: ")
     assert told in problem
+
+
+def test_what_is_not_given_has_a_sound_value(settle: Settle) -> None:
+    gcp = settle("prod", BASTION).gcp
+    assert gcp
+    assert gcp.bastion
+    assert (gcp.bastion.port, gcp.max_run_hours) == (22, 0)
+    gcp = settle("prod", {**BASTION, "bastion": "ops@10.0.0.5:2022", "capacity": "flex-start", "maxRunHours": 7}).gcp
+    assert gcp
+    assert gcp.bastion
+    assert (gcp.bastion.port, gcp.max_run_hours) == (2022, 7)
 
 
 def test_an_address_is_a_range_of_one(settle: Settle) -> None:

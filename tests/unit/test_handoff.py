@@ -1,5 +1,6 @@
 """What the Elastic admin gets: as reviewed, without the key, and every command in it runs as it is written."""
 
+import base64
 import json
 import os
 import re
@@ -33,6 +34,7 @@ GOOD: dict[str, Any] = {
     "modelAlias": MODEL,
     "nativeFunctionCalling": True,
     "contextTokens": 131072,
+    "limits": {"maxConcurrentRequests": 128, "maxRequestsPerMinute": 1200, "maxBodyMb": 32},
     "caCertificate": CA.pem,
     "parked": False,
 }
@@ -306,6 +308,49 @@ def test_the_commands_for_the_endpoint_run_as_written(
     assert KEY not in arguments
     assert program == "scripts/verify"
     assert checks.exit_code == 0, checks.output
+
+
+CLIENTS = {"kibana": {"certificate": "certificate of kibana\n", "privateKey": "private key of kibana\n"}}
+
+
+def test_with_client_certificates_a_connector_is_the_only_way(hand_off: Callable[..., Result], tmp_path: Path) -> None:
+    directory = tmp_path / "handoff"
+    assert hand_off("--output", str(directory), outputs=GOOD | {"clientCertificates": CLIENTS}).exit_code == 0
+    document = (directory / "handoff.md").read_text()
+    files = {name: directory / f"client-{name}.pem" for name in ("certificate", "key")}
+    assert [file.read_text() for file in files.values()] == list(CLIENTS["kibana"].values())
+    assert {file.stat().st_mode & 0o777 for file in files.values()} == {0o600}
+    assert not [pem for pem in CLIENTS["kibana"].values() if pem in document]
+    assert "_inference" not in document
+    commands = blocks(document, "bash")
+    sending = [c for c in commands if "api/actions" in c]
+    encoding = [c for c in commands if "base64" in c.split("\n")[0]]
+    with elastic() as (address, requests):
+        urls = {"KIBANA_URL": address, "KIBANA_API_KEY": "a2liYW5h"}
+        run_bash([commands[0], *encoding, *sending], directory, tmp_path, **urls)
+    created, updated = (request["body"] for request in requests if request["body"] and "secrets" in request["body"])
+    assert schemas.problems(schemas.CONNECTOR, created) == []
+    assert schemas.problems(schemas.CONNECTOR_UPDATE, updated) == []
+    sent = [
+        base64.b64decode(created["secrets"][f"{name}Data"]).decode() for name in ("certificate", "privateKey", "ca")
+    ]
+    assert sent == [*CLIENTS["kibana"].values(), CA.pem]
+    _settings, preconfigured = blocks(document, "yaml")
+    assert "certificateData: ${ELASTIC_VLLM_CERTIFICATE_BASE64}" in preconfigured
+    assert "caData: ${ELASTIC_VLLM_CA_BASE64}" in preconfigured
+
+
+def test_what_up_has_made_is_not_to_be_made_again(written: Callable[..., str]) -> None:
+    assert "has made" not in written()
+    document = written(kibanaConnectorId="my-id", inferenceEndpointId="elastic-vllm-prod")
+    assert "has made the connector (B) already: `my-id`.**" in document
+    assert "has made the inference endpoint (A) already: `elastic-vllm-prod`.**" in document
+
+
+def test_without_an_alias_the_model_itself_is_asked_for(written: Callable[..., str]) -> None:
+    document = written(modelAlias="")
+    assert "| Model to ask for | `acme/Model` |" in document
+    assert "delete A and create it again" in document
 
 
 def test_the_commands_for_elastic_send_what_elastic_accepts(hand_off: Callable[..., Result], tmp_path: Path) -> None:

@@ -138,6 +138,7 @@ def without_docker(tmp_path_factory: pytest.TempPathFactory) -> str:
 def check_host(weights: Path, without_docker: str) -> Callable[..., Result]:
     def run_check(**variables: str | int) -> Result:
         fine: dict[str, str | int] = {
+            "engine": "docker",
             "login": "root",
             "prefix": "elastic-vllm-x",
             "port": 1,
@@ -146,6 +147,8 @@ def check_host(weights: Path, without_docker: str) -> Callable[..., Result]:
             "weights_on_host": "yes",
             "images": "docker.io/a:1 docker.io/b:1",
             "images_gb": 0,
+            "bundled_images_mb": "",
+            "store": "/var/lib/elastic-vllm/bundle",
         }
         return bash(render.script("check-weights.sh", "check-host.sh", **fine | variables), PATH=without_docker)
 
@@ -167,6 +170,7 @@ def test_a_host_that_can_take_the_endpoint_passes(
     [
         ({"images": "localhost/vllm:1 b"}, ["image localhost/vllm:1 is not on the server (vllmImage, nginxImage)"]),
         ({"images_gb": 10**9}, ["too little disk for container images", "1000000000 GB needed"]),
+        ({"bundled_images_mb": 10**12}, ["too little disk for the bundle's images", "1000000001 GB needed"]),
         (
             {"weights": "/nonexistent/a/b", "weights_on_host": "no", "weights_gb": 10**9},
             ["too little disk for the weights"],
@@ -180,6 +184,13 @@ def test_a_host_that_can_not_take_the_endpoint_is_refused(
     check_host: Callable[..., Result],
 ) -> None:
     assert failed(check_host(**variables), *words)
+
+
+@as_root
+def test_a_bundles_images_need_not_be_there_and_their_room_is_told(check_host: Callable[..., Result]) -> None:
+    result = check_host(images="localhost/elastic-vllm/vllm:v0.32.0-0123456789ab", bundled_images_mb=4)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "the bundle's images: 1 GB at /var/lib/elastic-vllm/bundle, where" in result.stdout
 
 
 @as_root
@@ -200,6 +211,7 @@ def test_a_user_without_root_rights_is_refused(
     script = render.script(
         "check-weights.sh",
         "check-host.sh",
+        engine="docker",
         login="ops",
         prefix="elastic-vllm-x",
         port=1,
@@ -208,5 +220,7 @@ def test_a_user_without_root_rights_is_refused(
         weights_on_host="no",
         images="a",
         images_gb=1,
+        bundled_images_mb="",
+        store="/nonexistent",
     )
     assert failed(bash(script, PATH=f"{tmp_path}:{without_docker}"), "user ops has no root rights (sshUser)")

@@ -9,13 +9,13 @@ import pytest
 
 from components import model_checks
 from components.models import Model, load_catalogue
-from components.setting_checks import Problems
+from components.setting_checks import SECRETS, Problems
 from components.settings import SettingsError, defaults, parse_settings
 
 CATALOGUE = load_catalogue()
 MODELS = list(CATALOGUE.models.values())
 REHEARSAL = [model for model in MODELS if model.name.startswith("rehearsal/")]
-NO_TOKEN: Any = None
+NO_SECRETS: Any = dict.fromkeys(SECRETS)
 
 FITS_TWO_80_GIB_GPUS = {
     "mistralai/Mistral-Small-3.2-24B-Instruct-2506": True,
@@ -72,10 +72,10 @@ def test_a_model_is_refused_exactly_where_it_does_not_fit(
 ) -> None:
     values = values_of("gpu", model=name, gpuCount=2, gpuMemoryGib=80)
     if fits:
-        parse_settings(values, "gpu", NO_TOKEN, CATALOGUE)
+        parse_settings(values, "gpu", NO_SECRETS, CATALOGUE)
         return
     with pytest.raises(SettingsError, match="2 x 80 GiB at 90 % are 144 GiB"):
-        parse_settings(values, "gpu", NO_TOKEN, CATALOGUE)
+        parse_settings(values, "gpu", NO_SECRETS, CATALOGUE)
 
 
 @pytest.mark.parametrize("name", FITS_TWO_80_GIB_GPUS)

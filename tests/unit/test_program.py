@@ -67,7 +67,7 @@ def test_the_egress_guard_filters_the_network_that_nginx_is_on(program: Program)
         ("devices", None),
         ("groupAdds", None),
         ("logDriver", "json-file"),
-        ("restart", "unless-stopped"),
+        ("restart", "always"),
     ],
 )
 def test_every_container_has(key: str, value: Any, program: Program) -> None:
@@ -119,7 +119,12 @@ def test_containers_mount_these_directories_and_write_only_where_they_must(progr
             "/run/vllm": (f"{own}/socket", False),
             "/cache": (f"{own}/cache", False),
         },
-        "nginx-container": {"/etc/elastic-vllm": (f"{own}/nginx", True), "/run/vllm": (f"{own}/socket", True)},
+        "nginx-container": {
+            "/etc/elastic-vllm": (f"{own}/nginx", True),
+            "/run/vllm": (f"{own}/socket", True),
+            "/var/log/elastic-vllm": ("/var/log/elastic-vllm/local", False),
+            "/run/elastic-vllm-metrics": (f"{own}/metrics", False),
+        },
     }
 
 

@@ -13,7 +13,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from scripts.rehearsal import RehearsalError
 from scripts.rehearsal.command_adapter import COMMAND, fingerprint, parse_host_key, read_private_key
-from scripts.rehearsal.docker_adapters import host_options
+from scripts.rehearsal.docker_adapters import health_check, host_options
 from scripts.rehearsal.resource import Resource
 from scripts.rehearsal.ssh_keys import write_keys
 from scripts.rehearsal.tls_adapters import ADAPTERS
@@ -132,6 +132,7 @@ def test_container_inputs_become_docker_options() -> None:
             "volumes": [
                 {"hostPath": "/a", "containerPath": "/b", "readOnly": True},
                 {"hostPath": "/c", "containerPath": "/d"},
+                {"hostPath": "/e", "containerPath": "/f", "readOnly": True, "selinuxRelabel": "z"},
             ],
             "capabilities": {"drops": ["ALL"]},
             "shmSize": 64,
@@ -152,7 +153,7 @@ def test_container_inputs_become_docker_options() -> None:
     assert options == {
         "network_mode": "front",
         "port_bindings": {"8443/tcp": [("0.0.0.0", 443)]},  # noqa: S104
-        "binds": ["/a:/b:ro", "/c:/d:rw"],
+        "binds": ["/a:/b:ro", "/c:/d:rw", "/e:/f:ro,z"],
         "cap_drop": ["ALL"],
         "shm_size": 64 * 2**20,
         "mem_limit": 128 * 2**20,
@@ -194,3 +195,20 @@ def test_own_keys_are_made_once_and_understood(tmp_path: Path) -> None:
 def test_a_host_key_in_another_form_is_refused(text: str) -> None:
     with pytest.raises(RehearsalError, match="ssh-keyscan"):
         parse_host_key(text)
+
+
+def test_a_health_check_is_what_docker_takes() -> None:
+    given = {"tests": ["CMD", "true"], "interval": "30s", "timeout": "1m30s", "startPeriod": "1h0m0s", "retries": 1.0}
+    assert health_check(given) == {
+        "test": ["CMD", "true"],
+        "retries": 1,
+        "interval": 30 * 10**9,
+        "timeout": 90 * 10**9,
+        "start_period": 3600 * 10**9,
+    }
+
+
+@pytest.mark.parametrize("duration", ["1.5s", "soon", "30"])
+def test_a_duration_that_is_not_known_is_refused(duration: str) -> None:
+    with pytest.raises(RehearsalError, match="duration"):
+        health_check({"tests": ["CMD", "true"], "interval": duration})

@@ -22,6 +22,10 @@ class Thing(pulumi.CustomResource):
     def __init__(self, name, opts=None, kind="test:index:Thing", **inputs):
         super().__init__(kind, name, {**inputs, "made": None, "hidden": None}, opts)
 
+class Provider(pulumi.ProviderResource):
+    def __init__(self, name):
+        super().__init__("test", name, {})
+
 class Component(pulumi.ComponentResource):
     def __init__(self, name):
         super().__init__("elastic-vllm:test:Component", name)
@@ -52,7 +56,7 @@ class World:
             delete=self.delete,
             replaces=lambda changed: "fixed" in changed,
         )
-        return {"test:index:Thing": adapter}
+        return {"test:index:Thing": adapter, "pulumi:providers:test": adapter}
 
     def create(self, resource: Resource) -> tuple[str, dict[str, Any]]:
         self.do("create", resource)
@@ -128,6 +132,13 @@ def test_changed_replacement_trigger_replaces(stack: Stack) -> None:
     stack.up(program.format("['vm-1']"))
     assert stack.up(program.format("['vm-1']")) == []
     assert stack.up(program.format("['vm-2']")) == ["delete a", "create a"]
+
+
+def test_another_provider_replaces_by_way_of_the_old_one(stack: Stack) -> None:
+    program = "Thing('a', pulumi.ResourceOptions(provider=Provider('{}')), value=1)"
+    stack.up(program.format("one"))
+    assert stack.up(program.format("one")) == []
+    assert stack.up(program.format("two")) == ["create two", "delete a", "create a", "delete one"]
 
 
 def test_ignored_change_does_nothing(stack: Stack) -> None:

@@ -12,9 +12,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from components import render
+from components.gateway_errors import errors
 from components.models import Model, load_catalogue
-from components.nginx_gateway import CONTAINER_PORT, ERRORS, keys_conf, nginx_conf
+from components.nginx_gateway import CONTAINER_PORT, keys_conf, nginx_conf
+from components.render import FILES
 from components.vllm_server import ENTRYPOINT, SOCKET, VllmServerArgs, serve_arguments
+from tests.conftest import LIMITS
 from tests.unit.nginx_syntax import Directive, parse
 from tests.unit.program import Program
 
@@ -31,7 +34,7 @@ TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 
 @pytest.fixture(scope="module")
 def conf() -> Directive:
-    return parse(nginx_conf([f"unix:{SOCKET}"]))
+    return parse(nginx_conf([f"unix:{SOCKET}"], limits=LIMITS))
 
 
 def locations(conf: Directive) -> dict[str, Directive]:
@@ -52,7 +55,7 @@ def command_line(model: Model, gpu_count: int, **values: Any) -> list[str]:
 
 
 def test_nginx_conf_is_as_reviewed(golden: Golden) -> None:
-    golden("nginx.conf", nginx_conf([f"unix:{SOCKET}"]))
+    golden("nginx.conf", nginx_conf([f"unix:{SOCKET}"], limits=LIMITS))
 
 
 def test_keys_conf_is_as_reviewed(golden: Golden) -> None:
@@ -167,14 +170,16 @@ def test_all_else_is_404(conf: Directive) -> None:
     assert locations(conf)["/"].own("return") == [["404"]]
 
 
-@pytest.mark.parametrize("status", ERRORS)
+@pytest.mark.parametrize("status", errors(LIMITS))
 def test_a_refusal_is_json_in_openais_shape(status: int, conf: Directive) -> None:
     location = locations(conf)[f"= /_error/{status}"]
-    kind, code, message = ERRORS[status]
+    error = errors(LIMITS)[status]
     ((returned, body),) = location.own("return")
     assert location.own("internal") == [[]]
     assert returned == str(status)
-    assert json.loads(body) == {"error": {"message": message, "type": kind, "param": None, "code": code}}
+    assert json.loads(body) == {
+        "error": {"message": error.message, "type": error.type, "param": None, "code": error.code}
+    }
     assert "$" not in body  # Nginx would take it for a variable
 
 
@@ -202,7 +207,10 @@ def test_the_log_holds_no_prompt_no_query_and_no_key(conf: Directive) -> None:
     for variable in ("$request ", "$request_uri", "$args", "$query_string", "$request_body", "$http_", "$arg_"):
         assert variable not in line + " "
     assert [log.arguments for log in conf.all("access_log")] == [["/dev/stdout", "audit"]]
-    assert [log.arguments for log in conf.all("error_log")] == [["stderr", "warn"]]
+    assert conf.own("error_log") == [["stderr", "warn"]]
+    # A line about vLLM would have the query.
+    proxied = [location for location in conf.all("location") if location.own("proxy_pass")]
+    assert [location.own("error_log") for location in proxied] == [[["stderr", "emerg"]]] * len(PROXIED)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +218,6 @@ def test_the_log_holds_no_prompt_no_query_and_no_key(conf: Directive) -> None:
     [
         ("proxy_buffering", "off"),
         ("proxy_request_buffering", "off"),
-        ("proxy_read_timeout", "600s"),
         ("proxy_send_timeout", "600s"),
         ("proxy_next_upstream", "off"),
         ("client_max_body_size", "32m"),
@@ -220,6 +227,10 @@ def test_the_log_holds_no_prompt_no_query_and_no_key(conf: Directive) -> None:
 )
 def test_nginx_is_set_to(name: str, value: str, conf: Directive) -> None:
     assert [directive.arguments for directive in conf.all(name)] == [[value]]
+
+
+def test_silence_is_survived_but_not_taken_for_health(conf: Directive) -> None:
+    assert [directive.arguments for directive in conf.all("proxy_read_timeout")] == [["600s"], ["10s"]]
 
 
 def test_every_answer_has_the_security_headers(conf: Directive) -> None:
@@ -246,8 +257,20 @@ def test_nginx_writes_only_to_its_tmpfs(conf: Directive) -> None:
     assert all(directive.arguments[0].startswith("/tmp/") for directive in written)
 
 
+def test_metrics_are_on_a_socket_alone_and_nothing_else_is() -> None:
+    (server,) = parse((FILES / "nginx-metrics.conf").read_text()).children
+    assert server.own("listen") == [["unix:/run/elastic-vllm-metrics/nginx.sock"]]
+    answered = {
+        " ".join(place.arguments): {d.name for d in place.children} for place in server.children if place.children
+    }
+    assert answered.pop("= /stub_status") == {"stub_status"}
+    assert "proxy_pass" in answered.pop("= /metrics")
+    assert answered == {"/": {"return"}}
+    assert server.all("proxy_pass")[0].arguments == ["http://vllm/metrics"]
+
+
 def test_upstreams_may_be_many() -> None:
-    (upstream,) = parse(nginx_conf(["unix:/run/a.sock", "10.0.0.5:8000"])).all("upstream")
+    (upstream,) = parse(nginx_conf(["unix:/run/a.sock", "10.0.0.5:8000"], limits=LIMITS)).all("upstream")
     assert upstream.own("server") == [["unix:/run/a.sock"], ["10.0.0.5:8000"]]
 
 

@@ -17,7 +17,7 @@ from tests.unit.registered import texts
 # *.in: what `make pins` makes a file of.
 FILES = sorted(path.name for path in (ROOT / "components" / "files").iterdir() if path.suffix != ".in")
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").iterdir() if path.is_file() and not path.suffix)
-IN_BASH = ("bring-back", "setup")
+IN_BASH = ("bundle", "bring-back", "setup")
 MOST_LINES = 400
 
 
@@ -31,7 +31,10 @@ def own_files(*patterns: str) -> list[Path]:
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_for_the_host_gets_there(name: str, program_of: Callable[..., Program]) -> None:
     first_line = (ROOT / "components" / "files" / name).read_text().splitlines()[0]
-    programs = [program_of(base) for base in ("local", "gpu", "prod")]
+    acme = program_of("gpu", tls="letsencrypt", endpointHost="llm.example.com")
+    disk = program_of("airgap", bundleOnHost="/media/bundle")
+    podman = program_of("gpu", containerRuntime="podman", sshUser="root")
+    programs = [acme, disk, podman, *(program_of(base) for base in ("local", "gpu", "airgap", "prod"))]
     commands = [command for program in programs for command in program.commands]
     sent = "\n".join(text for c in commands for text in (c.becoming_root, c.script, *c.files.values(), c.cleanup))
     sent += "\n".join(texts(programs[-1].resources["vm-instance"].inputs, secret=True))
@@ -62,11 +65,11 @@ def test_every_script_answers_help(
     name: str, launched: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = subprocess.run([launched / name, "--help"], capture_output=True, text=True, check=True).stdout.split()
-    assert (asked[0], asked[2:]) == ("-m", ["--help"])
+    assert (asked[:2], asked[3:]) == (["-P", "-m"], ["--help"])
     # What that Python would do, but in this process: most of its time would go into imports.
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     with pytest.raises(SystemExit) as stopped:
-        runpy.run_module(asked[1], run_name="__main__")
+        runpy.run_module(asked[2], run_name="__main__")
     assert not stopped.value.code
     assert "Usage: " in capsys.readouterr().out
 

@@ -85,6 +85,7 @@ def install(tmp_path: Path) -> Callable[..., Result]:
     def run_install(files: dict[str, str], **environment: str) -> Result:
         script = render.script(
             "install-nginx-config.sh",
+            engine="docker",
             directory=str(tmp_path / "nginx"),
             mounted_at="/etc/elastic-vllm",
             container="elastic-vllm-unit-test-nginx",

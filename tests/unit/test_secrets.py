@@ -82,7 +82,7 @@ def test_the_key_has_256_bits(program: Program) -> None:
 
 
 def test_only_the_key_and_what_holds_it_are_secret_outputs(program: Program) -> None:
-    with_key = {"connectorApiKey", "kibanaConnector", "inferenceEndpoint", "preconfiguredConnector"}
+    with_key = {"connectorApiKey", "acceptedKeys", "kibanaConnector", "inferenceEndpoint", "preconfiguredConnector"}
     assert program.secret_outputs == with_key
 
 
@@ -96,15 +96,24 @@ def test_only_the_key_and_what_holds_it_are_secret_outputs(program: Program) -> 
         ({"keyVersion": 2}, ["v2", "v1"]),
         ({"keyVersion": 2, "acceptPreviousKey": False}, ["v2"]),
         ({"keyVersion": 3}, ["v3", "v2"]),
+        ({"keys": ["siem=1", "soc-2=4,3"]}, ["v1", "siem-v1", "soc-2-v4", "soc-2-v3"]),
     ],
 )
 def test_nginx_accepts_the_current_key_and_the_one_before(
     overrides: dict[str, Any], accepted: list[str], program_of: Programs
 ) -> None:
     keys = program_of("local", **overrides).resources["nginx-config"].files["keys.conf"]
-    assert re.findall(r'"Bearer (\w+)"\) {\s+set \$key_label (\w+);', keys) == [
+    assert re.findall(r'"Bearer (\w+)"\) {\s+set \$key_label ([\w-]+);', keys) == [
         (key_of(f"key-{version}"), version) for version in accepted
     ]
+
+
+def test_a_named_key_has_an_output_of_its_own(program_of: Programs) -> None:
+    outputs = program_of("local", keys=["siem=2,1"]).outputs
+    assert outputs["namedKeys"] == {"siem": key_of("key-siem-v2")}
+    assert outputs["keyVersions"] == {"default": [1], "siem": [2, 1]}
+    assert outputs["connectorApiKey"] == key_of("key-v1")
+    assert "namedKeys" in program_of("local", keys=["siem=2,1"]).secret_outputs
 
 
 def test_the_connector_gets_the_current_key(program_of: Programs) -> None:

@@ -10,7 +10,7 @@ import pytest
 from components.host import Host
 from components.models import load_catalogue
 from components.settings import PROJECT_DIRECTORY, Settings, SettingsError, parse_settings
-from tests.unit.conftest import NO_TOKEN, found
+from tests.unit.conftest import NO_SECRETS, found
 from tests.unit.program import HOST_KEY, HUB_TOKEN, PROJECT, Program, run
 
 MISTRAL = "mistralai/Mistral-Small-3.2-24B-Instruct-2506"
@@ -56,6 +56,7 @@ WRONG: list[Any] = [
     ("gpu", "sshHostKey", "ssh-ed25519", "not a public key of the form", HOST_KEY_FIX),
     ("gpu", "sshHostKey", "ssh-ed25519 !!!!", "not a public key of the form", HOST_KEY_FIX),
     ("gpu", "sshHostKey", HOST_KEY.replace("ssh-ed25519", "ssh-rsa"), "not a public key of the form", HOST_KEY_FIX),
+    ("gpu", "containerRuntime", "crio", "unknown value", "use docker or podman"),
     ("gpu", "accelerator", "amd", "unknown value", "use nvidia or none"),
     ("gpu", "gpuCount", "0", "out of range", "use 1 to 16"),
     ("gpu", "gpuCount", "two", "not a whole number", "use 1 to 16"),
@@ -67,7 +68,30 @@ WRONG: list[Any] = [
     ("local", "gpuMemoryPercent", "0.9", "not a whole number", "use 10 to 99"),
     ("gpu", "model", "Mistral/Small", "not in the catalogue", "use one of mistralai/"),
     ("gpu", "model", "qwen/qwen3.6-27b", "not in the catalogue", "did you mean Qwen/Qwen3.6-27B?"),
-    ("local", "modelAlias", "", "not set", "use letters, digits"),
+    ("local", "maxConcurrentRequests", "0", "out of range", "use 1 to 10000"),
+    ("local", "maxConcurrentRequests", "10001", "out of range", "use 1 to 10000"),
+    ("local", "maxRequestsPerMinute", "0", "out of range", "use 1 to 600000"),
+    ("local", "maxRequestsPerMinute", "600001", "out of range", "use 1 to 600000"),
+    ("local", "maxBodyMb", "0", "out of range", "use 1 to 1024"),
+    ("local", "maxBodyMb", "1025", "out of range", "use 1 to 1024"),
+    ("local", "maxHeaderKb", "1", "out of range", "use 2 to 64"),
+    ("local", "maxHeaderKb", "65", "out of range", "use 2 to 64"),
+    ("local", "slowHeaderSeconds", "0", "out of range", "use 1 to 600"),
+    ("local", "slowHeaderSeconds", "601", "out of range", "use 1 to 600"),
+    ("local", "slowBodySeconds", "0", "out of range", "use 1 to 3600"),
+    ("local", "slowBodySeconds", "3601", "out of range", "use 1 to 3600"),
+    ("local", "slowReaderSeconds", "0", "out of range", "use 1 to 3600"),
+    ("local", "slowReaderSeconds", "1m", "not a whole number", "use 1 to 3600"),
+    ("local", "slowReaderSeconds", "3601", "out of range", "use 1 to 3600"),
+    ("local", "keys", '["siem"]', "'siem' is not NAME=VERSION", "siem=1"),
+    ("local", "keys", '["siem=0"]', "is not NAME=VERSION", "siem=1"),
+    ("local", "keys", '["siem=1,2"]', "no older version", "siem=2,1"),
+    ("local", "keys", '["siem=2,1,0"]', "is not NAME=VERSION", "siem=1"),
+    ("local", "keys", '["default=1"]', "can't be a key's name", "beginning with a letter"),
+    ("local", "keys", '["v1=1"]', "can't be a key's name", "beginning with a letter"),
+    ("local", "keys", '["Siem=1"]', "can't be a key's name", "beginning with a letter"),
+    ("local", "keys", '["siem=1", "siem=2"]', "comes twice", "name of its own"),
+    ("local", "keys", "siem", "not a list", "siem=1"),
     ("local", "modelAlias", "my model", "not of the expected form", "use letters, digits"),
     ("local", "modelAlias", "rehearsal/tiny", "the same as model", "choose a name that stays"),
     ("gpu", "modelSource", "bundle", "unknown value", "use hub or host"),
@@ -253,6 +277,8 @@ def test_all_problems_are_told_in_one_error(settle: Callable[..., Settings]) -> 
         settle("gpu", wrong)
     told = {line.removeprefix("  - ").partition(":")[0].split(" ")[0] for line in str(error.value).splitlines()[1:]}
     assert told == set(wrong)
+    with pytest.raises(SettingsError, match=r"^1 setting is wrong in stack local; nothing was changed"):
+        settle("gpu", {"host": ""})
 
 
 @pytest.mark.parametrize(
@@ -288,9 +314,12 @@ def test_pulumi_yaml_declares_exactly_the_settings_that_are_read(values_of: Valu
             read.add(key)
             return super().__getitem__(key)
 
-    gcp = [values_of("prod"), values_of("prod", capacity="flex-start")]
-    for values in (values_of("local"), values_of("gpu"), values_of("gpu", model="acme/Own", weightsGb=9), *gcp):
-        parse_settings(Recording(values), "local", NO_TOKEN, load_catalogue())
+        def __or__(self, other: dict[str, str]) -> "Recording":  # type: ignore[override]
+            return Recording({**self, **other})
+
+    bases = [values_of("local"), values_of("gpu"), values_of("airgap"), values_of("prod")]
+    for values in (*bases, values_of("gpu", model="acme/Own", weightsGb=9), values_of("prod", capacity="flex-start")):
+        parse_settings(Recording(values), "local", NO_SECRETS, load_catalogue())
     assert read == set(PROJECT["config"])
 
 

@@ -7,6 +7,7 @@ import pytest
 import typer
 import yaml
 
+from components.setting_checks import ENCRYPTED
 from components.settings import PROJECT_DIRECTORY, SettingsError
 from scripts import stack_settings
 from scripts.stack_settings import load, overrides
@@ -45,7 +46,7 @@ def test_an_encrypted_secret_counts_as_there(stack: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(stack_settings, "parse_settings", lambda values, *_: seen.append(values["hubToken"]))
     load(stack, {})
     load(stack, {"hubToken": ""})
-    assert seen == [stack_settings.ENCRYPTED, ""]
+    assert seen == [ENCRYPTED, ""]
 
 
 def test_a_stack_that_is_not_there_is_a_usage_error(stack: str) -> None:

@@ -192,8 +192,8 @@ def test_lines_say_verdict_name_detail_and_seconds(gateway: Gateway, authority: 
     result = run("--outputs", "-", given=outputs(gateway.url, authority))
     lines = result.stdout.splitlines()
     assert len(lines) == len(ALL) + 1
-    assert any(line.startswith("ok    chat                 answered 61 tokens (0.") for line in lines)
-    assert any(line.startswith("FAIL  closed-paths         GET /metrics answered 200") for line in lines)
+    assert any(line.startswith("ok    chat                  answered 61 tokens (0.") for line in lines)
+    assert any(line.startswith("FAIL  closed-paths          GET /metrics answered 200") for line in lines)
     assert lines[-1] == f"1 of {len(ALL)} checks failed"
     assert result.exit_code == 1
 

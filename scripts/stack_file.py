@@ -1,0 +1,56 @@
+"""A stack's own file in stacks/, read and written with its comments as `pulumi config set` would."""
+
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+PREFIX = "elastic-vllm:"
+WRITE_IT = "write it: README shows how, under Use it on a server"
+
+
+class StackFileError(Exception):
+    """The file can't be used: what is wrong, and the fix."""
+
+    def __init__(self, problem: str, fix: str) -> None:
+        super().__init__(problem)
+        self.fix = fix
+
+
+class StackFile:
+    """The settings of one stack; a change is written by `save`."""
+
+    def __init__(self, root: Path, stack: str) -> None:
+        """Read it. Raises StackFileError."""
+        self.path = root / "stacks" / f"Pulumi.{stack}.yaml"
+        self.name = f"stacks/{self.path.name}"
+        self._yaml = YAML()
+        self._yaml.preserve_quotes = True
+        self._yaml.width = 10_000
+        self._yaml.indent(mapping=2, sequence=4, offset=2)  # as `pulumi config set` writes lists
+        try:
+            self._document = self._yaml.load(self.path)
+        except FileNotFoundError as error:
+            raise StackFileError(f"there is no {self.name} (--stack)", WRITE_IT) from error
+        except (OSError, UnicodeDecodeError, YAMLError) as error:
+            raise StackFileError(f"{self.name} can't be read: {error}", "correct it") from error
+        config = self._document.get("config") if isinstance(self._document, MutableMapping) else None
+        if not isinstance(config, MutableMapping):
+            raise StackFileError(f"{self.name} has no settings under config", WRITE_IT)
+        self.config: MutableMapping[str, Any] = config
+
+    def get(self, key: str) -> Any:
+        """A setting's value, None where the file leaves it to the default."""
+        return self.config.get(PREFIX + key)
+
+    def set(self, key: str, value: Any) -> None:
+        """Change a setting, in memory."""
+        self.config[PREFIX + key] = value
+
+    def save(self) -> None:
+        """Write the file, as a whole or not at all."""
+        new = self.path.with_suffix(".new")
+        self._yaml.dump(self._document, new)
+        new.replace(self.path)

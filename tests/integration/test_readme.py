@@ -1,0 +1,44 @@
+"""README's commands as a new user types them, one after the other."""
+
+import shlex
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from scripts.rehearsal import simulated_vm
+from tests import readme
+from tests.integration.conftest import rehearse
+
+
+def typed(command: str, stack: str) -> None:
+    """Run it from the repository's directory; it must succeed."""
+    words = shlex.split(readme.on_stack(command, stack))
+    done = subprocess.run(words, cwd=readme.ROOT, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.fixture
+def as_before(machine: None) -> Iterator[None]:
+    """Afterwards these stacks are up or down as somebody had them before."""
+    stacks = {stack: rehearse("outputs", stack=stack).returncode == 0 for stack in ("local", "prod")}
+    disk = simulated_vm.disk_file("elastic-vllm-prod-weights")
+    had_disk = disk.exists()
+    file = readme.ROOT / "stacks" / "Pulumi.prod.yaml"
+    settings = file.read_bytes()
+    yield
+    file.write_bytes(settings)
+    for stack, was_up in stacks.items():
+        rehearse("up" if was_up else "down", stack=stack)
+    if not had_disk:
+        disk.unlink(missing_ok=True)
+
+
+def test_the_commands_for_this_machine_run_as_written(as_before: None) -> None:
+    for command in readme.ON_LOCAL:
+        typed(command, "local")
+
+
+def test_the_commands_for_a_stack_run_as_written_on_the_rehearsed_prod(as_before: None) -> None:
+    for command in readme.ON_PROD:
+        typed(command, "prod")

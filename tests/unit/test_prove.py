@@ -1,0 +1,48 @@
+"""`make prove` tells what came of each proof, and fails where one did."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from scripts import prove
+from scripts.prove import Proof
+
+
+def proved(*arguments: str) -> Result:
+    return CliRunner().invoke(prove.app, arguments)
+
+
+@pytest.fixture(autouse=True)
+def proofs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    good = (sys.executable, "-c", "import os; print('ran', os.environ.get('SLOW'))")
+    bad = (sys.executable, "-c", "print('this is why'); raise SystemExit(3)")
+    made = {
+        "first": Proof("one that fails", bad),
+        "second": Proof("one that does not", good, environment={"SLOW": "1"}),
+        "third": Proof("one that can't be run", good, needs="no-such-program"),
+    }
+    monkeypatch.setattr(prove, "PROOFS", made)
+    monkeypatch.setattr(prove, "LOGS", prove.ROOT / ".proofs" / tmp_path.name)
+
+
+def test_one_that_fails_is_told_with_its_reason_and_the_others_still_run() -> None:
+    done = proved()
+    assert done.exit_code == 1
+    assert "this is why" in done.stdout
+    summary = done.stdout.partition("summary")[2]
+    assert "first     FAILED (3)" in summary
+    assert "second    ok" in summary
+    assert "ran 1" in summary
+    assert "third     not run: no no-such-program on PATH" in summary
+
+
+def test_all_well_is_exit_status_0() -> None:
+    assert proved("--only", "second").exit_code == 0
+
+
+def test_a_proof_that_there_is_not_is_refused() -> None:
+    done = proved("--only", "fourth")
+    assert done.exit_code == 2
+    assert "no such proof; use one of first, second, third" in " ".join(done.stdout.split())
