@@ -1,6 +1,7 @@
 """What all tests share: golden files, which `pytest --update-golden` writes anew."""
 
 import difflib
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from components.settings import defaults
 GOLDEN = Path(__file__).with_name("golden")
 LIMITS = limit_settings.limits(Problems(defaults(), defaults()))
 """As Pulumi.yaml sets them by default."""
+
+# A shell starts what runs in its background with SIGINT ignored, and what that starts inherits it: a shell among them
+# can't trap it then.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
