@@ -78,6 +78,7 @@ class GpuDriver(pulumi.ComponentResource):
         self.ready = args.host.command(
             f"{name}-proof",
             render.script(
+                "podman-with-gpus.sh",
                 "prove-gpu-container.sh",
                 engine=args.host.engine,
                 prefix=args.host.prefix,

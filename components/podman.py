@@ -117,7 +117,9 @@ def run_arguments(container: Container, image: str) -> list[str]:
 def run_script(container: Container, image: str) -> str:
     """Have it run; prints its id."""
     words = shlex.join(run_arguments(container, image))
-    return render.script("run-podman-container.sh", container=container.name) + f"run_container {words}\n"
+    run = "podman_with_gpus" if container.gpus else "podman"
+    script = render.script("podman-with-gpus.sh", "run-podman-container.sh", container=container.name, podman=run)
+    return script + f"run_container {words}\n"
 
 
 def remove_script(name: str) -> str:

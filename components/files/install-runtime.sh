@@ -10,6 +10,8 @@ if [ "$ENGINE" = podman ]; then
   command -v podman >/dev/null || packages+=(podman iptables)
   # Its API is asked by the name of docker: Docker's own client does as well, and must not be removed for this one.
   command -v docker >/dev/null || packages+=(podman-docker)
+  # For containers with GPUs: podman-with-gpus.sh. Elsewhere a newer crun does, as the proof will show.
+  if [ -n "${TOOLKIT_VERSION:-}" ] && command -v apt-get >/dev/null && ! command -v runc >/dev/null; then packages+=(runc); fi
 else
   units=(docker)
   command -v docker >/dev/null || packages+=(docker.io)

@@ -5,18 +5,25 @@
 # One that was left by a connection cut half-way has the name.
 "$ENGINE" rm --force "$PREFIX-gpu-proof" >/dev/null 2>&1 || true
 case $ENGINE in
-# As NVIDIA has it: a container that SELinux holds may not open the GPUs' devices.
 podman)
+  run=podman_with_gpus
+  fix="nvidia-smi must work on the server, and Podman find the GPUs in /etc/cdi"
+  command -v runc >/dev/null || fix+="; install runc, unless crun is 1.26 or newer"
+  # As NVIDIA has it: a container that SELinux holds may not open the GPUs' devices.
   gpus=(--device nvidia.com/gpu=all --security-opt label=disable)
   # Podman's own defaults can be above what the host may give.
   gpus+=(--ulimit nofile=4096:4096 --ulimit nproc=4096:4096)
   ;;
-*) gpus=(--gpus all) ;;
+*)
+  run=docker
+  fix="nvidia-smi must work on the server, and Docker know the GPUs: it is restarted after NVIDIA's container toolkit was installed"
+  gpus=(--gpus all)
+  ;;
 esac
 # nvidia-smi is not in the image: the container toolkit puts it there, along with the driver's libraries.
-seen=$("$ENGINE" run --rm --name "$PREFIX-gpu-proof" "${gpus[@]}" --network none --user 65534:65534 --read-only \
+seen=$("$run" run --rm --name "$PREFIX-gpu-proof" "${gpus[@]}" --network none --user 65534:65534 --read-only \
   --cap-drop ALL --security-opt no-new-privileges --entrypoint nvidia-smi "$IMAGE" -L 2>&1) ||
-  fail "a container can't use the GPUs: $(grep . <<<"$seen" | tail -n 1)" "nvidia-smi must work on the server, and $ENGINE know them: Docker is restarted after NVIDIA's container toolkit was installed, Podman finds them in /etc/cdi"
+  fail "a container can't use the GPUs: $(grep . <<<"$seen" | tail -n 1)" "$fix"
 count=$(grep -c '^GPU ' <<<"$seen") || true
 [ "$count" -ge "$GPU_COUNT" ] ||
   fail "a container sees $count GPUs, $GPU_COUNT are needed (gpuCount)" "compare nvidia-smi -L on the server, and set gpuCount"

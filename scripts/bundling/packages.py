@@ -55,6 +55,8 @@ def names(server: Probe, *, runtime: str, gpus: bool) -> list[str]:
         network = ["netavark", "aardvark-dns"] if newer.get("netavark") else ["containernetworking-plugins"]
         asked += network if there["podman"] is None else []
         asked += ["podman-docker"] if there["docker"] is None else []
+        # components/files/podman-with-gpus.sh
+        asked += ["runc"] if gpus and there["runc"] is None else []
     elif there["docker"] is None:
         asked += ["docker.io", *(["docker-cli"] if newer.get("docker-cli") else [])]
     asked += ["ca-certificates", "curl"] if there["curl"] is None else []

@@ -13,14 +13,15 @@ text() { # as JSON
   value=${value//\\/\\\\}
   printf '"%s"' "${value//\"/\\\"}"
 }
-# What a program says of its version; null where there is none.
+# What a program says of its version; null where there is none, or none that works.
 version() {
   local found said
-  if ! found=$(command -v "$1" || PATH=$PATH:/usr/sbin:/sbin command -v "$1"); then
+  if ! found=$(command -v "$1" || PATH=$PATH:/usr/sbin:/sbin command -v "$1") ||
+    ! said=$("$found" "${@:2}" </dev/null 2>&1); then
     printf null
     return
   fi
-  said=$("$found" "${@:2}" </dev/null 2>&1 | tr '\n' ' ' | grep -oE '[0-9]+(\.[0-9]+)+' | tr '\n' ' ') || true
+  said=$(tr '\n' ' ' <<<"$said" | grep -oE '[0-9]+(\.[0-9]+)+' | tr '\n' ' ') || true
   text "${said%% *}"
 }
 of_system() { # a variable of os-release, in a shell of its own
@@ -74,7 +75,7 @@ printf ' "nvidia_driver": %s,\n' "$driver"
 
 printf ' "programs": {'
 comma=""
-for program in "docker --version" "podman --version" "nvidia-ctk --version" "curl --version" "nft --version" \
+for program in "docker --version" "podman --version" "runc --version" "nvidia-ctk --version" "curl --version" "nft --version" \
   "logrotate --version" "rsync --version" "python3 --version" "sudo --version"; do
   read -r -a words <<<"$program"
   printf '%s\n  "%s": %s' "$comma" "${words[0]}" "$(version "${words[@]}")"

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -229,7 +230,17 @@ def described_gpus(up: Stack, tmp_path: Path) -> Iterator[None]:
     smi = tmp_path / "nvidia-smi"
     smi.write_text('#!/bin/sh\n[ -c /dev/nvidia0 ] && echo "GPU 0: stand-in" && echo "GPU 1: stand-in"\n')
     smi.chmod(0o755)
+    # As NVIDIA's: libraries get their names by a hook, which writes to the container's root.
+    hook = tmp_path / "hook"
+    hook.write_text(f"""#!{sys.executable}
+import json, pathlib, sys
+bundle = pathlib.Path(json.load(sys.stdin)["bundle"])
+root = bundle / json.loads((bundle / "config.json").read_text())["root"]["path"]
+(root / "usr/lib/libcuda.so.1").symlink_to("libcuda.so.580.95.05")
+""")
+    hook.chmod(0o755)
     edits = {
+        "hooks": [{"hookName": "createContainer", "path": str(hook), "args": ["hook"]}],
         "deviceNodes": [{"path": "/dev/nvidia0", "hostPath": "/dev/zero"}],
         "mounts": [
             {"hostPath": str(smi), "containerPath": "/usr/bin/nvidia-smi", "options": ["ro", "nosuid", "nodev", "bind"]}
@@ -250,7 +261,12 @@ def described_gpus(up: Stack, tmp_path: Path) -> Iterator[None]:
 
 def test_gpus_by_cdi_are_in_the_container_that_runs(described_gpus: None) -> None:
     proof = render.script(
-        "prove-gpu-container.sh", engine="podman", prefix=f"{PREFIX}-x", image=NGINX_IMAGE, gpu_count=2
+        "podman-with-gpus.sh",
+        "prove-gpu-container.sh",
+        engine="podman",
+        prefix=f"{PREFIX}-x",
+        image=NGINX_IMAGE,
+        gpu_count=2,
     )
     assert bash(proof) == "a container sees 2 GPUs"
     container = podman.Container(
@@ -272,6 +288,9 @@ def test_gpus_by_cdi_are_in_the_container_that_runs(described_gpus: None) -> Non
     try:
         first = bash(podman.run_script(container, NGINX_IMAGE))
         assert podman_said("logs", container.name) == "first word a b $c"
+        assert podman_said("exec", container.name, "readlink", "/usr/lib/libcuda.so.1") == "libcuda.so.580.95.05"
+        refused = "touch /usr/lib/x 2>&1 || true"
+        assert "Read-only file system" in podman_said("exec", container.name, "sh", "-c", refused)
         seen = podman_said("exec", container.name, "nvidia-smi", "-L").splitlines()
         assert len(seen) == 2
         # Run again it is left alone, and made anew where a word is another or it was stopped.

@@ -134,7 +134,7 @@ class Machine:
 
     def prove(self, engine: str = "docker") -> Result:
         values: dict[str, str | int] = {"prefix": "elastic-vllm-x", "image": "vllm:1", "gpu_count": 2}
-        return self.run(render.script("prove-gpu-container.sh", engine=engine, **values))
+        return self.run(render.script("podman-with-gpus.sh", "prove-gpu-container.sh", engine=engine, **values))
 
     def install_toolkit(self, engine: str = "docker") -> Result:
         return self.run(render.script("install-nvidia-toolkit.sh", engine=engine, **TOOLKIT))

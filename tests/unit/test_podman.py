@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from components import podman, render
+from components.gpu_driver import TOOLKIT
 from components.settings import Settings
 from tests.unit.conftest import found
 from tests.unit.gpu_machine import Machine, succeeded
@@ -202,8 +203,9 @@ def machine(tmp_path: Path) -> Machine:
     return machine
 
 
-def install(machine: Machine, *, systemd: bool = True) -> Result:
-    script = render.script("install-runtime.sh", engine="podman", login="root", socket=podman.SOCKET)
+def install(machine: Machine, *, systemd: bool = True, gpus: bool = False) -> Result:
+    names = {"engine": "podman", "login": "root", "socket": podman.SOCKET, **(TOOLKIT if gpus else {})}
+    script = render.script("install-runtime.sh", **names)
     # This machine may have no systemd: its stand-in is.
     return machine.run(script.replace("/run/systemd/system", str(machine.root) if systemd else "/nonexistent"))
 
@@ -236,6 +238,22 @@ def test_a_podman_that_works_is_left_alone_but_comes_up_with_the_machine(machine
         machine.stand_in(name, "echo 5.4.0")
     assert succeeded(install(machine), "podman 5.4.0 works")
     assert [c for c in machine.calls("systemctl") if "is-enabled" not in c] == []
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_for_gpus_runc_is_installed_where_it_can_be_and_is_not_there(machine: Machine, there: bool) -> None:
+    machine.apt()
+    for name in ("podman", "docker", "curl", "nft", *(["runc"] if there else [])):
+        machine.stand_in(name, "echo 4.9.3")
+    machine.stand_in("systemctl")
+    assert succeeded(install(machine, gpus=True))
+    assert (machine.installed()[-1:] == ["runc"]) == (not there)
+
+
+def test_elsewhere_a_newer_crun_may_do_without_runc(machine: Machine) -> None:
+    for name in ("podman", "docker", "curl", "nft"):
+        machine.stand_in(name, "echo 5.8.0")
+    assert succeeded(install(machine, gpus=True))
 
 
 def test_where_nothing_can_be_installed_podman_must_be_there(machine: Machine) -> None:
@@ -276,6 +294,21 @@ def test_without_systemd_its_service_is_for_others_to_start(machine: Machine) ->
 def test_the_proof_of_gpus_asks_for_them_by_cdi(machine: Machine) -> None:
     machine.stand_in("podman", 'case "$*" in *nvidia.com/gpu=all*) echo "GPU 0: a"; echo "GPU 1: b" ;; esac')
     assert succeeded(machine.prove("podman"), "a container sees 2 GPUs")
+
+
+def test_containers_with_gpus_run_by_runc_where_it_is(machine: Machine) -> None:
+    machine.stand_in("podman", 'echo "GPU 0: a"; echo "GPU 1: b"')
+    machine.stand_in("runc")
+    machine.prove("podman")
+    assert any(call.startswith("podman --runtime runc run --rm ") for call in machine.calls("podman"))
+
+
+def test_gpus_that_podman_cannot_give_for_want_of_runc(machine: Machine) -> None:
+    machine.stand_in("podman", '[ "$1" = rm ] || { echo "crun: error executing hook"; exit 126; }')
+    result = machine.prove("podman")
+    assert failed(
+        result, "can't use the GPUs: crun: error executing hook", "install runc, unless crun is 1.26 or newer"
+    )
 
 
 def test_nvidias_toolkit_leaves_docker_alone(machine: Machine) -> None:

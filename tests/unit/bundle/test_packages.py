@@ -13,8 +13,11 @@ from scripts.bundling import packages
 from scripts.bundling.packages import TOOLKIT_PACKAGES, names
 from scripts.bundling.probe import Probe
 
-NOTHING = dict.fromkeys(("docker", "podman", "nvidia-ctk", "curl", "nft", "logrotate", "rsync", "python3", "sudo"))
-ALL = {**NOTHING, "docker": "28.2", "podman": "5.4", "curl": "8", "nft": "1", "logrotate": "3", "nvidia-ctk": "1.18.0"}
+NOTHING = dict.fromkeys(
+    ("docker", "podman", "runc", "nvidia-ctk", "curl", "nft", "logrotate", "rsync", "python3", "sudo")
+)
+ENGINES = {"docker": "28.2", "podman": "5.4", "runc": "1.1"}
+ALL = {**NOTHING, **ENGINES, "curl": "8", "nft": "1", "logrotate": "3", "nvidia-ctk": "1.18.0"}
 BARE = Probe(
     distribution="debian 12",
     codename="bookworm",
@@ -60,6 +63,12 @@ def test_a_server_that_has_all_lacks_nothing() -> None:
 def test_each_release_has_its_own_names_for_a_runtime(distribution: str, runtime: str, asked: list[str]) -> None:
     server = replace(BARE, distribution=distribution, programs={**ALL, "docker": None, "podman": None})
     assert names(server, runtime=runtime, gpus=False) == asked
+
+
+def test_podman_gives_gpus_to_containers_by_runc() -> None:
+    server = replace(UBUNTU, programs={**ALL, "runc": None}, nvidia_driver="580.1")
+    assert names(server, runtime="podman", gpus=True) == ["runc"]
+    assert names(server, runtime="podman", gpus=False) == names(server, runtime="docker", gpus=True) == []
 
 
 def test_the_driver_is_for_exactly_the_kernel_that_was_probed() -> None:

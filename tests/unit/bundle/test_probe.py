@@ -46,6 +46,16 @@ def test_it_tells_what_a_bundle_has_to_fit(tmp_path: Path) -> None:
     assert all(0 < disk["free_bytes"] <= disk["bytes"] for disk in document["disks"])
 
 
+def test_a_program_that_does_not_work_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its complaint may hold numbers as well."""
+    broken = tmp_path / "bin" / "rsync"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\necho 'error while loading shared libraries: libpopt.so.0.1' >&2\nexit 127\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{broken.parent}:{os.environ['PATH']}")
+    assert run(tmp_path)["programs"]["rsync"] is None
+
+
 def test_its_fields_are_those_that_are_documented(tmp_path: Path) -> None:
     document = run(tmp_path)
     assert probe.__doc__
