@@ -15,7 +15,7 @@ down: ## Remove what `make rehearse` made
 
 test: lint ## Lint, types, unit and integration tests (real SSH, Docker, Nginx and vLLM)
 	@$(python) -m pytest $(unit_tests)
-	@$(as_root) $(python) -m pytest tests/integration
+	@$(as_root) $(python) -m pytest -m "not slow" tests/integration
 
 unit: lint ## The daily loop: lint, types and unit tests, in seconds, without Docker
 	@$(python) -m pytest $(unit_tests)

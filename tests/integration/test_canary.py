@@ -31,6 +31,7 @@ from tests.integration.conftest import REHEARSAL, ROOT, Deployment, deployment, 
 from tests.integration.own_stacks import stack_file
 from tests.unit.verify_server import issue, new_authority
 
+pytestmark = pytest.mark.slow  # in short: a key's way through two rotations, test_secrets.py
 STACK = "canary"
 HEADER = b'{"t":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}}'
 FILES = {

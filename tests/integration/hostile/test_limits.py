@@ -125,14 +125,14 @@ def _refusal(client: openai.OpenAI) -> openai.RateLimitError | None:
     return None
 
 
-if PROVE:  # it takes as long as Retry-After says
-
-    def test_the_official_clients_own_retry_gets_through(nginx: Twin) -> None:
-        for _ in range(LET_IN):
-            client(nginx).models.list()
-        with pytest.raises(openai.RateLimitError):
-            client(nginx).models.list()
-        assert client(nginx, retries=1).models.list()
+@pytest.mark.slow
+def test_the_official_clients_own_retry_gets_through(nginx: Twin) -> None:
+    """It takes as long as Retry-After says."""
+    for _ in range(LET_IN):
+        client(nginx).models.list()
+    with pytest.raises(openai.RateLimitError):
+        client(nginx).models.list()
+    assert client(nginx, retries=1).models.list()
 
 
 def test_what_is_refused_for_its_key_costs_no_key_anything(nginx: Twin) -> None:
