@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration import own_environment
 from tests.integration.terraform_plan import terraform_plan
-from tests.unit.conftest import ON_GOOGLE, private_key, program_of, values_of  # noqa: F401 - fixtures
+from tests.unit.conftest import ON_GOOGLE, bundle, private_key, program_of, values_of  # noqa: F401 - fixtures
 from tests.unit.program import Program
 from tests.unit.registered import INSTANCE
 
