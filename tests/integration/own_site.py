@@ -229,7 +229,7 @@ def back_to_first(site: Site, made: Made) -> None:
     site.set(bundle=str(made.first), bundleOnHost=None)
     site.up()
     (weights,) = (made.second / "weights").iterdir()
-    site.hosts.server.shell(f"docker image prune --all --force && rm -rf {MODELS}/{weights.name}")
+    site.hosts.server.shell(f"docker image prune --all --force && rm -rf {MODELS}/{weights.name} {STORE}/*/vllm-*")
 
 
 def bytes_of(bundle: Path, part: str) -> int:
