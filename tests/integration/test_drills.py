@@ -51,6 +51,7 @@ def test_nginx_killed_is_back_by_itself(own: Site) -> None:
     assert row.next_up == "nothing"
 
 
+@pytest.mark.slow
 def test_dockerd_killed_leaves_containers_and_streams_alone(own: Site) -> None:
     before = [own.server.container(role).attrs["State"]["StartedAt"] for role in ("vllm", "nginx")]
     row = faults.dockerd_killed(own)
@@ -92,5 +93,6 @@ def test_second_up_is_refused_and_disturbs_nothing(own: Site) -> None:
     assert (row.saw, row.next_up) == ("nothing", "nothing")
 
 
+@pytest.mark.slow
 def test_up_that_lost_its_connection_again_and_again_is_finished_by_the_next(own: Site) -> None:
     assert ups.ssh_cut_at_every_step(own, most=3).next_up == "nothing"

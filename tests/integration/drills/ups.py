@@ -1,6 +1,7 @@
 """Faults of `up` itself: cut off, and begun twice."""
 
 import json
+import signal
 import subprocess
 import tempfile
 import time
@@ -20,7 +21,12 @@ def second_up(site: Site) -> Row:
     def twice() -> None:
         first = start(server, "up")
         wait_until(lambda: "settings" in first.text)
+        # With nothing to do it would be over in a second. (Brackets: the pattern is not to find its own shell.)
+        to_first = "pkill -{} -f 'scripts.rehearsal [u]p'"
+        server.shell(to_first.format("STOP"))
         second = server.rehearse("up")
+        server.shell(to_first.format("CONT"))
+        first.process.send_signal(signal.SIGCONT)  # nsenter has stopped along with it
         assert second.returncode == 1, second.stdout
         said.append(second.stderr)
         assert first.exit_code == 0, first.text
