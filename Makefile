@@ -29,7 +29,7 @@ lint: ## ruff, mypy --strict, shellcheck
 	  scripts/{bring-back,bundle,diagnose,handoff,launch,pin,preflight,rehearse,rotate,setup,tunnel,verify}
 
 prove: lint ## The slow proofs: 10,000 hostile requests, canaries, drills, a soak, mutants (two hours or so)
-	@$(as_root) $(python) -m scripts.prove
+	@$(as_root) $(python) -m scripts.prove $(addprefix --only ,$(only))
 
 bench: ## Measure `up` against vLLM by hand, and what Nginx adds: docs/benchmarks.md (half an hour)
 	@scripts/setup --dev

@@ -19,6 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 LOGS = ROOT / ".proofs"
 PYTEST = (sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider")
 SLOW = {"ELASTIC_VLLM_PROVE": "1"}
+LEFT_OUT = [
+    f"--ignore=tests/integration/{name}" for name in ("hostile", "test_canary.py", "test_drills.py", "test_soak.py")
+]
+"""They have proofs of their own."""
 SHOWN_LINES = 40
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 console = Console(highlight=False)
@@ -62,6 +66,11 @@ PROOFS = {
     "short": Proof(
         "the drills and the soak in short, with a stand-in for vLLM where that will do",
         (*PYTEST, "tests/integration/test_drills.py", "tests/integration/test_soak.py"),
+        environment=SLOW,
+    ),
+    "slow": Proof(
+        "the other tests that make test leaves out",
+        (*PYTEST, "-m", "slow", *LEFT_OUT, "tests/integration"),
         environment=SLOW,
     ),
     "soak": Proof(

@@ -34,7 +34,7 @@ GROWTH_KIB = 2048
 """Of all of Nginx's processes, from the first third of the rounds to the last."""
 GROWTH_DESCRIPTORS = 8
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ def test_a_container_that_asks_the_network_is_caught(site: Site) -> None:
             assert_silent(trap)
 
 
+@pytest.mark.slow  # five minutes; the others have a stand-in for vLLM
 def test_vllm_itself_comes_up_from_the_bundle_and_nothing_reaches_the_trap(made: Made) -> None:
     """All over again with the real image, on a server that has nothing yet, while every way leads into the trap."""
     with own_hosts.running() as hosts, hosts.trapped() as trap:
