@@ -48,6 +48,7 @@ NEEDS = {
     "make bench": "minutes",
     "make prove": "hours",
     "make drills": "minutes",
+    ".venv/bin/python -m scripts.mutation": "most of an hour",
     ".venv/bin/python -m scripts.soak": "minutes",
     ".venv/bin/python -m scripts.bench": "minutes",
 }
