@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import subprocess
 import tempfile
 import threading
@@ -39,10 +40,10 @@ class Tunnel:
         self.where = f"{url.username or 'root'}@{url.hostname}:{url.port or 22}"
         self.remote = url.path if url.path.strip("/") else SOCKET
         self.directory = Path(tempfile.mkdtemp(prefix="docker-", dir=ROOT if ROOT.is_dir() else None))
-        socket, self.log = self.directory / "docker.sock", self.directory / "ssh.log"
+        local, self.log = self.directory / "docker.sock", self.directory / "ssh.log"
         target = ["-p", str(url.port or 22), "-l", url.username or "root", url.hostname]
         own = ["-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15"]
-        forward = ["-o", "ExitOnForwardFailure=yes", "-o", "ControlPath=none", "-L", f"{socket}:{self.remote}"]
+        forward = ["-o", "ExitOnForwardFailure=yes", "-o", "ControlPath=none", "-L", f"{local}:{self.remote}"]
         with self.log.open("wb") as log:
             # `cat` ends when its input does: ssh never outlives this process, not even after SIGKILL.
             self.process = subprocess.Popen(
@@ -53,7 +54,7 @@ class Tunnel:
                 start_new_session=True,  # Ctrl-C is for this process: it ends the tunnel when it is done
             )
         try:
-            self.client = self._connect(socket)
+            self.client = self._connect(local)
         except BaseException:
             self.close()
             raise
@@ -67,14 +68,14 @@ class Tunnel:
         self.process.wait()
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _connect(self, socket: Path) -> docker.DockerClient:
+    def _connect(self, local: Path) -> docker.DockerClient:
         end = time.monotonic() + CONNECT_SECONDS
-        while not socket.exists():
+        while not _listens(local):
             if self.process.poll() is not None or time.monotonic() > end:
                 raise NothingDoneError(self._why())
             time.sleep(0.02)
         try:
-            client = docker.DockerClient(base_url=f"unix://{socket}", timeout=API_SECONDS)
+            client = docker.DockerClient(base_url=f"unix://{local}", timeout=API_SECONDS)
             client.ping()
         except (docker.errors.DockerException, requests.RequestException) as error:
             raise NothingDoneError(
@@ -91,6 +92,16 @@ class Tunnel:
         if "Permission denied" in said:
             return key_refused(self.where)
         return unreachable(self.where, lines[-1].removeprefix("ssh: "))
+
+
+def _listens(path: Path) -> bool:
+    """Whether a socket takes connections: ssh's is there a moment earlier."""
+    with socket.socket(socket.AF_UNIX) as trial:
+        try:
+            trial.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+    return True
 
 
 def client(provider: dict[str, Any]) -> docker.DockerClient:
