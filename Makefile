@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 python := .venv/bin/python
-.PHONY: help rehearse down test unit lint prove bench drills pins clean
+.PHONY: help rehearse down test host unit lint prove bench drills pins clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -13,9 +13,14 @@ rehearse: ## Run the whole system on this machine, verify it, print connector UR
 down: ## Remove what `make rehearse` made
 	@scripts/rehearse down
 
-test: lint ## Lint, types, unit and integration tests (real SSH, Docker, Nginx and vLLM)
-	@$(python) -m pytest $(unit_tests)
+test: ## Lint, types, unit and integration tests (real SSH, Docker, Nginx and vLLM)
+	@scripts/setup --dev
+	@$(MAKE) --no-print-directory --jobs 2 unit host
 	@$(as_root) $(python) -m pytest -m "not slow" tests/integration
+
+# The images take minutes where they are not there yet: the unit tests run meanwhile.
+host:
+	@$(as_root) scripts/rehearse setup --stack test
 
 unit: lint ## The daily loop: lint, types and unit tests, in seconds, without Docker
 	@$(python) -m pytest $(unit_tests)

@@ -19,9 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LOGS = ROOT / ".proofs"
 PYTEST = (sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider")
 SLOW = {"ELASTIC_VLLM_PROVE": "1"}
-LEFT_OUT = [
-    f"--ignore=tests/integration/{name}" for name in ("hostile", "test_canary.py", "test_drills.py", "test_soak.py")
-]
+ELSEWHERE = "hostile test_canary.py test_drills.py test_soak.py test_lifecycle.py test_rotate.py test_google_cloud.py"
+LEFT_OUT = [f"--ignore=tests/integration/{name}" for name in ELSEWHERE.split()]
 """They have proofs of their own."""
 SHOWN_LINES = 40
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -66,6 +65,11 @@ PROOFS = {
     "short": Proof(
         "the drills and the soak in short, with a stand-in for vLLM where that will do",
         (*PYTEST, "tests/integration/test_drills.py", "tests/integration/test_soak.py"),
+        environment=SLOW,
+    ),
+    "long": Proof(
+        "what make test has in short: `up` killed at each step, keys rotated twice, prod rehearsed with vLLM",
+        (*PYTEST, *(f"tests/integration/test_{name}.py" for name in ("lifecycle", "rotate", "google_cloud"))),
         environment=SLOW,
     ),
     "slow": Proof(

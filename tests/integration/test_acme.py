@@ -20,6 +20,8 @@ from tests.integration.own_machine import outcomes
 from tests.integration.own_stacks import installed, stack_file
 from tests.unit.verify_server import issue, new_authority
 
+pytestmark = pytest.mark.slow  # the other modes: test_certificates.py; how it renews: tests/unit/test_acme_renewal.py
+
 STACK = "acme"
 DIRECTORY = Path("/var/lib/elastic-vllm") / STACK
 RENEW = DIRECTORY / "acme" / "renew"

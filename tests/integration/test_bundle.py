@@ -239,6 +239,7 @@ def test_another_model_or_image_is_collected_alone(built: Site) -> None:
     assert built.verify().returncode == 0
 
 
+@pytest.mark.slow
 def test_what_was_damaged_is_collected_again(built: Site) -> None:
     wheel = next((built.bundle / "wheels").glob("pulumi-*.whl"))
     wheel.write_bytes(wheel.read_bytes()[:-1])
@@ -251,6 +252,7 @@ def test_what_was_damaged_is_collected_again(built: Site) -> None:
     assert built.verify().returncode == 0
 
 
+@pytest.mark.slow
 def test_the_project_is_installed_from_it_without_network(built: Site, tmp_path: Path) -> None:
     with tarfile.open(built.bundle / "project" / "elastic-vllm.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")

@@ -19,6 +19,8 @@ from scripts.bundling.verify import problems
 from scripts.bundling.wanted import Wanted
 from tests.integration.own_stacks import installed
 
+pytestmark = pytest.mark.slow  # in short: the server of airgap/test_site.py has no others
+
 NAMES = ["docker.io", "ca-certificates", "curl", "nftables", "logrotate"]
 
 

@@ -27,6 +27,8 @@ from tests.unit.verify_server import issue, new_authority
 
 Diagnose = Callable[..., Result]
 
+SLOW = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def outputs(machine: None) -> Iterator[Mapping[str, Any]]:
@@ -215,7 +217,10 @@ FAULTS: Mapping[str, tuple[Callable[[], AbstractContextManager[None]], Kind, tup
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+QUICKLY = {"Nginx stopped", "vLLM stopped", "Nginx removed"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(each, marks=() if each in QUICKLY else SLOW) for each in FAULTS])
 def test_what_is_broken_on_the_server(diagnosed: Diagnose, name: str) -> None:
     fault, kind, words = FAULTS[name]
     with fault():
@@ -227,8 +232,10 @@ def test_what_is_broken_on_the_server(diagnosed: Diagnose, name: str) -> None:
     ("change", "words"),
     [
         ({"port": 9}, ("SSH does not get there", "sshd")),
-        ({"options": ["-o", "KnownHostsCommand=/bin/true"]}, ("it shows another host key", "sshHostKey")),
-        ({"options": ["-i", "/dev/null"]}, ("refuses the private key", "sshPrivateKeyPath")),
+        pytest.param(
+            {"options": ["-o", "KnownHostsCommand=/bin/true"]}, ("it shows another host key", "sshHostKey"), marks=SLOW
+        ),
+        pytest.param({"options": ["-i", "/dev/null"]}, ("refuses the private key", "sshPrivateKeyPath"), marks=SLOW),
     ],
     ids=["refused", "host key", "private key"],
 )
@@ -259,6 +266,7 @@ def kibana(tmp_path: Path) -> Iterator[tuple[Elastic, tuple[str, ...]]]:
         yield elastic, ("--kibana-url", elastic.address, "--kibana-key-file", str(tmp_path / "kibana-key"))
 
 
+@SLOW
 def test_kibanas_connector_is_as_it_should_be(
     diagnosed: Diagnose, outputs: Mapping[str, Any], kibana: tuple[Elastic, tuple[str, ...]]
 ) -> None:
@@ -272,6 +280,7 @@ def test_kibanas_connector_is_as_it_should_be(
     expect(diagnosed(*options), Kind.KIBANA, "the connector leads elsewhere: apiUrl is", "up --refresh")
 
 
+@SLOW
 def test_kibana_that_does_not_answer_or_refuses_the_key(diagnosed: Diagnose, tmp_path: Path) -> None:
     (tmp_path / "kibana-key").write_text("d3Jvbmc=")
     file = ("--kibana-key-file", str(tmp_path / "kibana-key"))

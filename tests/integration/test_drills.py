@@ -10,7 +10,6 @@ from tests.integration.drills.measure import PROXY_SECONDS, STREAMS, Row, Site, 
 from tests.integration.drills.server import running
 from tests.integration.own_stacks import MODEL, NGINX_IMAGE, make_weights
 
-pytestmark = pytest.mark.slow
 BUSY = 3
 """A machine that runs tests may be busy with others."""
 
@@ -52,6 +51,7 @@ def test_nginx_killed_is_back_by_itself(own: Site) -> None:
     assert row.next_up == "nothing"
 
 
+@pytest.mark.slow
 def test_dockerd_killed_leaves_containers_and_streams_alone(own: Site) -> None:
     before = [own.server.container(role).attrs["State"]["StartedAt"] for role in ("vllm", "nginx")]
     row = faults.dockerd_killed(own)
@@ -71,6 +71,7 @@ def test_full_log_disk_is_noticed_by_nobody(own: Site) -> None:
     assert (row.saw, row.next_up) == ("nothing", "nothing")
 
 
+@pytest.mark.slow
 def test_full_weights_disk_refuses_the_new_model_and_leaves_the_old(own: Site) -> None:
     row = faults.weights_full(own)
     assert (row.saw, row.next_up) == ("nothing", "nothing")
@@ -88,10 +89,12 @@ def test_notice_of_preemption_lets_streams_end_and_takes_no_more(own: Site) -> N
     assert "new requests: connection " in row.saw, row.line
 
 
+@pytest.mark.slow
 def test_second_up_is_refused_and_disturbs_nothing(own: Site) -> None:
     row = ups.second_up(own)
     assert (row.saw, row.next_up) == ("nothing", "nothing")
 
 
+@pytest.mark.slow
 def test_up_that_lost_its_connection_again_and_again_is_finished_by_the_next(own: Site) -> None:
     assert ups.ssh_cut_at_every_step(own, most=3).next_up == "nothing"

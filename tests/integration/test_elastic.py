@@ -118,6 +118,7 @@ def test_a_changed_model_changes_both_in_place(connected: list[str], elastic: El
     made(connected)
 
 
+@pytest.mark.slow
 def test_a_new_key_reaches_both_in_the_same_up(connected: list[str], elastic: Elastic) -> None:
     made([*connected, "--set", "keyVersion=2"])
     key = deployment(STACK).key
@@ -125,6 +126,7 @@ def test_a_new_key_reaches_both_in_the_same_up(connected: list[str], elastic: El
     made(connected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "cause"), [("d3Jvbmc=", "refuses the API key (401"), (READER, "lacks a privilege in Kibana (403")]
 )
@@ -142,6 +144,7 @@ def test_a_key_that_elastic_does_not_take_fails_with_one_message(
     assert bodies(elastic)
 
 
+@pytest.mark.slow
 def test_a_kibana_that_is_down_fails_that_resource_and_the_endpoint_works(
     connected: list[str], elastic: Elastic
 ) -> None:
@@ -157,6 +160,7 @@ def test_a_kibana_that_is_down_fails_that_resource_and_the_endpoint_works(
     assert set(made(connected).values()) <= {"unchanged", "updated"}
 
 
+@pytest.mark.slow
 def test_an_address_that_is_not_kibanas_fails_before_anything_else_is_touched(
     connected: list[str], elastic: Elastic
 ) -> None:

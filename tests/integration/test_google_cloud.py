@@ -13,7 +13,7 @@ from components.model_weights import DOWNLOAD_UID
 from components.vllm_server import NGINX_UID, VLLM_UID
 from scripts.rehearsal import simulated_vm
 from tests.integration import own_sshd, vllm_stand_in
-from tests.integration.conftest import ROOT, Deployment, deployment, rehearse, rehearse_up
+from tests.integration.conftest import PROVE, ROOT, Deployment, deployment, rehearse, rehearse_up
 from tests.integration.own_machine import outcomes
 from tests.integration.own_stacks import stack_file
 
@@ -25,13 +25,15 @@ METADATA = "169.254.169.254"
 
 
 @pytest.fixture(scope="module")
-def prod(machine: None) -> Iterator[None]:
-    """The stack prod under another name and on another port, which takes it down at the end."""
+def prod(machine: None) -> Iterator[str]:
+    """The stack prod under another name and on another port, until the end; the stand-in's image."""
     config = yaml.safe_load((ROOT / "stacks" / "Pulumi.prod.yaml").read_text())["config"]
     settings = {key.removeprefix("elastic-vllm:"): value for key, value in config.items()}
     try:
-        with stack_file(STACK, settings | {"httpsPort": own_sshd.free_port()}):
-            yield
+        with vllm_stand_in.image() as image:
+            own = {"httpsPort": own_sshd.free_port()} | ({} if PROVE else {"vllmImage": image})
+            with stack_file(STACK, settings | own):
+                yield image
     finally:
         simulated_vm.disk_file(DISK).unlink(missing_ok=True)
 
@@ -45,11 +47,11 @@ def what_clients_have(deployed: Deployment) -> tuple[str, str, str]:
     return deployed.url, deployed.key, deployed.ca_certificate
 
 
-# With the real vLLM
+# With the real vLLM in `make prove`, with the stand-in in `make test`
 
 
 @pytest.fixture(scope="module")
-def first(prod: None) -> str:
+def first(prod: str) -> str:
     """What the first `up` printed, verify's report with it."""
     done = rehearse("up", "--verify", stack=STACK)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
@@ -129,42 +131,44 @@ class Changes:
 
 
 @pytest.fixture(scope="module")
-def changes(first: str) -> Iterator[Changes]:
+def changes(prod: str, first: str) -> Changes:
     changes = Changes(what_clients_have(deployment(STACK)), {}, {}, {})
-    with vllm_stand_in.image() as image:
-        quick = ("--set", f"vllmImage={image}")
+    quick = ("--set", f"vllmImage={prod}")
 
-        def bring(name: str, *arguments: str) -> None:
-            changes.done[name] = up(*quick, *arguments)
-            now = deployment(STACK)
-            changes.after[name] = what_clients_have(now)
-            if name != "parked":
-                changes.healthy[name] = now.http().get("/healthz").status_code
+    def bring(name: str, *arguments: str) -> None:
+        changes.done[name] = up(*quick, *arguments)
+        now = deployment(STACK)
+        changes.after[name] = what_clients_have(now)
+        if name != "parked":
+            changes.healthy[name] = now.http().get("/healthz").status_code
 
-        up(*quick)
-        (MOUNTED_AT / "kept").touch()
-        bring("replaced", "--set", "machineType=a2-ultragpu-4g")
-        lost = rehearse("lose", stack=STACK)
-        assert lost.returncode == 0, lost.stderr
-        bring("lost", "--set", "machineType=a2-ultragpu-4g")
-        lost = rehearse("lose", stack=STACK)
-        assert lost.returncode == 0, lost.stderr
-        bring("replaced while lost")
-        bring("parked", "--set", "parked=true")
-        bring("back")
-        yield changes
+    up(*quick)
+    (MOUNTED_AT / "kept").touch()
+    bring("replaced", "--set", "machineType=a2-ultragpu-4g")
+    lost = rehearse("lose", stack=STACK)
+    assert lost.returncode == 0, lost.stderr
+    bring("lost", "--set", "machineType=a2-ultragpu-4g")
+    lost = rehearse("lose", stack=STACK)
+    assert lost.returncode == 0, lost.stderr
+    bring("replaced while lost")
+    bring("parked", "--set", "parked=true")
+    bring("back")
+    return changes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["replaced", "lost", "replaced while lost", "parked", "back"])
 def test_address_key_and_ca_stay(name: str, changes: Changes) -> None:
     assert changes.after[name] == changes.first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["replaced", "lost", "replaced while lost", "back"])
 def test_the_endpoint_is_there_again(name: str, changes: Changes) -> None:
     assert changes.healthy[name] == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["replaced", "lost", "replaced while lost"])
 def test_everything_on_another_vm_is_made_anew(name: str, changes: Changes) -> None:
     done = changes.done[name]
@@ -175,16 +179,19 @@ def test_everything_on_another_vm_is_made_anew(name: str, changes: Changes) -> N
     }
 
 
+@pytest.mark.slow
 def test_the_weights_survive_it_all(changes: Changes) -> None:
     assert (MOUNTED_AT / "kept").exists()
 
 
+@pytest.mark.slow
 def test_parking_leaves_nothing_that_runs(changes: Changes) -> None:
     done = changes.done["parked"]
     assert {resource for resource, outcome in done.items() if outcome == "deleted"} > {"vm-instance", "vllm-container"}
     assert {done[name] for name in ("network-address", "vm-weights", "key-v1", "certificate-ca")} == {"unchanged"}
 
 
+@pytest.mark.slow
 def test_down_keeps_the_disk_and_another_up_takes_it_as_it_is(changes: Changes) -> None:
     down = rehearse("down", stack=STACK)
     assert down.returncode == 0, down.stderr
@@ -202,7 +209,8 @@ def test_down_keeps_the_disk_and_another_up_takes_it_as_it_is(changes: Changes) 
     assert rehearse("down", stack=STACK).returncode == 0
 
 
-def test_a_disk_that_holds_something_unknown_is_not_formatted(prod: None) -> None:
+@pytest.mark.slow
+def test_a_disk_that_holds_something_unknown_is_not_formatted(prod: str) -> None:
     name = f"{DISK}-strange"
     file = simulated_vm.disk_file(name)
     content = b"something" * 1000

@@ -247,6 +247,7 @@ def test_a_repository_out_of_reach_leaves_nothing_behind(machine: Copy, reposito
     assert "nvidia" not in machine.changes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["{url}/elsewhere", "http://127.0.0.1:1/deb"])
 def test_a_repository_that_can_not_be_read_is_reported(machine: Copy, repository: Repository, place: str) -> None:
     url = place.format(url=repository.url)

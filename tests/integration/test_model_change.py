@@ -11,6 +11,8 @@ import pytest
 
 from tests.integration.conftest import Deployment, deployment, identity, rehearse, rehearse_up
 
+pytestmark = pytest.mark.slow  # in short: airgap/test_site.py, with a stand-in for vLLM
+
 WATCH_SECONDS = 0.2
 
 

@@ -28,6 +28,8 @@ from tests.integration.own_machine import outcomes, wait_until
 from tests.integration.own_stacks import stack_file
 from tests.integration.test_isolation import LOOK_AROUND, OPEN_TCP, SEND_UDP, Listeners, output_in, own_address
 
+pytestmark = pytest.mark.slow  # in short: airgap/test_site.py, with a stand-in for vLLM
+
 STACK = "podman"
 PREFIX = f"elastic-vllm-{STACK}"
 DIRECTORY = Path("/var/lib/elastic-vllm") / STACK

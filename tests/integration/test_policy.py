@@ -16,6 +16,8 @@ from tests.unit.conftest import ON_GOOGLE, bundle, private_key, program_of, valu
 from tests.unit.program import Program
 from tests.unit.registered import INSTANCE
 
+pytestmark = pytest.mark.slow  # in short: tests/unit/google_rules.py
+
 EXCEPTIONS = {
     "CKV_GCP_26": "flow logs of the subnetwork: they cost money, and Nginx logs each request; turn them on where a "
     "rule of the house asks for it",

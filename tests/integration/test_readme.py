@@ -10,6 +10,8 @@ from scripts.rehearsal import simulated_vm
 from tests import readme
 from tests.integration.conftest import rehearse
 
+pytestmark = pytest.mark.slow  # the same commands, one by one, are what the other tests run
+
 
 def typed(command: str, stack: str) -> None:
     """Run it from the repository's directory; it must succeed."""

@@ -3,9 +3,10 @@
 import json
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,6 +99,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], list[str]]] = {
 }
 
 
+def first_of(kinds: Iterable[str]) -> list[Any]:
+    """All, of which only the first is quick enough for `make test`."""
+    return [pytest.param(kind, marks=pytest.mark.slow if number else ()) for number, kind in enumerate(kinds)]
+
+
 @pytest.fixture
 def damaged(made: Made) -> Iterator[Path]:
     """A copy of the second bundle, which the server does not have yet."""
@@ -119,13 +125,20 @@ def found(said: tuple[int, str], name: str) -> None:
     assert "Traceback" not in said[1]
 
 
-@pytest.mark.parametrize(("kind", "pattern"), [(kind, each) for kind, (_, files) in DAMAGE.items() for each in files])
+@pytest.mark.parametrize(
+    ("kind", "pattern"),
+    [
+        pytest.param(kind, each, marks=pytest.mark.slow if number else ())
+        for kind, (_, files) in DAMAGE.items()
+        for number, each in enumerate(files)
+    ],
+)
 def test_damage_of_each_kind_is_found_and_named(site: Site, made: Made, damaged: Path, kind: str, pattern: str) -> None:
     name = damage(damaged, kind, pattern)
     found(site.bundle("verify", damaged, "--key", made.factory.public_key), name)
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("kind", first_of(DAMAGE))
 def test_a_damaged_bundle_never_gets_as_far_as_the_server(site: Site, made: Made, damaged: Path, kind: str) -> None:
     name = damage(damaged, kind, DAMAGE[kind][1][0])
     refused(site, made, damaged, name)
@@ -141,7 +154,7 @@ MALICIOUS["a link outside"].type, MALICIOUS["a link outside"].linkname = tarfile
 MALICIOUS["a device"].type = tarfile.BLKTYPE
 
 
-@pytest.mark.parametrize("kind", MALICIOUS)
+@pytest.mark.parametrize("kind", first_of(MALICIOUS))
 def test_an_archive_that_leads_out_is_refused_whoever_signed_it(
     site: Site, made: Made, damaged: Path, kind: str
 ) -> None:

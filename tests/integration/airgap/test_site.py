@@ -2,6 +2,8 @@
 
 import shutil
 
+import pytest
+
 from scripts.verification import run as verification
 from tests.integration import own_hosts, own_site
 from tests.integration.own_site import CHATTER, FIRST, SECOND, Made, Site, copy_of
@@ -34,6 +36,7 @@ def test_a_second_up_changes_nothing_and_brings_nothing(site: Site) -> None:
     assert site.sent_bytes() - before < CHATTER
 
 
+@pytest.mark.slow
 def test_another_model_is_one_setting_and_so_is_the_way_back(site: Site, made: Made) -> None:
     """Only what differs between the bundles travels, and only vLLM's container is replaced."""
     before, containers = site.sent_bytes(), site.containers()
@@ -53,6 +56,7 @@ def test_another_model_is_one_setting_and_so_is_the_way_back(site: Site, made: M
     assert site.containers()["nginx"] == containers["nginx"]
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_plugged_in_at_the_server_is_taken_from_there(site: Site, made: Made) -> None:
     """The program's machine has no more than the bundle's lists."""
     own_site.back_to_first(site, made)

@@ -4,6 +4,8 @@ import random
 from collections.abc import Callable
 from contextlib import suppress
 
+import pytest
+
 from tests.integration import own_site
 from tests.integration.own_site import BALLAST, SECOND, STORE, Made, Site, back_to_first, checksums, checksums_on
 
@@ -17,6 +19,7 @@ dd if=/dev/zero of={STORE}/fill-rest bs=1M status=none || true
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_it_before_anything_is_replaced(site: Site, made: Made) -> None:
     """Found at the start, or while files come: the endpoint goes on answering, and with room again it goes on."""
     back_to_first(site, made)

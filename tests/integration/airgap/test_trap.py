@@ -13,9 +13,11 @@ def assert_silent(trap: Trap) -> None:
 
 
 # Where -> a file of the project, and what is put in front of its last lines.
+# No longer than it takes to ask: nobody answers.
+ASKS = "timeout 0.5 getent hosts example.com || true\n"
 LEAKS = {
-    "control": ("__main__.py", "import subprocess\nsubprocess.run(['getent', 'hosts', 'example.com'])\n"),
-    "server": ("components/files/common.sh", "getent hosts example.com || true\n"),
+    "control": ("__main__.py", f"import subprocess\nsubprocess.run({ASKS!r}, shell=True)\n"),
+    "server": ("components/files/common.sh", ASKS),
 }
 
 

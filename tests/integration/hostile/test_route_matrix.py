@@ -145,6 +145,7 @@ def test_neither_keys_nor_limits_replace_a_container(keyed: Keyed) -> None:
     assert (identity(keyed.deployed.vllm), identity(keyed.deployed.nginx)) == keyed.containers
 
 
+@pytest.mark.slow
 def test_load_beyond_the_limit_is_429_at_once_and_streams_within_it_reach_their_end(keyed: Keyed) -> None:
     client, refused = keyed.deployed.openai(), keyed.deployed.openai()
     # Its connection is kept: a new one takes computing, which vLLM leaves little of to others just now.
