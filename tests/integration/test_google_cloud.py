@@ -25,15 +25,13 @@ METADATA = "169.254.169.254"
 
 
 @pytest.fixture(scope="module")
-def prod(machine: None) -> Iterator[str]:
-    """The stack prod under another name and on another port, until the end; the stand-in's image."""
+def prod(machine: None) -> Iterator[tuple[str, ...]]:
+    """The stack prod under another name and on another port, until the end; what puts the stand-in in vLLM's place."""
     config = yaml.safe_load((ROOT / "stacks" / "Pulumi.prod.yaml").read_text())["config"]
     settings = {key.removeprefix("elastic-vllm:"): value for key, value in config.items()}
     try:
-        with vllm_stand_in.image() as image:
-            own = {"httpsPort": own_sshd.free_port()} | ({} if PROVE else {"vllmImage": image})
-            with stack_file(STACK, settings | own):
-                yield image
+        with vllm_stand_in.image() as image, stack_file(STACK, settings | {"httpsPort": own_sshd.free_port()}):
+            yield ("--set", f"vllmImage={image}")
     finally:
         simulated_vm.disk_file(DISK).unlink(missing_ok=True)
 
@@ -51,9 +49,14 @@ def what_clients_have(deployed: Deployment) -> tuple[str, str, str]:
 
 
 @pytest.fixture(scope="module")
-def first(prod: str) -> str:
+def arguments(prod: tuple[str, ...]) -> tuple[str, ...]:
+    return () if PROVE else prod
+
+
+@pytest.fixture(scope="module")
+def first(arguments: tuple[str, ...]) -> str:
     """What the first `up` printed, verify's report with it."""
-    done = rehearse("up", "--verify", stack=STACK)
+    done = rehearse("up", "--verify", *arguments, stack=STACK)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -68,8 +71,8 @@ def test_what_is_simulated_is_said(first: str) -> None:
     assert f"rehearsing {STACK}: Google Cloud is simulated, this machine stands for the VM" in first
 
 
-def test_a_second_up_changes_nothing_and_is_quick(first: str) -> None:
-    done = rehearse("up", stack=STACK)
+def test_a_second_up_changes_nothing_and_is_quick(first: str, arguments: tuple[str, ...]) -> None:
+    done = rehearse("up", *arguments, stack=STACK)
     assert set(outcomes(done.stdout).values()) == {"unchanged"}
     seconds = re.search(r"^total ([\d.]+) s$", done.stdout, re.MULTILINE)
     assert seconds
@@ -131,18 +134,17 @@ class Changes:
 
 
 @pytest.fixture(scope="module")
-def changes(prod: str, first: str) -> Changes:
+def changes(prod: tuple[str, ...], first: str) -> Changes:
     changes = Changes(what_clients_have(deployment(STACK)), {}, {}, {})
-    quick = ("--set", f"vllmImage={prod}")
 
     def bring(name: str, *arguments: str) -> None:
-        changes.done[name] = up(*quick, *arguments)
+        changes.done[name] = up(*prod, *arguments)
         now = deployment(STACK)
         changes.after[name] = what_clients_have(now)
         if name != "parked":
             changes.healthy[name] = now.http().get("/healthz").status_code
 
-    up(*quick)
+    up(*prod)
     (MOUNTED_AT / "kept").touch()
     bring("replaced", "--set", "machineType=a2-ultragpu-4g")
     lost = rehearse("lose", stack=STACK)
@@ -210,7 +212,7 @@ def test_down_keeps_the_disk_and_another_up_takes_it_as_it_is(changes: Changes) 
 
 
 @pytest.mark.slow
-def test_a_disk_that_holds_something_unknown_is_not_formatted(prod: str) -> None:
+def test_a_disk_that_holds_something_unknown_is_not_formatted(prod: tuple[str, ...]) -> None:
     name = f"{DISK}-strange"
     file = simulated_vm.disk_file(name)
     content = b"something" * 1000

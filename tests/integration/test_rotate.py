@@ -1,4 +1,4 @@
-"""scripts/rotate on a stack that is asked all the time, by 50 clients that try nothing twice."""
+"""scripts/rotate on a stack that is asked all the time, by clients that try nothing twice."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from tests.integration.conftest import PROVE, ROOT, Deployment, deployment, iden
 from tests.integration.own_stacks import stack_file
 
 STACK = "rotated"
-CLIENTS = 50
+CLIENTS = 50 if PROVE else 20
 ROUNDS = 2 if PROVE else 1
 KEEPALIVE_MIN_TIMEOUT = (1, 27, 4)
 """The version of Nginx from which a reload leaves idle connections open for a while."""
@@ -67,7 +67,7 @@ def answer(key: str) -> int:
 
 
 class Load:
-    """50 clients, each on its own connection, half of them with streams; what went wrong, by what it was."""
+    """Clients, each on its own connection, half of them with streams; what went wrong, by what it was."""
 
     def __init__(self, deployed: Deployment) -> None:
         self.deployed = deployed
