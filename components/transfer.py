@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE
 from typing import IO, Any
 
 BLOCK_BYTES = 1 << 20
@@ -37,7 +38,7 @@ def send(order: dict[str, Any], say: Callable[[str], None], sent: Sent) -> int:
     listing = "".join(
         f"{file['sha256']} {file['bytes']} {'yes' if file['carried'] else 'no'} {file['path']}\n" for file in files
     )
-    with subprocess.Popen(order["ssh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as ssh:
+    with subprocess.Popen(order["ssh"], stdin=PIPE, stdout=PIPE, pipesize=BLOCK_BYTES) as ssh:
         assert ssh.stdin  # noqa: S101 - asked for
         assert ssh.stdout  # noqa: S101 - asked for
         rest = threading.Thread(target=_pass_on, args=(ssh.stdout, say))

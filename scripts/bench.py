@@ -53,6 +53,7 @@ def main(
         rehearse("setup")
         by_hand.append(timed(f"round {number}: the same vLLM by hand", partial(start_by_hand, server)))
     rehearse("down")
+    remove_disk()  # of an earlier rehearsal
     rehearse("setup", stack=GOOGLE)
     on_google = [timed("prod, rehearsed", partial(provision, ()))]
     google_again = [timed("prod with nothing to do", partial(rehearse, "up", stack=GOOGLE))]

@@ -108,25 +108,48 @@ for index in "${needed[@]}"; do
 done
 if [ -z "$SOURCE" ]; then echo "@begin"; fi
 
-# The rest of a file, from wherever it comes.
-rest() {
-  local offset
-  offset=$(size_of "$parts/${sums[$1]}")
-  if [ -n "$SOURCE" ]; then
-    tail -c "+$((offset + 1))" -- "$SOURCE/$PART/${names[$1]}"
+# As below, by one process instead of three: with a fast disk that is twice as quick.
+take=$(
+  cat <<'PYTHON'
+import hashlib, os, sys
+path, left = sys.argv[1], int(sys.argv[2])
+checksum = hashlib.sha256()
+try:
+    with open(path, "r+b", buffering=0) as part:
+        while block := part.read(1 << 20):
+            checksum.update(block)
+        while left and (block := os.read(0, min(left, 1 << 20))):
+            left -= len(block)
+            checksum.update(block)
+            while block:
+                block = block[part.write(block):]
+except OSError as error:
+    sys.exit(f"{path}: {error.strerror}")
+print(checksum.hexdigest())
+PYTHON
+)
+
+# Append the rest of a file to what is here of it; its checksum, made of what passes by: nothing is read twice but the
+# beginning of what was cut off.
+append() {
+  local part=$parts/${sums[$1]} left
+  left=$((sizes[$1] - $(size_of "$part")))
+  if command -v python3 >/dev/null; then
+    python3 -c "$take" "$part" "$left"
   else
-    dd bs=1M iflag=fullblock,count_bytes "count=$((sizes[$1] - offset))" status=none
+    {
+      cat -- "$part"
+      dd bs=1M iflag=fullblock,count_bytes "count=$left" status=none | tee -a -- "$part"
+    } | checksum
   fi
 }
 
 for index in "${needed[@]}"; do
   part=$parts/${sums[index]}
   touch -- "$part"
-  # The checksum is made of what passes by: nothing is read twice but the beginning of what was cut off.
-  arrived=$({
-    cat -- "$part"
-    rest "$index" | tee -a -- "$part"
-  } | checksum) || {
+  arrived=$(if [ -n "$SOURCE" ]; then
+    tail -c "+$(($(size_of "$part") + 1))" -- "$SOURCE/$PART/${names[index]}" | append "$index"
+  else append "$index"; fi) || {
     [ "$(df --output=avail -B 1 -- "$DESTINATION" | tail -n 1)" -gt 1000000 ] ||
       fail "the disk of $DESTINATION is full" "free some, then $again"
     fail "${names[index]} can't be written to $DESTINATION" "see the line above, then $again"

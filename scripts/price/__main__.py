@@ -212,7 +212,7 @@ def with_vllm(stack: str, outputs: dict[str, Any], rounds: int) -> str:
 
 def _load_table(loads: dict[str, real.Load]) -> str:
     lines = [
-        f"| {real.STREAMS} streams of {real.TOKENS} tokens | tokens a second, median | first token p50 | p99 |",
+        f"| {real.STREAMS} streams | tokens a second (of {real.TOKENS}), median | first token p50 | p99 |",
         "| --- | --- | --- | --- |",
     ]
     rates = {name: statistics.median(load.tokens_a_second) for name, load in loads.items()}

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from scripts.price.traffic import Way
 
 STREAMS = 4
-TOKENS = 120
+TOKENS = 1000
+FEW_TOKENS, BURSTS = 8, 25
+"""For the time to the first token: many short streams."""
 LONG = 12_000  # tokens: a minute or so
 POLL_SECONDS = 0.01
 PATIENCE_SECONDS = 60
@@ -27,14 +29,20 @@ class Load:
 
 
 def one_block(way: Way, model: str, load: Load) -> None:
-    """Some streams side by side, from their start to the last one's end."""
-    firsts: list[float] = []
+    """Long streams for the throughput, then short ones for the time to the first token."""
+    load.tokens_a_second.append(STREAMS * TOKENS / _side_by_side(way, model, TOKENS, []))
+    for _ in range(BURSTS):
+        _side_by_side(way, model, FEW_TOKENS, load.first_token_seconds)
+
+
+def _side_by_side(way: Way, model: str, tokens: int, first_token_seconds: list[float]) -> float:
+    """Seconds of some streams, from their start to the last one's end."""
     errors: list[Exception] = []
     connected = threading.Barrier(STREAMS + 1)  # a client keeps its connections
 
     def stream() -> None:
         try:
-            firsts.append(_read_stream(way, model, connected))
+            first_token_seconds.append(_read_stream(way, model, tokens, connected))
         except Exception as error:  # raised again below, in the thread that waits
             errors.append(error)
 
@@ -47,13 +55,12 @@ def one_block(way: Way, model: str, load: Load) -> None:
         thread.join()
     if errors:
         raise errors[0]
-    load.tokens_a_second.append(STREAMS * TOKENS / (time.monotonic() - start))
-    load.first_token_seconds += firsts
+    return time.monotonic() - start
 
 
-def _read_stream(way: Way, model: str, connected: threading.Barrier) -> float:
+def _read_stream(way: Way, model: str, tokens: int, connected: threading.Barrier) -> float:
     """Seconds to the first token; reads on to the end."""
-    asked = {"model": model, "max_tokens": TOKENS, "stream": True, "ignore_eos": True, "skip_special_tokens": False}
+    asked = {"model": model, "max_tokens": tokens, "stream": True, "ignore_eos": True, "skip_special_tokens": False}
     first, received = 0.0, b""
     with way.connection() as connection:
         connection.settimeout(PATIENCE_SECONDS)
