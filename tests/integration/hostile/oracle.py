@@ -31,6 +31,11 @@ PLAIN_HEADER = re.compile(rb"([A-Za-z0-9-]+): ?([!-~](?:[ -~]*[!-~])?)?\r\n")
 PLAIN_HOST = re.compile(rb"[a-z0-9.-]+(:[0-9]{1,4})?")
 CHUNK_SIZE = re.compile(rb"[0-9a-f]{1,6}\r\n")
 HOP_BY_HOP = {b"connection", b"expect", b"upgrade", b"te", b"trailer", b"keep-alive", b"http2-settings"}
+ONCE = {
+    *(b"authorization", b"host"),
+    *(b"if-match", b"if-modified-since", b"if-none-match", b"if-range", b"if-unmodified-since"),
+}
+"""What may stand in a request once only: Nginx from 1.23 on refuses the conditions too where they are repeated."""
 PLAIN_BYTES = 4096
 """A head shorter than this is in no limit's way."""
 
@@ -114,9 +119,7 @@ def _plain(reader: BinaryIO, values: set[bytes], body_bytes: int) -> Plain | Non
             return None
         headers.append((header[1].lower(), header[2] or b""))
     of = {name: [value for key, value in headers if key == name] for name, _ in headers}
-    if any(
-        name in HOP_BY_HOP or (len(values) > 1 and name in {b"authorization", b"host"}) for name, values in of.items()
-    ):
+    if any(name in HOP_BY_HOP or (len(values) > 1 and name in ONCE) for name, values in of.items()):
         return None
     if not PLAIN_HOST.fullmatch(b"".join(of.get(b"host", []))):
         return None
