@@ -28,7 +28,7 @@ PLAIN_START = re.compile(
     rb"(GET|POST|PUT|DELETE|PATCH|HEAD|OPTIONS) (/[A-Za-z0-9_./{}-]*)(\?[a-z0-9=&]*)? HTTP/1\.1\r\n"
 )
 PLAIN_HEADER = re.compile(rb"([A-Za-z0-9-]+): ?([!-~](?:[ -~]*[!-~])?)?\r\n")
-PLAIN_HOST = re.compile(rb"[a-z0-9.-]+(:[0-9]{1,4})?")
+PLAIN_HOST = re.compile(rb"[a-z0-9-]+(\.[a-z0-9-]+)*(:[0-9]{1,4})?")  # empty labels: newer Nginx refuses them
 CHUNK_SIZE = re.compile(rb"[0-9a-f]{1,6}\r\n")
 HOP_BY_HOP = {b"connection", b"expect", b"upgrade", b"te", b"trailer", b"keep-alive", b"http2-settings"}
 ONCE = {
