@@ -15,7 +15,7 @@ down: ## Remove what `make rehearse` made
 
 test: ## Lint, types, unit and integration tests (real SSH, Docker, Nginx and vLLM)
 	@scripts/setup --dev
-	@$(MAKE) --no-print-directory --jobs 2 unit host
+	@$(MAKE) --no-print-directory --jobs 2 unit host || { $(as_root) scripts/rehearse down --stack test; exit 1; }
 	@$(as_root) $(python) -m pytest -m "not slow" tests/integration
 
 # The images take minutes where they are not there yet: the unit tests run meanwhile.

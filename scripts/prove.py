@@ -19,8 +19,13 @@ ROOT = Path(__file__).resolve().parent.parent
 LOGS = ROOT / ".proofs"
 PYTEST = (sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider")
 SLOW = {"ELASTIC_VLLM_PROVE": "1"}
-ELSEWHERE = "hostile test_canary.py test_drills.py test_soak.py test_lifecycle.py test_rotate.py test_google_cloud.py"
-LEFT_OUT = [f"--ignore=tests/integration/{name}" for name in ELSEWHERE.split()]
+LONG = [f"tests/integration/test_{name}.py" for name in ("lifecycle", "rotate", "google_cloud")]
+"""They look at ELASTIC_VLLM_PROVE, so they are run whole, and not their slow tests alone."""
+ELSEWHERE = [
+    *LONG,
+    *(f"tests/integration/{name}" for name in "hostile test_canary.py test_drills.py test_soak.py".split()),
+]
+LEFT_OUT = [f"--ignore={path}" for path in ELSEWHERE]
 """They have proofs of their own."""
 SHOWN_LINES = 40
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -69,7 +74,7 @@ PROOFS = {
     ),
     "long": Proof(
         "what make test has in short: `up` killed at each step, keys rotated twice, prod rehearsed with vLLM",
-        (*PYTEST, *(f"tests/integration/test_{name}.py" for name in ("lifecycle", "rotate", "google_cloud"))),
+        (*PYTEST, *LONG),
         environment=SLOW,
     ),
     "slow": Proof(

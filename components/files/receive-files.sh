@@ -135,7 +135,7 @@ append() {
   local part=$parts/${sums[$1]} left
   left=$((sizes[$1] - $(size_of "$part")))
   if command -v python3 >/dev/null; then
-    python3 -c "$take" "$part" "$left"
+    python3 -I -c "$take" "$part" "$left"
   else
     {
       cat -- "$part"

@@ -100,7 +100,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], list[str]]] = {
 
 
 def first_of(kinds: Iterable[str]) -> list[Any]:
-    """All, of which only the first is quick enough for `make test`."""
+    """All, of which `make test` has the first."""
     return [pytest.param(kind, marks=pytest.mark.slow if number else ()) for number, kind in enumerate(kinds)]
 
 

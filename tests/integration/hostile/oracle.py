@@ -28,14 +28,14 @@ PLAIN_START = re.compile(
     rb"(GET|POST|PUT|DELETE|PATCH|HEAD|OPTIONS) (/[A-Za-z0-9_./{}-]*)(\?[a-z0-9=&]*)? HTTP/1\.1\r\n"
 )
 PLAIN_HEADER = re.compile(rb"([A-Za-z0-9-]+): ?([!-~](?:[ -~]*[!-~])?)?\r\n")
-PLAIN_HOST = re.compile(rb"[a-z0-9-]+(\.[a-z0-9-]+)*(:[0-9]{1,4})?")  # empty labels: newer Nginx refuses them
+PLAIN_HOST = re.compile(rb"[a-z0-9-]+(\.[a-z0-9-]+)*(:[0-9]{1,4})?")  # Nginx 1.30 refuses empty labels
 CHUNK_SIZE = re.compile(rb"[0-9a-f]{1,6}\r\n")
 HOP_BY_HOP = {b"connection", b"expect", b"upgrade", b"te", b"trailer", b"keep-alive", b"http2-settings"}
 ONCE = {
     *(b"authorization", b"host"),
     *(b"if-match", b"if-modified-since", b"if-none-match", b"if-range", b"if-unmodified-since"),
 }
-"""What may stand in a request once only: Nginx from 1.23 on refuses the conditions too where they are repeated."""
+"""What may stand in a request once only: Nginx 1.30 refuses the conditions too where they are repeated."""
 PLAIN_BYTES = 4096
 """A head shorter than this is in no limit's way."""
 
