@@ -190,8 +190,9 @@ def with_vllm(stack: str, outputs: dict[str, Any], rounds: int) -> str:
         loads = {way.name: real.Load() for way in both}
         for number in range(1, rounds + 1):
             console.print(f"round {number} of {rounds}: vLLM")
+            moments = real.random_moments(number)
             for way in both if number % 2 else both[::-1]:
-                real.one_block(way, model, loads[way.name])
+                real.one_block(way, model, loads[way.name], moments)
     finally:
         for container in containers.values():
             container.update(cpuset_cpus=every_core)
@@ -212,7 +213,8 @@ def with_vllm(stack: str, outputs: dict[str, Any], rounds: int) -> str:
 
 def _load_table(loads: dict[str, real.Load]) -> str:
     lines = [
-        f"| {real.STREAMS} streams | tokens a second (of {real.TOKENS}), median | first token p50 | p99 |",
+        f"| with vLLM | tokens a second, {real.STREAMS} streams of {real.TOKENS}, median "
+        f"| first token p50, {real.A_SECOND} requests a second | p99 |",
         "| --- | --- | --- | --- |",
     ]
     rates = {name: statistics.median(load.tokens_a_second) for name, load in loads.items()}

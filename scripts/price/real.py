@@ -1,20 +1,27 @@
 """The price with the real vLLM: throughput, time to the first token, and how soon it stops when a client leaves."""
 
+import itertools
+import random
 import re
+import selectors
+import socket
+import ssl
 import subprocess
 import sys
-import threading
 import time
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
 from scripts.price.traffic import Way
 
 STREAMS = 4
 TOKENS = 1000
-FEW_TOKENS, BURSTS = 8, 25
-"""For the time to the first token: many short streams."""
+ARRIVALS, A_SECOND, FEW_TOKENS = 150, 20, 8
+"""For the time to the first token: requests at random moments, so many a second, as `vllm bench serve` sends them."""
+CONNECTIONS = 16  # kept alive, in turns: none is idle for as long as vLLM keeps one (5 s)
 LONG = 12_000  # tokens: a minute or so
 POLL_SECONDS = 0.01
 PATIENCE_SECONDS = 60
@@ -28,54 +35,70 @@ class Load:
     first_token_seconds: list[float] = field(default_factory=list)
 
 
-def one_block(way: Way, model: str, load: Load) -> None:
-    """Long streams for the throughput, then short ones for the time to the first token."""
-    load.tokens_a_second.append(STREAMS * TOKENS / _side_by_side(way, model, TOKENS, []))
-    for _ in range(BURSTS):
-        _side_by_side(way, model, FEW_TOKENS, load.first_token_seconds)
+@dataclass
+class _Stream:
+    begun: float
+    received: bytes = b""
+    first: float = 0.0
+    """Seconds to the first token."""
 
-
-def _side_by_side(way: Way, model: str, tokens: int, first_token_seconds: list[float]) -> float:
-    """Seconds of some streams, from their start to the last one's end."""
-    errors: list[Exception] = []
-    connected = threading.Barrier(STREAMS + 1)  # a client keeps its connections
-
-    def stream() -> None:
-        try:
-            first_token_seconds.append(_read_stream(way, model, tokens, connected))
-        except Exception as error:  # raised again below, in the thread that waits
-            errors.append(error)
-
-    threads = [threading.Thread(target=stream) for _ in range(STREAMS)]
-    for thread in threads:
-        thread.start()
-    connected.wait(PATIENCE_SECONDS)
-    start = time.monotonic()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return time.monotonic() - start
-
-
-def _read_stream(way: Way, model: str, tokens: int, connected: threading.Barrier) -> float:
-    """Seconds to the first token; reads on to the end."""
-    asked = {"model": model, "max_tokens": tokens, "stream": True, "ignore_eos": True, "skip_special_tokens": False}
-    first, received = 0.0, b""
-    with way.connection() as connection:
-        connection.settimeout(PATIENCE_SECONDS)
-        connected.wait(PATIENCE_SECONDS)
-        start = time.monotonic()
-        connection.sendall(way.request(**asked))
-        while b"data: [DONE]" not in received[-200:]:
-            data = connection.recv(65536)
+    def over(self, connection: socket.socket) -> bool:
+        """Take what there is."""
+        while True:
+            try:
+                data = connection.recv(65536)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                return False
             if not data:
-                raise RuntimeError(f"a stream was cut off: {received[-200:]!r}")
-            received += data
+                raise RuntimeError(f"a stream was cut off: {self.received[-200:]!r}")
+            self.received += data
             # The first event has the role alone.
-            if not first and received.count(b"data: ") > 1:
-                first = time.monotonic() - start
-    return first
+            if not self.first and self.received.count(b"data: ") > 1:
+                self.first = time.monotonic() - self.begun
+            if self.received.endswith(b"\r\n0\r\n\r\n"):
+                return True
+
+
+def random_moments(seed: int) -> list[float]:
+    """Seconds from the start on, of requests that know nothing of each other (Poisson)."""
+    chance = random.Random(seed)  # noqa: S311 - the same for every way
+    return list(itertools.accumulate(chance.expovariate(A_SECOND) for _ in range(ARRIVALS)))
+
+
+def one_block(way: Way, model: str, load: Load, moments: list[float]) -> None:
+    """Long streams for the throughput, then short ones at these moments for the time to the first token."""
+    _, seconds = _streams(way, model, TOKENS, [0.0] * STREAMS)
+    load.tokens_a_second.append(STREAMS * TOKENS / seconds)
+    first_token_seconds, _ = _streams(way, model, FEW_TOKENS, moments)
+    load.first_token_seconds += first_token_seconds
+
+
+def _streams(way: Way, model: str, tokens: int, moments: list[float]) -> tuple[list[float], float]:
+    """Seconds to the first token of each, and until all were read to their end."""
+    request = way.request(model=model, max_tokens=tokens, stream=True, ignore_eos=True, skip_special_tokens=False)
+    found: list[float] = []
+    with ExitStack() as closing, selectors.EpollSelector() as selector:
+        free = deque(closing.enter_context(way.connection()) for _ in range(CONNECTIONS))
+        for connection in free:
+            connection.setblocking(False)
+        begun, coming = time.monotonic(), deque(moments)
+        while coming or selector.get_map():
+            if coming and free and time.monotonic() - begun >= coming[0]:
+                coming.popleft()
+                connection = free.popleft()
+                selector.register(connection, selectors.EVENT_READ, _Stream(time.monotonic()))
+                connection.sendall(request)
+            pause = max(0.0, begun + coming[0] - time.monotonic()) if coming and free else PATIENCE_SECONDS
+            ready = selector.select(pause)
+            if not ready and pause == PATIENCE_SECONDS:
+                raise RuntimeError(f"no stream said anything for {PATIENCE_SECONDS} s")
+            for key, _ in ready:
+                connection = cast("socket.socket", key.fileobj)
+                if key.data.over(connection):
+                    found.append(key.data.first)
+                    selector.unregister(connection)
+                    free.append(connection)
+        return found, time.monotonic() - begun
 
 
 def seconds_to_stop(way: Way, model: str, metrics: Way) -> float:
