@@ -15,15 +15,15 @@ down: ## Remove what `make rehearse` made
 
 test: ## Lint, types, unit and integration tests (real SSH, Docker, Nginx and vLLM)
 	@scripts/setup --dev
-	@$(MAKE) --no-print-directory --jobs 2 unit host || { $(as_root) scripts/rehearse down --stack test; exit 1; }
-	@$(as_root) $(python) -m pytest -m "not slow" tests/integration
+	@$(MAKE) --no-print-directory --jobs 2 polite=nice unit host && $(as_root) $(integration); code=$$?; \
+	  said=$$($(as_root) scripts/rehearse down --stack test 2>&1) || { echo "$$said"; code=1; }; exit $$code
 
-# The images take minutes where they are not there yet: the unit tests run meanwhile.
+# The images take minutes where they are not there yet: the unit tests run meanwhile, on what they leave idle.
 host:
 	@$(as_root) scripts/rehearse setup --stack test
 
 unit: lint ## The daily loop: lint, types and unit tests, in seconds, without Docker
-	@$(python) -m pytest $(unit_tests)
+	@$(polite) $(python) -m pytest $(unit_tests)
 
 lint: ## ruff, mypy --strict, shellcheck
 	@scripts/setup --dev
@@ -62,6 +62,8 @@ clean: ## Remove .venv and caches
 
 # They wait for nothing, so each core can run its share.
 unit_tests := --quiet --numprocesses auto tests/unit
+# Two processes side by side (tests/integration/conftest.py); what they share goes when both are through.
+integration = env ELASTIC_VLLM_TEST_KEEP=1 $(python) -m pytest --numprocesses 2 -m "not slow" tests/integration
 
 # Integration tests and benchmarks start sshd and Docker.
 as_root := $(shell [ "$$(id -u)" = 0 ] || echo sudo)

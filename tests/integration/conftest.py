@@ -2,13 +2,18 @@
 
 Nothing here skips: a machine without Docker or vLLM fails, with the rehearsal's own words.
 While writing tests: ELASTIC_VLLM_TEST_STACK names another stack, ELASTIC_VLLM_TEST_KEEP=1 leaves it up at the end.
+
+`make test` has two processes side by side (pytest-xdist): one for the stacks of this machine, one for sites and servers
+that are machines of their own. They share Docker and what set-up makes; it is kept until both are through.
 """
 
+import fcntl
 import json
 import os
 import ssl
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +22,7 @@ import httpx2
 import openai
 import pytest
 from docker.models.containers import Container
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parents[2]
 STACK = os.environ.get("ELASTIC_VLLM_TEST_STACK", "test")
@@ -25,7 +31,21 @@ REHEARSAL = Path("/var/lib/elastic-vllm-rehearsal")
 STACK_DIRECTORY = Path("/var/lib/elastic-vllm") / STACK
 PROVE = "ELASTIC_VLLM_PROVE" in os.environ
 """Whether this is the slow run (make prove)."""
+KEEP = "ELASTIC_VLLM_TEST_KEEP" in os.environ
 TCP_LISTEN = "0A"  # in /proc/net/tcp
+APART = ("airgap/", "test_bundle", "test_cloud_init", "test_gpu_install", "test_own_hosts", "test_tunnel")
+
+
+class _TwoProcesses(LoadScopeScheduling):  # type: ignore[misc]
+    """What has machines of its own goes to one, the stacks of this machine go to the other."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "apart" if nodeid.removeprefix("tests/integration/").startswith(APART) else "here"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _TwoProcesses:
+    """What pytest-xdist asks for where it is given a number of processes."""
+    return _TwoProcesses(config, log)
 
 
 def rehearse(
@@ -108,14 +128,37 @@ def tcp_listeners() -> set[int]:
     return {int(fields[1].rpartition(":")[2], 16) for fields in lines if fields[3] == TCP_LISTEN}
 
 
+def installed(program: str, package: str) -> None:
+    """See to it that a program is there; a service that comes with it is not started."""
+    if any((Path(folder) / program).exists() for folder in ("/usr/bin", "/usr/sbin", "/usr/local/bin")):
+        return
+    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1", "SYSTEMD_OFFLINE": "1"}
+    for command in (["update"], ["install", "-y", "--no-install-recommends", package]):
+        subprocess.run(
+            ["apt-get", "-q", "-o", "DPkg::Lock::Timeout=300", *command], env=quiet, capture_output=True, check=True
+        )
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """The two processes both set up, and a stack lets only one at it."""
+    with (ROOT / "pyproject.toml").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(scope="session")
 def machine() -> Iterator[None]:
     """This machine has what stacks need (packages, Docker, sshd, images), whether or not one is up."""
-    done = rehearse("setup")
+    with _alone():
+        done = rehearse("setup")
+        # Now, because what the other process looks at later is which packages a stack leaves.
+        for program in ("skopeo", "docker-registry"):
+            installed(program, program)
     nothing_to_do = f"stack {STACK} is for a host of its own"
     assert done.returncode == 0 or nothing_to_do in done.stderr, f"{done.stdout}\n{done.stderr}"
     yield
-    if "ELASTIC_VLLM_TEST_KEEP" not in os.environ:
+    if not KEEP:
         rehearse("down")
 
 
@@ -124,10 +167,11 @@ def first_up() -> Iterator[set[int]]:
     """The stack is up; the ports that are listened on since then. It goes away at the end."""
     before = tcp_listeners()
     try:
-        rehearse_up()
+        with _alone():
+            rehearse_up()
         yield tcp_listeners() - before
     finally:
-        if "ELASTIC_VLLM_TEST_KEEP" not in os.environ:
+        if not KEEP:
             done = rehearse("down")
             assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 

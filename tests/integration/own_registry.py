@@ -14,8 +14,8 @@ import docker
 import requests
 
 from scripts import pin
+from tests.integration.conftest import installed
 from tests.integration.own_sshd import free_port
-from tests.integration.own_stacks import installed
 
 CONFIG = """\
 version: 0.1

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from scripts.rehearsal import base_system
 from scripts.rehearsal.progress import Progress
-from tests.integration.own_stacks import installed
+from tests.integration.conftest import installed
 
 DIRECTORY = Path("/var/cache/elastic-vllm-tests")
 BARE = ("apt", "systemd-sysv", "dbus", "openssh-server", "python3", "iproute2", "procps")

@@ -124,7 +124,7 @@ def _first(process: subprocess.Popen[bytes], name: str, console: Path) -> int:
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             if children and Path(f"/proc/{children[0]}/comm").read_text().strip() == name:
                 return int(children[0])
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):  # ended before it was looked at, or while
             pass
         assert process.poll() is None, console.read_text()
         assert time.monotonic() < limit, console.read_text()

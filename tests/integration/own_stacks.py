@@ -1,7 +1,6 @@
 """Stacks that tests make for themselves: their files, weights that look complete, what they leave on this machine."""
 
 import json
-import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -90,12 +89,3 @@ def _files(directory: Path) -> list[str]:
         size = status.st_size if path.is_file() else 0
         found.append(f"{path} {status.st_mode:o} {status.st_uid}:{status.st_gid} {size}")
     return found
-
-
-def installed(program: str, package: str) -> None:
-    """See to it that a program is there; a service that comes with it is not started."""
-    if any((Path(folder) / program).exists() for folder in ("/usr/bin", "/usr/sbin", "/usr/local/bin")):
-        return
-    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1", "SYSTEMD_OFFLINE": "1"}
-    for command in (["update"], ["install", "-y", "--no-install-recommends", package]):
-        subprocess.run(["apt-get", "-q", *command], env=quiet, capture_output=True, check=True)

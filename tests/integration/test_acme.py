@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from tests.integration import own_sshd, vllm_stand_in
-from tests.integration.conftest import ROOT, Deployment, deployment, rehearse, rehearse_up
+from tests.integration.conftest import ROOT, Deployment, deployment, installed, rehearse, rehearse_up
 from tests.integration.own_machine import outcomes
-from tests.integration.own_stacks import installed, stack_file
+from tests.integration.own_stacks import stack_file
 from tests.unit.verify_server import issue, new_authority
 
 pytestmark = pytest.mark.slow  # the other modes: test_certificates.py; how it renews: tests/unit/test_acme_renewal.py

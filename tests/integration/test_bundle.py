@@ -24,9 +24,8 @@ from scripts.bundling import images
 from scripts.rehearsal import hub as hub_stand_in
 from scripts.rehearsal.hub import COMMIT, Hub
 from tests.integration import own_registry
-from tests.integration.conftest import ROOT
+from tests.integration.conftest import ROOT, installed
 from tests.integration.own_registry import Registry
-from tests.integration.own_stacks import installed
 from tests.unit.bundle import releases
 from tests.unit.bundle.releases import Mirror
 
@@ -103,7 +102,11 @@ def project(directory: Path) -> Path:
     names = subprocess.run(listed, capture_output=True, check=True).stdout.split(b"\0")
     there = b"\0".join(name for name in names if name and (ROOT / os.fsdecode(name)).is_file())
     packed = subprocess.run(
-        ["tar", "-C", ROOT, "-c", "--null", "-T", "-"], input=there, capture_output=True, check=True
+        # Another process of the tests may take its stack file away meanwhile.
+        ["tar", "-C", ROOT, "-c", "--ignore-failed-read", "--null", "-T", "-"],
+        input=there,
+        capture_output=True,
+        check=True,
     )
     subprocess.run(["tar", "-C", directory, "-x"], input=packed.stdout, check=True)
     identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]

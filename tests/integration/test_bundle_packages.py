@@ -17,7 +17,7 @@ from scripts.bundling.making import Base
 from scripts.bundling.probe import Probe
 from scripts.bundling.verify import problems
 from scripts.bundling.wanted import Wanted
-from tests.integration.own_stacks import installed
+from tests.integration.conftest import installed
 
 pytestmark = pytest.mark.slow  # in short: the server of airgap/test_site.py has no others
 

@@ -26,9 +26,9 @@ from scripts.verification import gateway
 from scripts.verification.endpoint import Endpoint
 from scripts.verification.probe import probing
 from tests.integration import own_sshd, vllm_stand_in
-from tests.integration.conftest import ROOT, Deployment, deployment, rehearse, rehearse_up
+from tests.integration.conftest import ROOT, Deployment, deployment, installed, rehearse, rehearse_up
 from tests.integration.own_machine import outcomes
-from tests.integration.own_stacks import installed, stack_file
+from tests.integration.own_stacks import stack_file
 from tests.unit.verify_server import issue, new_authority
 
 STACK = "certificates"

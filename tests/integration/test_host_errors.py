@@ -14,13 +14,12 @@ from typer.testing import CliRunner
 
 from scripts.rehearsal import cli
 from tests.integration import own_sshd, vllm_stand_in
-from tests.integration.conftest import rehearse, tcp_listeners
+from tests.integration.conftest import installed, rehearse, tcp_listeners
 from tests.integration.own_sshd import Server
 from tests.integration.own_stacks import (
     MODEL,
     NGINX_IMAGE,
     SHARDS,
-    installed,
     make_weights,
     stack_file,
     traces,
