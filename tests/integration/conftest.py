@@ -34,6 +34,7 @@ PROVE = "ELASTIC_VLLM_PROVE" in os.environ
 KEEP = "ELASTIC_VLLM_TEST_KEEP" in os.environ
 TCP_LISTEN = "0A"  # in /proc/net/tcp
 APART = ("airgap/", "test_bundle", "test_cloud_init", "test_gpu_install", "test_own_hosts", "test_tunnel")
+"""How the files begin whose tests have machines of their own."""
 
 
 class _TwoProcesses(LoadScopeScheduling):  # type: ignore[misc]
@@ -43,6 +44,7 @@ class _TwoProcesses(LoadScopeScheduling):  # type: ignore[misc]
         return "apart" if nodeid.removeprefix("tests/integration/").startswith(APART) else "here"
 
 
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist may be switched off
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _TwoProcesses:
     """What pytest-xdist asks for where it is given a number of processes."""
     return _TwoProcesses(config, log)
