@@ -33,8 +33,9 @@ PROVE = "ELASTIC_VLLM_PROVE" in os.environ
 """Whether this is the slow run (make prove)."""
 KEEP = "ELASTIC_VLLM_TEST_KEEP" in os.environ
 TCP_LISTEN = "0A"  # in /proc/net/tcp
-APART = ("airgap/", "test_bundle", "test_cloud_init", "test_gpu_install", "test_own_hosts", "test_tunnel")
-"""How the files begin whose tests have machines of their own."""
+APART = ("airgap/", "test_bundle.py", "test_cloud_init", "test_gpu_install", "test_own_hosts", "test_tunnel")
+"""How the paths begin of tests that have machines of their own. None of them may leave anything on this one, be it only
+for a while: packages, groups or containers, which the other process looks for after a stack is gone."""
 
 
 class _TwoProcesses(LoadScopeScheduling):  # type: ignore[misc]
