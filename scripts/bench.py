@@ -45,6 +45,7 @@ def main(
     """Measure `up` against the same vLLM started by hand, an `up` with nothing to do, and the unit tests."""
     with_up, by_hand, nothing_to_do = [], [], []
     for number in range(1, rounds + 1):
+        rehearse("down")  # whatever was there
         rehearse("setup")  # Docker runs before either begins
         with_up.append(timed(f"round {number}: up, to the first token", up_to_first_token))
         nothing_to_do.append(timed(f"round {number}: up with nothing to do, verified", up_again))
