@@ -39,6 +39,7 @@ def test_a_second_up_changes_nothing_and_brings_nothing(site: Site) -> None:
 @pytest.mark.slow
 def test_another_model_is_one_setting_and_so_is_the_way_back(site: Site, made: Made) -> None:
     """Only what differs between the bundles travels, and only vLLM's container is replaced."""
+    site.up()  # another test may have left something
     before, containers = site.sent_bytes(), site.containers()
     weights = sum(path.stat().st_size for path in (made.second / "weights").rglob("*"))
     site.set(bundle=str(made.second))
