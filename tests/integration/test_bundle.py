@@ -98,15 +98,13 @@ def import_image(name: str, content: bytes) -> str:
 def project(directory: Path) -> Path:
     """This project as it is now, as a repository of its own whose files are all committed."""
     directory.mkdir()
+    # Stack files that are not committed are other tests', and may go meanwhile.
     listed = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed.append("--exclude=stacks/")
     names = subprocess.run(listed, capture_output=True, check=True).stdout.split(b"\0")
     there = b"\0".join(name for name in names if name and (ROOT / os.fsdecode(name)).is_file())
     packed = subprocess.run(
-        # Another process of the tests may take its stack file away meanwhile.
-        ["tar", "-C", ROOT, "-c", "--ignore-failed-read", "--null", "-T", "-"],
-        input=there,
-        capture_output=True,
-        check=True,
+        ["tar", "-C", ROOT, "-c", "--null", "-T", "-"], input=there, capture_output=True, check=True
     )
     subprocess.run(["tar", "-C", directory, "-x"], input=packed.stdout, check=True)
     identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
