@@ -23,6 +23,7 @@ from docker.errors import DockerException, ImageNotFound
 from docker.types import Mount
 from docker.utils import parse_repository_tag
 
+from scripts import uv_install
 from scripts.rehearsal.base_system import build_base, distribution
 from scripts.rehearsal.errors import SetupError
 from scripts.rehearsal.pip_access import MOUNT, pip_access
@@ -286,6 +287,7 @@ def _run_script(client: docker.DockerClient, base: str, image: _Image, progress:
     access = pip_access(WORK / "pip")
     (WORK / "pip" / "script").write_text(image.script)
     (WORK / "pip" / "stdin").write_text(image.stdin)
+    shutil.copy(uv_install.__file__, WORK / "pip" / "uv_install.py")
     container = client.containers.run(
         base,
         ["sleep", "infinity"],

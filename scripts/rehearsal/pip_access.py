@@ -1,11 +1,11 @@
 """How this machine's pip reaches its packages, made usable inside a build container and nowhere else."""
 
-import configparser
 import os
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from scripts.uv_install import pip_settings
 
 MOUNT = "/tmp/host"  # noqa: S108 - in the container, below a tmpfs: no mount point stays in the image
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -57,26 +57,7 @@ def pip_access(directory: Path) -> PipAccess:
 
 
 def _settings() -> dict[str, str]:
-    """What `pip install` would use here, later sources winning: machine, user, environment's file, PIP_*."""
-    # Settings that are about this machine's own installs, not about where packages come from.
+    """pip's settings of this machine that are about where packages come from, and not about its own installs."""
     local = {"config-file", "target", "user", "prefix", "root", "require-virtualenv", "cache-dir", "log", "no-index"}
-    home = Path.home()
-    files = [
-        Path("/etc/xdg/pip/pip.conf"),
-        Path("/etc/pip.conf"),
-        home / ".pip/pip.conf",
-        home / ".config/pip/pip.conf",
-        Path(sys.prefix) / "pip.conf",
-        Path(os.environ.get("PIP_CONFIG_FILE") or os.devnull),
-    ]
-    parser = configparser.RawConfigParser()
-    parser.read([file for file in files if file.is_file()])
-    found: dict[str, str] = {}
-    for section in ("global", "install"):
-        if parser.has_section(section):
-            found |= {key.replace("_", "-"): value for key, value in parser.items(section)}
-    for key, value in os.environ.items():
-        if key.startswith("PIP_") and value:
-            found[key.removeprefix("PIP_").lower().replace("_", "-")] = value
     # An indented continuation is how pip.conf holds several values.
-    return {key: value.replace("\n", "\n  ") for key, value in found.items() if key not in local}
+    return {key: value.replace("\n", "\n  ") for key, value in pip_settings().items() if key not in local}

