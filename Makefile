@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 python := .venv/bin/python
-.PHONY: help rehearse down test host unit lint prove bench drills pins clean
+.PHONY: help rehearse down test host all unit lint prove bench drills pins clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -15,12 +15,16 @@ down: ## Remove what `make rehearse` made
 
 test: ## Lint, types, unit and integration tests (real SSH, Docker, Nginx and vLLM)
 	@scripts/setup --dev
-	@$(MAKE) --no-print-directory --jobs 2 polite=nice unit host && $(as_root) $(integration); code=$$?; \
+	@$(MAKE) --no-print-directory --jobs 2 polite=nice all host; code=$$?; \
 	  said=$$($(as_root) scripts/rehearse down --stack test 2>&1) || { echo "$$said"; code=1; }; exit $$code
 
-# The images take minutes where they are not there yet: the unit tests run meanwhile, on what they leave idle.
+# The images take minutes where they are not there yet: tests that need none run meanwhile, on what they leave idle.
+# The lock is the one of the integration tests (tests/integration/conftest.py), which wait for it.
 host:
-	@$(as_root) scripts/rehearse setup --stack test
+	@$(as_root) flock pyproject.toml scripts/rehearse setup --stack test
+
+all: unit
+	@$(as_root) $(integration)
 
 unit: lint ## The daily loop: lint, types and unit tests, in seconds, without Docker
 	@$(polite) $(python) -m pytest $(unit_tests)

@@ -4,7 +4,8 @@ Nothing here skips: a machine without Docker or vLLM fails, with the rehearsal's
 While writing tests: ELASTIC_VLLM_TEST_STACK names another stack, ELASTIC_VLLM_TEST_KEEP=1 leaves it up at the end.
 
 `make test` has two processes side by side (pytest-xdist): one for the stacks of this machine, one for sites and servers
-that are machines of their own. They share Docker and what set-up makes; it is kept until both are through.
+that are machines of their own, and what has a stack to itself goes to who is through first. They share Docker and what
+set-up makes; it is kept until both are through.
 """
 
 import fcntl
@@ -36,13 +37,29 @@ TCP_LISTEN = "0A"  # in /proc/net/tcp
 APART = ("airgap/", "test_bundle.py", "test_cloud_init", "test_gpu_install", "test_own_hosts", "test_tunnel")
 """How the paths begin of tests that have machines of their own. None of them may leave anything on this one, be it only
 for a while: packages, groups or containers, which the other process looks for after a stack is gone."""
+TO_ITSELF = ("test_certificates", "test_diagnose", "test_elastic", "test_rotate")
+"""Those with a stack to themselves, which look at nothing else of this machine."""
+NO_IMAGES = ("test_cloud_init", "test_gpu_install", "test_tunnel")
+"""They need nothing of what set-up makes, and `make test` begins with them while it still makes it."""
+
+
+def _path(nodeid: str) -> str:
+    return nodeid.removeprefix("tests/integration/").partition("::")[0]
 
 
 class _TwoProcesses(LoadScopeScheduling):  # type: ignore[misc]
-    """What has machines of its own goes to one, the stacks of this machine go to the other."""
+    """What has machines of its own goes to one, the stacks of this machine go to the other, the rest to either."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "apart" if nodeid.removeprefix("tests/integration/").startswith(APART) else "here"
+        path = _path(nodeid)
+        if path.startswith(TO_ITSELF):
+            return path
+        return "apart" if path.startswith(APART) else "here"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What waits for nothing comes first."""
+    items.sort(key=lambda item: not _path(item.nodeid).startswith(NO_IMAGES))
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist may be switched off

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import docker
 
-IMAGE = "localhost/elastic-vllm/vllm-stand-in:0.32.0"
+# Each process of pytest-xdist has its own, because it is removed after use.
+IMAGE = f"localhost/elastic-vllm/vllm-stand-in{os.environ.get('PYTEST_XDIST_WORKER', '')}:0.32.0"
 SMALL_IMAGE = "localhost/elastic-vllm/vllm-small:0.32.0"
 SMALL = (
     "bin sbin lib lib64 usr/bin/*sh usr/bin/rm usr/bin/env usr/bin/python3* usr/lib64 usr/lib/python3* etc/passwd "
