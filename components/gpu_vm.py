@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pulumi
-import pulumi_gcp as gcp
 import pulumi_tls as tls
+from pulumi_gcp import compute
 
 from components import render
 from components.gcp_settings import GcpSettings
@@ -63,7 +63,7 @@ class GpuVm(pulumi.ComponentResource):
         host_key = tls.PrivateKey(f"{name}-host-key", algorithm="ED25519", opts=pulumi.ResourceOptions(parent=self))
         weights: pulumi.Input[str] = settings.weights_disk
         if not settings.weights_disk:
-            weights = gcp.compute.Disk(
+            weights = compute.Disk(
                 f"{name}-weights",
                 name=f"{settings.name}-weights",
                 project=settings.project,
@@ -94,30 +94,30 @@ class GpuVm(pulumi.ComponentResource):
         host_key: tls.PrivateKey,
         weights: pulumi.Input[str],
         child: pulumi.ResourceOptions,
-    ) -> gcp.compute.Instance:
+    ) -> compute.Instance:
         settings = args.settings
         keys = pulumi.Output.all(host_key.private_key_openssh, host_key.public_key_openssh)
         start: pulumi.Output[str] = pulumi.Output.secret(
             keys.apply(lambda pair: user_data(args.ssh_user, settings.ssh_public_key, pair[0], pair[1].strip()))
         )
-        external = [gcp.compute.InstanceNetworkInterfaceAccessConfigArgs(nat_ip=self.address)]
-        return gcp.compute.Instance(
+        external = [compute.InstanceNetworkInterfaceAccessConfigArgs(nat_ip=self.address)]
+        return compute.Instance(
             f"{name}-instance",
             name=settings.name,
             project=settings.project,
             zone=settings.zone,
             machine_type=settings.machine_type.name,
-            boot_disk=gcp.compute.InstanceBootDiskArgs(
-                initialize_params=gcp.compute.InstanceBootDiskInitializeParamsArgs(
+            boot_disk=compute.InstanceBootDiskArgs(
+                initialize_params=compute.InstanceBootDiskInitializeParamsArgs(
                     image=settings.image,
                     size=settings.boot_disk_gb,
                     type=settings.machine_type.disk_type,
                     labels=dict(settings.labels),
                 ),
             ),
-            attached_disks=[gcp.compute.InstanceAttachedDiskArgs(source=weights, device_name=weights_device(settings))],
+            attached_disks=[compute.InstanceAttachedDiskArgs(source=weights, device_name=weights_device(settings))],
             network_interfaces=[
-                gcp.compute.InstanceNetworkInterfaceArgs(
+                compute.InstanceNetworkInterfaceArgs(
                     subnetwork=args.network.subnetwork,
                     nic_type="GVNIC",
                     network_ip=None if settings.external_address else self.address,
@@ -126,10 +126,10 @@ class GpuVm(pulumi.ComponentResource):
             ],
             scheduling=scheduling(settings.capacity, settings.max_run_hours),
             reservation_affinity=_reservation_affinity(settings.reservation) if settings.reservation else None,
-            shielded_instance_config=gcp.compute.InstanceShieldedInstanceConfigArgs(
+            shielded_instance_config=compute.InstanceShieldedInstanceConfigArgs(
                 enable_secure_boot=True, enable_vtpm=True, enable_integrity_monitoring=True
             ),
-            service_account=gcp.compute.InstanceServiceAccountArgs(
+            service_account=compute.InstanceServiceAccountArgs(
                 email=settings.service_account, scopes=["https://www.googleapis.com/auth/cloud-platform"]
             )
             if settings.service_account
@@ -172,7 +172,7 @@ class GpuVm(pulumi.ComponentResource):
             ),
         )
 
-    def _host(self, name: str, args: GpuVmArgs, host_key: tls.PrivateKey, instance: gcp.compute.Instance) -> Host:
+    def _host(self, name: str, args: GpuVmArgs, host_key: tls.PrivateKey, instance: compute.Instance) -> Host:
         """The VM as a host, once it has booted, guards its metadata and has its weights disk."""
         through_tunnel = args.settings.ssh_via == "iap"
         host = Host(
@@ -228,10 +228,10 @@ def weights_device(settings: GcpSettings) -> str:
     return f"{settings.name}-weights"
 
 
-def scheduling(capacity: str, max_run_hours: int) -> gcp.compute.InstanceSchedulingArgs:
+def scheduling(capacity: str, max_run_hours: int) -> compute.InstanceSchedulingArgs:
     """How the VM is bought, and what becomes of it in maintenance: VMs with GPUs can't be moved while they run."""
     if capacity == "spot":
-        return gcp.compute.InstanceSchedulingArgs(
+        return compute.InstanceSchedulingArgs(
             provisioning_model="SPOT",
             preemptible=True,
             automatic_restart=False,
@@ -240,14 +240,14 @@ def scheduling(capacity: str, max_run_hours: int) -> gcp.compute.InstanceSchedul
             instance_termination_action="DELETE",
         )
     if capacity == "flex-start":
-        return gcp.compute.InstanceSchedulingArgs(
+        return compute.InstanceSchedulingArgs(
             provisioning_model="FLEX_START",
             automatic_restart=False,
             on_host_maintenance="TERMINATE",
             instance_termination_action="DELETE",
-            max_run_duration=gcp.compute.InstanceSchedulingMaxRunDurationArgs(seconds=max_run_hours * 3600),
+            max_run_duration=compute.InstanceSchedulingMaxRunDurationArgs(seconds=max_run_hours * 3600),
         )
-    return gcp.compute.InstanceSchedulingArgs(
+    return compute.InstanceSchedulingArgs(
         # An ordinary reservation is used by affinity; reservation-bound is for future reservations of newer types.
         provisioning_model="STANDARD",
         automatic_restart=True,
@@ -255,10 +255,10 @@ def scheduling(capacity: str, max_run_hours: int) -> gcp.compute.InstanceSchedul
     )
 
 
-def _reservation_affinity(reservation: str) -> gcp.compute.InstanceReservationAffinityArgs:
-    return gcp.compute.InstanceReservationAffinityArgs(
+def _reservation_affinity(reservation: str) -> compute.InstanceReservationAffinityArgs:
+    return compute.InstanceReservationAffinityArgs(
         type="SPECIFIC_RESERVATION",
-        specific_reservation=gcp.compute.InstanceReservationAffinitySpecificReservationArgs(
+        specific_reservation=compute.InstanceReservationAffinitySpecificReservationArgs(
             key="compute.googleapis.com/reservation-name", values=[reservation]
         ),
     )

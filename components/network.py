@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 import pulumi
-import pulumi_gcp as gcp
+from pulumi_gcp import compute
+from pulumi_gcp.provider import Provider
 
 from components.acme_settings import HTTP_PORT
 from components.gcp_settings import IAP_SOURCES, GcpSettings
@@ -35,7 +36,7 @@ class Network(pulumi.ComponentResource):
     """Self link."""
     address: pulumi.Output[str]
     """What clients connect to: static, external or internal."""
-    provider: gcp.Provider
+    provider: Provider
     """For all of the stack's resources in Google Cloud."""
     resources: list[pulumi.Resource]
     """What must be there before a VM that is to be reached."""
@@ -44,7 +45,7 @@ class Network(pulumi.ComponentResource):
         super().__init__("elastic-vllm:network:Network", name, None, opts)
         settings = args.settings
         # Each resource says its project as well: one that only the provider knows replaces nothing when it changes.
-        self.provider = gcp.Provider(
+        self.provider = Provider(
             f"{name}-provider",
             project=settings.project,
             region=settings.region,
@@ -65,7 +66,7 @@ class Network(pulumi.ComponentResource):
         moved = pulumi.ResourceOptions(replace_on_changes=["network"], delete_before_replace=True)
         rule = pulumi.ResourceOptions.merge(child, moved)
         firewalls = [
-            gcp.compute.Firewall(
+            compute.Firewall(
                 f"{name}-{role}",
                 name=f"{settings.name}-{role}",
                 project=settings.project,
@@ -73,7 +74,7 @@ class Network(pulumi.ComponentResource):
                 direction="INGRESS",
                 source_ranges=list(sources),
                 target_tags=[settings.name],
-                allows=[gcp.compute.FirewallAllowArgs(protocol="tcp", ports=[str(port)])],
+                allows=[compute.FirewallAllowArgs(protocol="tcp", ports=[str(port)])],
                 priority=ALLOW_PRIORITY,
                 opts=rule,
             )
@@ -82,7 +83,7 @@ class Network(pulumi.ComponentResource):
         if settings.network:
             # Other rules of that network, such as default-allow-ssh, would let in whom these do not.
             firewalls.append(
-                gcp.compute.Firewall(
+                compute.Firewall(
                     f"{name}-no-others",
                     name=f"{settings.name}-no-others",
                     project=settings.project,
@@ -90,12 +91,12 @@ class Network(pulumi.ComponentResource):
                     direction="INGRESS",
                     source_ranges=["0.0.0.0/0"],
                     target_tags=[settings.name],
-                    denies=[gcp.compute.FirewallDenyArgs(protocol="all")],
+                    denies=[compute.FirewallDenyArgs(protocol="all")],
                     priority=DENY_PRIORITY,
                     opts=rule,
                 )
             )
-        address = gcp.compute.Address(
+        address = compute.Address(
             f"{name}-address",
             name=settings.name,
             project=settings.project,
@@ -112,10 +113,10 @@ class Network(pulumi.ComponentResource):
     def _own_network(
         self, name: str, settings: GcpSettings, child: pulumi.ResourceOptions
     ) -> tuple[pulumi.Output[str], pulumi.Output[str]]:
-        network = gcp.compute.Network(
+        network = compute.Network(
             f"{name}-vpc", name=settings.name, project=settings.project, auto_create_subnetworks=False, opts=child
         )
-        subnetwork = gcp.compute.Subnetwork(
+        subnetwork = compute.Subnetwork(
             f"{name}-subnetwork",
             name=settings.name,
             project=settings.project,
@@ -130,7 +131,7 @@ class Network(pulumi.ComponentResource):
     def _nat(
         self, name: str, settings: GcpSettings, network: pulumi.Input[str], child: pulumi.ResourceOptions
     ) -> list[pulumi.Resource]:
-        router = gcp.compute.Router(
+        router = compute.Router(
             f"{name}-router",
             name=settings.name,
             project=settings.project,
@@ -138,7 +139,7 @@ class Network(pulumi.ComponentResource):
             network=network,
             opts=child,
         )
-        nat = gcp.compute.RouterNat(
+        nat = compute.RouterNat(
             f"{name}-nat",
             name=settings.name,
             project=settings.project,
@@ -147,7 +148,7 @@ class Network(pulumi.ComponentResource):
             nat_ip_allocate_option="AUTO_ONLY",
             source_subnetwork_ip_ranges_to_nat="LIST_OF_SUBNETWORKS",
             subnetworks=[
-                gcp.compute.RouterNatSubnetworkArgs(name=self.subnetwork, source_ip_ranges_to_nats=["ALL_IP_RANGES"])
+                compute.RouterNatSubnetworkArgs(name=self.subnetwork, source_ip_ranges_to_nats=["ALL_IP_RANGES"])
             ],
             opts=child,
         )

@@ -13,6 +13,7 @@ import yaml
 from components.vllm_server import NGINX_UID, SOCKET_GID
 from tests.integration import own_sshd, vllm_stand_in
 from tests.integration.conftest import ROOT, Deployment, deployment, identity, rehearse, rehearse_up
+from tests.integration.own_machine import wait_until
 from tests.integration.own_stacks import stack_file
 
 STACK = "observed"
@@ -52,7 +53,10 @@ def scrape(path: str) -> httpx2.Response:
 
 def test_a_request_is_in_the_log_file_as_elastics_integration_reads_it(deployed: Deployment) -> None:
     assert ask(deployed) == 200
-    match = ACCESS.match((LOGS / "access.log").read_text().splitlines()[-1])
+    # A line comes after its answer, and who waited for the stack has lines too.
+    wait_until(lambda: " /v1/models " in (LOGS / "access.log").read_text())
+    line = next(line for line in (LOGS / "access.log").read_text().splitlines() if " /v1/models " in line)
+    match = ACCESS.match(line)
     assert match
     assert (match["user"], match["method"], match["path"], match["status"]) == ("v1", "GET", "/v1/models", "200")
 
