@@ -1,6 +1,7 @@
-"""What `make prove` runs: the slow proofs, one after the other, each with its time, and a summary at the end.
+"""What `make prove` runs: the slow proofs, each with its time, and a summary at the end.
 
-One that fails does not keep the others from running. What each of them says is in a file of its own.
+They run one after the other; beside them, also one after the other, those that have a stack or files to themselves and
+mostly wait. One that fails does not keep the others from running. What each of them says is in a file of its own.
 """
 
 import os
@@ -8,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +31,7 @@ ELSEWHERE = [
 LEFT_OUT = [f"--ignore={path}" for path in ELSEWHERE]
 """They have proofs of their own."""
 SHOWN_LINES = 40
+TICK_SECONDS = 10
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 console = Console(highlight=False)
 
@@ -40,7 +44,9 @@ class Proof:
     command: tuple[str, ...]
     needs: str = ""
     """A program without which it can't be run."""
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    beside: bool = False
+    """Whether it runs beside the others."""
 
 
 PROOFS = {
@@ -89,10 +95,12 @@ PROOFS = {
             "-c",
             f"scripts/rehearse up && {sys.executable} -m scripts.soak; code=$?; scripts/rehearse down; exit $code",
         ),
+        beside=True,
     ),
     "mutation": Proof(
         "mutants of what renders, reads settings and writes payloads",
-        (sys.executable, "-m", "scripts.mutation"),
+        ("nice", sys.executable, "-m", "scripts.mutation"),
+        beside=True,
     ),
 }
 
@@ -108,15 +116,27 @@ def main(
         raise typer.Exit(2)
     LOGS.mkdir(parents=True, exist_ok=True)
     chosen = {name: proof for name, proof in PROOFS.items() if not only or name in only}
-    outcomes = {}
-    for number, (name, proof) in enumerate(chosen.items(), 1):
-        console.print(f"[{number}/{len(chosen)}] {name}: {proof.title}", markup=False)
-        outcomes[name] = _run(name, proof)
-        console.print(f"  {outcomes[name]}", markup=False)
+    outcomes: dict[str, str] = {}
+    begun = time.monotonic()
+    with futures.ThreadPoolExecutor(2) as pool:
+        rows = ({name: proof for name, proof in chosen.items() if proof.beside is beside} for beside in (False, True))
+        working = [pool.submit(_run_all, row, outcomes) for row in rows]
+        while futures.wait(working, TICK_SECONDS).not_done:
+            console.print(f"  {time.monotonic() - begun:.0f} s, {len(outcomes)} of {len(chosen)} done", markup=False)
+    for each in working:
+        each.result()
     console.print("\nsummary")
-    for name, outcome in outcomes.items():
-        console.print(f"  {name:<10}{outcome}", markup=False)
+    for name in chosen:
+        console.print(f"  {name:<10}{outcomes[name]}", markup=False)
     raise typer.Exit(any(outcome.startswith("FAILED") for outcome in outcomes.values()))
+
+
+def _run_all(proofs: Mapping[str, Proof], outcomes: dict[str, str]) -> None:
+    """One after the other; what came of each goes to `outcomes`."""
+    for name, proof in proofs.items():
+        console.print(f"{name}: {proof.title}", markup=False)
+        outcomes[name] = _run(name, proof)
+        console.print(f"{name}: {outcomes[name]}", markup=False)
 
 
 def _run(name: str, proof: Proof) -> str:

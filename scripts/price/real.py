@@ -32,7 +32,8 @@ class Load:
     """What some blocks of streams showed."""
 
     tokens_a_second: list[float] = field(default_factory=list)
-    first_token_seconds: list[float] = field(default_factory=list)
+    first_token_seconds: list[list[float]] = field(default_factory=list)
+    """Block by block."""
 
 
 @dataclass
@@ -70,7 +71,7 @@ def one_block(way: Way, model: str, load: Load, moments: list[float]) -> None:
     _, seconds = _streams(way, model, TOKENS, [0.0] * STREAMS)
     load.tokens_a_second.append(STREAMS * TOKENS / seconds)
     first_token_seconds, _ = _streams(way, model, FEW_TOKENS, moments)
-    load.first_token_seconds += first_token_seconds
+    load.first_token_seconds.append(first_token_seconds)
 
 
 def _streams(way: Way, model: str, tokens: int, moments: list[float]) -> tuple[list[float], float]:
