@@ -18,9 +18,10 @@ from typing import cast
 from scripts.price.traffic import Way
 
 STREAMS = 4
-TOKENS = 1000
-ARRIVALS, A_SECOND, FEW_TOKENS = 150, 20, 8
-"""For the time to the first token: requests at random moments, so many a second, as `vllm bench serve` sends them."""
+TOKENS = 250
+ARRIVALS, A_SECOND, FEW_TOKENS = 300, 20, 2
+"""For the time to the first token: requests at random moments, so many a second, as `vllm bench serve` sends them, and
+so short that they seldom wait for each other in the engine."""
 CONNECTIONS = 16  # kept alive, in turns: none is idle for as long as vLLM keeps one (5 s)
 LONG = 12_000  # tokens: a minute or so
 POLL_SECONDS = 0.01
@@ -29,11 +30,10 @@ PATIENCE_SECONDS = 60
 
 @dataclass
 class Load:
-    """What some blocks of streams showed."""
+    """What some blocks of streams showed, block by block."""
 
     tokens_a_second: list[float] = field(default_factory=list)
     first_token_seconds: list[list[float]] = field(default_factory=list)
-    """Block by block."""
 
 
 @dataclass
@@ -66,10 +66,14 @@ def random_moments(seed: int) -> list[float]:
     return list(itertools.accumulate(chance.expovariate(A_SECOND) for _ in range(ARRIVALS)))
 
 
-def one_block(way: Way, model: str, load: Load, moments: list[float]) -> None:
-    """Long streams for the throughput, then short ones at these moments for the time to the first token."""
+def throughput(way: Way, model: str, load: Load) -> None:
+    """Some long streams at once."""
     _, seconds = _streams(way, model, TOKENS, [0.0] * STREAMS)
     load.tokens_a_second.append(STREAMS * TOKENS / seconds)
+
+
+def first_tokens(way: Way, model: str, load: Load, moments: list[float]) -> None:
+    """Short streams at these moments."""
     first_token_seconds, _ = _streams(way, model, FEW_TOKENS, moments)
     load.first_token_seconds.append(first_token_seconds)
 
