@@ -14,7 +14,10 @@ def programs(name: str) -> Path:
     stamp = environment / "requirements.txt"
     if not stamp.exists() or stamp.read_text() != requirements.read_text():
         subprocess.run([sys.executable, "-m", "venv", "--clear", environment], check=True)
-        command = [str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet", "-r", str(requirements)]
-        subprocess.run([*command, "--disable-pip-version-check"], check=True)
+        python = environment / "bin" / "python"
+        install = ["install", "--quiet", "-r", str(requirements)]
+        uv = [sys.executable, str(ROOT / "scripts" / "uv_install.py"), str(Path(sys.executable).with_name("uv"))]
+        if subprocess.run([*uv, "pip", *install, "--python", python], check=False).returncode:
+            subprocess.run([python, "-m", "pip", *install], check=True)
         stamp.write_text(requirements.read_text())
     return environment / "bin"
