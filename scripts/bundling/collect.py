@@ -12,8 +12,8 @@ from components.bundle_manifest import BundleError
 from scripts.bundling import archives, images, sbom
 from scripts.bundling.wanted import Say, Wanted
 
-WHEELS_BYTES = 100_000_000
-"""Twice what requirements.txt took on Python 3.11 and amd64: 49 MB."""
+WHEELS_BYTES = 130_000_000
+"""Twice what requirements.txt took on Python 3.11 and amd64: 66 MB."""
 
 
 def image(role: str, reference: str, architecture: str) -> Wanted:
