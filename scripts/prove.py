@@ -1,7 +1,8 @@
 """What `make prove` runs: the slow proofs, each with its time, and a summary at the end.
 
-They run one after the other; beside them, also one after the other, those that have a stack or files to themselves and
-mostly wait. One that fails does not keep the others from running. What each of them says is in a file of its own.
+Those that measure times come first and alone. The others run one after the other, and beside them, also one after the
+other, those that have a stack or files to themselves. One that fails does not keep the others from running. What each
+of them says is in a file of its own.
 """
 
 import os
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -45,11 +46,16 @@ class Proof:
     needs: str = ""
     """A program without which it can't be run."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    beside: bool = False
-    """Whether it runs beside the others."""
+    place: Literal["alone", "row", "beside"] = "row"
+    """Before the others, in the row of them, or beside that row."""
 
 
 PROOFS = {
+    "drills": Proof(
+        "each part broken, with the real vLLM: docs/reliability.md",
+        (sys.executable, "-m", "tests.integration.drills"),
+        place="alone",
+    ),
     "hostile": Proof(
         "10,000 hostile requests to each Nginx, routes, limits, errors",
         (*PYTEST, "--timeout", "7200", "tests/integration/hostile"),
@@ -68,10 +74,6 @@ PROOFS = {
         "the same canaries under Pulumi's own engine",
         (sys.executable, "-m", "tests.integration.engine_canary"),
         needs="pulumi",
-    ),
-    "drills": Proof(
-        "each part broken, with the real vLLM: docs/reliability.md",
-        (sys.executable, "-m", "tests.integration.drills"),
     ),
     "short": Proof(
         "the drills and the soak in short, with a stand-in for vLLM where that will do",
@@ -95,12 +97,12 @@ PROOFS = {
             "-c",
             f"scripts/rehearse up && {sys.executable} -m scripts.soak; code=$?; scripts/rehearse down; exit $code",
         ),
-        beside=True,
+        place="beside",
     ),
     "mutation": Proof(
         "mutants of what renders, reads settings and writes payloads",
         ("nice", sys.executable, "-m", "scripts.mutation"),
-        beside=True,
+        place="beside",
     ),
 }
 
@@ -119,12 +121,15 @@ def main(
     outcomes: dict[str, str] = {}
     begun = time.monotonic()
     with futures.ThreadPoolExecutor(2) as pool:
-        rows = ({name: proof for name, proof in chosen.items() if proof.beside is beside} for beside in (False, True))
-        working = [pool.submit(_run_all, row, outcomes) for row in rows]
-        while futures.wait(working, TICK_SECONDS).not_done:
-            console.print(f"  {time.monotonic() - begun:.0f} s, {len(outcomes)} of {len(chosen)} done", markup=False)
-    for each in working:
-        each.result()
+        for places in (["alone"], ["row", "beside"]):
+            rows = [{name: proof for name, proof in chosen.items() if proof.place == place} for place in places]
+            working = [pool.submit(_run_all, row, outcomes) for row in rows]
+            while futures.wait(working, TICK_SECONDS).not_done:
+                console.print(
+                    f"  {time.monotonic() - begun:.0f} s, {len(outcomes)} of {len(chosen)} done", markup=False
+                )
+            for each in working:
+                each.result()
     console.print("\nsummary")
     for name in chosen:
         console.print(f"  {name:<10}{outcomes[name]}", markup=False)
