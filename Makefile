@@ -37,7 +37,7 @@ lint: ## ruff, mypy --strict, shellcheck
 	@.venv/bin/shellcheck components/files/*.sh scripts/{bundling/probe,diagnosis/survey}.sh scripts/rehearsal/stand_ins/* .ci/run \
 	  scripts/{bring-back,bundle,diagnose,handoff,launch,pin,preflight,rehearse,rotate,setup,tunnel,verify}
 
-prove: lint ## The slow proofs: 10,000 hostile requests, canaries, drills, a soak, mutants (two hours or so)
+prove: lint ## The slow proofs: 10,000 hostile requests, canaries, drills, a soak, mutants (an hour or so)
 	@$(as_root) $(python) -m scripts.prove $(addprefix --only ,$(only))
 
 bench: ## Measure `up` against vLLM by hand, and what Nginx adds: docs/benchmarks.md (half an hour)
