@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 python := .venv/bin/python
-.PHONY: help rehearse down test host all unit lint prove bench drills pins clean
+.PHONY: help rehearse down test host tests unit lint prove bench drills pins clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -15,7 +15,7 @@ down: ## Remove what `make rehearse` made
 
 test: ## Lint, types, unit and integration tests (real SSH, Docker, Nginx and vLLM)
 	@scripts/setup --dev
-	@$(MAKE) --no-print-directory --jobs 2 polite=nice all host; code=$$?; \
+	@$(MAKE) --no-print-directory --jobs 2 polite=nice tests host; code=$$?; \
 	  said=$$($(as_root) scripts/rehearse down --stack test 2>&1) || { echo "$$said"; code=1; }; exit $$code
 
 # The images take minutes where they are not there yet: tests that need none run meanwhile, on what they leave idle.
@@ -23,7 +23,7 @@ test: ## Lint, types, unit and integration tests (real SSH, Docker, Nginx and vL
 host:
 	@$(as_root) flock pyproject.toml scripts/rehearse setup --stack test
 
-all: unit
+tests: unit
 	@$(as_root) $(integration)
 
 unit: lint ## The daily loop: lint, types and unit tests, in seconds, without Docker
@@ -40,7 +40,7 @@ lint: ## ruff, mypy --strict, shellcheck
 prove: lint ## The slow proofs: 10,000 hostile requests, canaries, drills, a soak, mutants (an hour or so)
 	@$(as_root) $(python) -m scripts.prove $(addprefix --only ,$(only))
 
-bench: ## Measure `up` against vLLM by hand, and what Nginx adds: docs/benchmarks.md (half an hour)
+bench: ## Measure `up` against vLLM by hand, and what Nginx adds: docs/benchmarks.md (three quarters of an hour)
 	@scripts/setup --dev
 	@$(as_root) $(python) -m scripts.bench
 	@$(as_root) $(python) -m scripts.price

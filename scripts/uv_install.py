@@ -1,14 +1,14 @@
-"""`uv pip install` that finds packages where pip would find them: uv takes seconds for what takes pip half a minute,
-but does not read pip's settings.
+"""`pip install` into the environment of PYTHON, by uv: it takes a third of the time, but reads no pip settings.
 
-    python3 scripts/uv_install.py UV ARGUMENT...
+    python3 scripts/uv_install.py UV PYTHON ARGUMENT...
 
-Exit status 2, before anything is asked for, where pip has a setting that has no counterpart here: then pip must do it.
-It runs before there is a .venv and inside image builds, so it needs Python alone.
+It is told them here. Where pip has one that has no counterpart, and where uv fails, pip does it. This runs before there
+is a .venv and inside image builds, so it needs Python alone.
 """
 
 import configparser
 import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,15 +66,21 @@ def as_environment(settings: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def main() -> None:
-    """Become uv."""
+def main(uv: str, python: str, *arguments: str) -> int:
+    """The exit status of whoever came last."""
     try:
         environment = as_environment(pip_settings())
     except (KeyError, configparser.Error) as error:
-        print(f"pip has a setting that uv has not: {error}", file=sys.stderr)
-        sys.exit(2)
-    os.execvpe(sys.argv[1], sys.argv[1:], {**os.environ, **environment})  # noqa: S606
+        print(f"pip has a setting that uv has not: {error}; pip, which takes longer, does it", file=sys.stderr)
+    else:
+        command = [uv, "pip", "install", "--python", python, *arguments]
+        if subprocess.run(command, env={**os.environ, **environment}, check=False).returncode == 0:
+            return 0
+        print("uv could not; pip, which takes longer, tries", file=sys.stderr)
+    # All cores compile faster, after it, than pip does on one.
+    command = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", *arguments]
+    return subprocess.run(command, check=False).returncode
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(*sys.argv[1:]))

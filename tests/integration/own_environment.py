@@ -15,9 +15,8 @@ def programs(name: str) -> Path:
     if not stamp.exists() or stamp.read_text() != requirements.read_text():
         subprocess.run([sys.executable, "-m", "venv", "--clear", environment], check=True)
         python = environment / "bin" / "python"
-        install = ["install", "--quiet", "-r", str(requirements)]
-        uv = [sys.executable, str(ROOT / "scripts" / "uv_install.py"), str(Path(sys.executable).with_name("uv"))]
-        if subprocess.run([*uv, "pip", *install, "--python", python], check=False).returncode:
-            subprocess.run([python, "-m", "pip", *install], check=True)
+        uv = Path(sys.executable).with_name("uv")
+        install: list[str | Path] = [sys.executable, ROOT / "scripts" / "uv_install.py", uv, python]
+        subprocess.run([*install, "--quiet", "-r", requirements], check=True)
         stamp.write_text(requirements.read_text())
     return environment / "bin"

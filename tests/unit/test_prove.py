@@ -21,6 +21,8 @@ def proofs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made = {
         "first": Proof("one that fails", bad),
         "second": Proof("one that does not", good, environment={"SLOW": "1"}),
+        "alone": Proof("one that comes first", good, place="alone"),
+        "beside": Proof("one beside the others", good, place="beside"),
         "third": Proof("one that can't be run", good, needs="no-such-program"),
     }
     monkeypatch.setattr(prove, "PROOFS", made)
@@ -38,6 +40,14 @@ def test_one_that_fails_is_told_with_its_reason_and_the_others_still_run() -> No
     assert "third     not run: no no-such-program on PATH" in summary
 
 
+def test_what_measures_times_is_over_before_the_others_begin() -> None:
+    lines = proved().stdout.splitlines()
+    starts = [lines.index(f"{name}: {proof.title}") for name, proof in prove.PROOFS.items() if name != "alone"]
+    over = [number for number, line in enumerate(lines) if line.startswith("alone: ok")]
+    assert len(over) == 1
+    assert over[0] < min(starts)
+
+
 def test_all_well_is_exit_status_0() -> None:
     assert proved("--only", "second").exit_code == 0
 
@@ -45,4 +55,4 @@ def test_all_well_is_exit_status_0() -> None:
 def test_a_proof_that_there_is_not_is_refused() -> None:
     done = proved("--only", "fourth")
     assert done.exit_code == 2
-    assert "no such proof; use one of first, second, third" in " ".join(done.stdout.split())
+    assert "no such proof; use one of first, second, alone, beside, third" in " ".join(done.stdout.split())
