@@ -16,7 +16,7 @@ from components.gateway_errors import errors
 from components.models import Model, load_catalogue
 from components.nginx_gateway import CONTAINER_PORT, keys_conf, nginx_conf
 from components.render import FILES
-from components.vllm_server import ENTRYPOINT, SOCKET, VllmServerArgs, serve_arguments
+from components.vllm_server import SOCKET, VllmServerArgs, entrypoint, serve_arguments
 from tests.conftest import LIMITS
 from tests.unit.nginx_syntax import Directive, parse
 from tests.unit.program import Program
@@ -51,7 +51,8 @@ def command_line(model: Model, gpu_count: int, **values: Any) -> list[str]:
         "extra_arguments": (),
     }
     resources = dict.fromkeys(("host", "provider", "image", "weights", "weights_path", "gpus"), ANY)
-    return [*ENTRYPOINT, *serve_arguments(VllmServerArgs(model=model, **resources, **arguments | values))]
+    args = VllmServerArgs(model=model, **resources, **arguments | values)
+    return [*entrypoint(args.extra_arguments), *serve_arguments(args)]
 
 
 def test_nginx_conf_is_as_reviewed(golden: Golden) -> None:

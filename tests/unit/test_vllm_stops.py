@@ -1,0 +1,75 @@
+"""The first process of vLLM's container, in a real shell with another program as vLLM: how it ends."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from components.vllm_server import ABORT_SECONDS, entrypoint
+
+Start = Callable[..., subprocess.Popen[str]]
+AT_ONCE = 0.7 * ABORT_SECONDS
+# They say when they can take a signal, and end by themselves some time after whoever started them is gone.
+ENDS = "trap 'exit 3' TERM; echo ready; for _ in $(seq 100); do sleep 0.1; done"
+WAITS = ENDS.replace("exit 3", "")
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    groups = []
+
+    def started(vllm: str, *extra_arguments: str) -> subprocess.Popen[str]:
+        program = tmp_path / "python3"
+        program.write_text(f"#!/bin/sh\n{vllm}\n")
+        program.chmod(0o755)
+        *shell, _ = entrypoint(extra_arguments)
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        command = [*shell, str(tmp_path / "vllm.sock"), "--model", "/model"]
+        process = subprocess.Popen(
+            command, env={"PATH": path}, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        groups.append(process.pid)
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield started
+    for group in groups:  # in a container, nothing outlives its first process
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+
+
+def ended(process: subprocess.Popen[str], after: signal.Signals) -> tuple[int, float]:
+    """Its exit status, and the seconds that it took to end."""
+    begun = time.monotonic()
+    process.send_signal(after)
+    return process.wait(20), time.monotonic() - begun
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_vllm_that_ends_is_not_waited_for(start: Start, sent: signal.Signals) -> None:
+    status, seconds = ended(start(ENDS), sent)
+    assert status == 3
+    assert seconds < AT_ONCE
+
+
+def test_a_vllm_that_waits_for_its_streams_is_killed(start: Start) -> None:
+    status, seconds = ended(start(WAITS), signal.SIGTERM)
+    assert status == 128 + signal.SIGKILL
+    assert seconds > AT_ONCE
+
+
+def test_a_vllm_that_was_told_to_let_requests_end_may_do_so(start: Start) -> None:
+    slow = ENDS.replace("exit 3", f"sleep {1.5 * ABORT_SECONDS}; exit 3")
+    status, seconds = ended(start(slow, "--shutdown-timeout", "20"), signal.SIGTERM)
+    assert status == 3
+    assert seconds > ABORT_SECONDS
+
+
+def test_a_vllm_that_ends_by_itself_is_told_with_its_status(start: Start) -> None:
+    assert start("echo ready; exit 7").wait(20) == 7
