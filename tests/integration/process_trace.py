@@ -11,6 +11,7 @@ from pathlib import Path
 # Programs that start others on behalf of the rehearsal: commands over SSH, and processes in containers.
 STARTERS = {"sshd", "dockerd", "containerd", "containerd-shim"}
 ATTACH_SECONDS = 30
+LET_GO_SECONDS = 10
 STRACE = ["strace", "--follow-forks", "--no-abbrev", "--string-limit=1000000", "--trace=execve,execveat"]
 
 
@@ -53,7 +54,13 @@ def attached(processes: Sequence[int], output: Path) -> Iterator[None]:
         yield
     finally:
         tracer.terminate()  # it lets go of them, and they go on
-        tracer.wait(ATTACH_SECONDS)
+        try:
+            tracer.wait(LET_GO_SECONDS)
+        except subprocess.TimeoutExpired:
+            # It waits for a process that waits for its child to begin (vfork), which waits for strace. Once strace is
+            # gone the kernel lets all of them go on; what it has seen is written, line by line.
+            tracer.kill()
+            tracer.wait(LET_GO_SECONDS)
 
 
 def _is_traced(process: int) -> bool:
