@@ -1,5 +1,7 @@
 """A VM with GPUs in Google Cloud, and the disk for weights that outlives it."""
 
+from __future__ import annotations  # so that only what makes a VM loads pulumi_gcp.compute, which takes a second
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

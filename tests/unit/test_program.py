@@ -1,6 +1,9 @@
 """What holds for the whole program, on every stack file and on a server with GPUs."""
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -309,3 +312,21 @@ def test_components_are_typed_by_their_file(program: Program) -> None:
 
 def test_docker_is_never_that_of_this_machine(program: Program) -> None:
     assert not [r.name for r in program.leaves if r.is_docker and r.provider != "runtime-provider"]
+
+
+RUN = """
+import json, sys
+from tests.unit.program import run
+run(json.load(sys.stdin), stack=sys.argv[1])
+print("pulumi_gcp.compute.instance" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(("base", "loaded"), [("local", False), ("prod", True)])
+def test_googles_api_is_loaded_only_where_it_is_used(
+    base: str, loaded: bool, values_of: Callable[..., dict[str, str]]
+) -> None:
+    """Its classes take a second and 100 MB."""
+    command = [sys.executable, "-c", RUN, base]
+    done = subprocess.run(command, input=json.dumps(values_of(base)), capture_output=True, text=True, check=True)
+    assert done.stdout == f"{loaded}\n"
