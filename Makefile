@@ -64,8 +64,8 @@ pin = .venv/bin/pip-compile --quiet --no-emit-index-url --no-emit-find-links --n
 clean: ## Remove .venv and caches
 	@rm -rf .venv .mutation .proofs .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-# They wait for nothing, so each core can run its share.
-unit_tests := --quiet --numprocesses auto tests/unit
+# They wait for nothing, so each core runs its share, and takes over what another is late with.
+unit_tests := --quiet --numprocesses auto --dist worksteal tests/unit
 # Two processes side by side (tests/integration/conftest.py); what they share goes when both are through.
 integration = env ELASTIC_VLLM_TEST_KEEP=1 $(python) -m pytest --numprocesses 2 -m "not slow" tests/integration
 

@@ -203,7 +203,8 @@ def _first_event(client: httpx2.Client, url: str, question: dict[str, Any], head
 
 def unit_tests() -> None:
     """The unit suite."""
-    command = [sys.executable, "-m", "pytest", "-q", "--numprocesses", "auto", str(ROOT / "tests" / "unit")]
+    parallel = ["--numprocesses", "auto", "--dist", "worksteal"]  # as make unit does
+    command = [sys.executable, "-m", "pytest", "-q", *parallel, str(ROOT / "tests" / "unit")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         console.print(done.stdout)

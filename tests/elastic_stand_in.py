@@ -266,7 +266,7 @@ def serving(elastic: Elastic, port: int = 0, certificate: str = "") -> Iterator[
             server.socket = context.wrap_socket(server.socket, server_side=True)
             scheme = "https"
         elastic.address = f"{scheme}://127.0.0.1:{server.server_address[1]}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.005}, daemon=True)
         thread.start()
         try:
             yield elastic

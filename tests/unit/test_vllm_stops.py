@@ -10,24 +10,26 @@ from pathlib import Path
 
 import pytest
 
-from components.vllm_server import ABORT_SECONDS, entrypoint
+from components import vllm_server
 
 Start = Callable[..., subprocess.Popen[str]]
+ABORT_SECONDS = 0.5
 AT_ONCE = 0.7 * ABORT_SECONDS
 # They say when they can take a signal, and end by themselves some time after whoever started them is gone.
-ENDS = "trap 'exit 3' TERM; echo ready; for _ in $(seq 100); do sleep 0.1; done"
+ENDS = "trap 'exit 3' TERM; echo ready; for _ in $(seq 200); do sleep 0.05; done"
 WAITS = ENDS.replace("exit 3", "")
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    monkeypatch.setattr(vllm_server, "ABORT_SECONDS", ABORT_SECONDS)
     groups = []
 
     def started(vllm: str, *extra_arguments: str) -> subprocess.Popen[str]:
         program = tmp_path / "python3"
         program.write_text(f"#!/bin/sh\n{vllm}\n")
         program.chmod(0o755)
-        *shell, _ = entrypoint(extra_arguments)
+        *shell, _ = vllm_server.entrypoint(extra_arguments)
         path = f"{tmp_path}:{os.environ['PATH']}"
         command = [*shell, str(tmp_path / "vllm.sock"), "--model", "/model"]
         process = subprocess.Popen(

@@ -97,7 +97,7 @@ def running() -> Iterator[Mirror]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     Handler.mirror = Mirror(f"http://127.0.0.1:{server.server_port}/")
-    thread = Thread(target=server.serve_forever)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.005})
     thread.start()
     yield Handler.mirror
     server.shutdown()
