@@ -145,6 +145,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
         found[name] = home / f"{name}.asc"
         exported = subprocess.run([*gpg, "--armor", "--export", *of], check=True, capture_output=True).stdout
         found[name].write_bytes(exported)
+    subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=True)  # or its agent would stay
     return found
 
 
