@@ -74,6 +74,7 @@ def main(
         rehearse("down", stack="local")
     for line in slow:
         typer.echo(f"FAIL {line}")
+    typer.echo(f"{len(chosen)} drills, {len(chosen) - len(slow)} as promised")
     raise typer.Exit(1 if slow else 0)
 
 
