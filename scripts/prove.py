@@ -48,6 +48,8 @@ class Proof:
     environment: Mapping[str, str] = field(default_factory=dict)
     place: Literal["alone", "row", "beside"] = "row"
     """Before the others, in the row of them, or beside that row."""
+    afterwards: tuple[str, ...] = ()
+    """Run once all are through, whatever came of them."""
 
 
 PROOFS = {
@@ -92,11 +94,8 @@ PROOFS = {
     ),
     "soak": Proof(
         "half an hour of mixed traffic: nothing fails, Nginx does not grow",
-        (
-            "sh",
-            "-c",
-            f"scripts/rehearse up && {sys.executable} -m scripts.soak; code=$?; scripts/rehearse down; exit $code",
-        ),
+        (sys.executable, "-m", "tests.integration.long_soak"),
+        afterwards=("scripts/rehearse", "down", "--stack", "soaked"),
         place="beside",
     ),
     "mutation": Proof(
@@ -120,16 +119,21 @@ def main(
     chosen = {name: proof for name, proof in PROOFS.items() if not only or name in only}
     outcomes: dict[str, str] = {}
     begun = time.monotonic()
-    with futures.ThreadPoolExecutor(2) as pool:
-        for places in (["alone"], ["row", "beside"]):
-            rows = [{name: proof for name, proof in chosen.items() if proof.place == place} for place in places]
-            working = [pool.submit(_run_all, row, outcomes) for row in rows]
-            while futures.wait(working, TICK_SECONDS).not_done:
-                console.print(
-                    f"  {time.monotonic() - begun:.0f} s, {len(outcomes)} of {len(chosen)} done", markup=False
-                )
-            for each in working:
-                each.result()
+    try:
+        with futures.ThreadPoolExecutor(2) as pool:
+            for places in (["alone"], ["row", "beside"]):
+                rows = [{name: proof for name, proof in chosen.items() if proof.place == place} for place in places]
+                working = [pool.submit(_run_all, row, outcomes) for row in rows]
+                while futures.wait(working, TICK_SECONDS).not_done:
+                    console.print(
+                        f"  {time.monotonic() - begun:.0f} s, {len(outcomes)} of {len(chosen)} done", markup=False
+                    )
+                for each in working:
+                    each.result()
+    finally:
+        for proof in chosen.values():
+            if proof.afterwards:
+                subprocess.run(proof.afterwards, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
     console.print("\nsummary")
     for name in chosen:
         console.print(f"  {name:<10}{outcomes[name]}", markup=False)

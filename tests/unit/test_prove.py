@@ -18,8 +18,9 @@ def proved(*arguments: str) -> Result:
 def proofs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     good = (sys.executable, "-c", "import os; print('ran', os.environ.get('SLOW'))")
     bad = (sys.executable, "-c", "print('this is why'); raise SystemExit(3)")
+    after = (sys.executable, "-c", f"open({str(tmp_path / 'afterwards')!r}, 'w')")
     made = {
-        "first": Proof("one that fails", bad),
+        "first": Proof("one that fails", bad, afterwards=after),
         "second": Proof("one that does not", good, environment={"SLOW": "1"}),
         "alone": Proof("one that comes first", good, place="alone"),
         "beside": Proof("one beside the others", good, place="beside"),
@@ -46,6 +47,13 @@ def test_what_measures_times_is_over_before_the_others_begin() -> None:
     over = [number for number, line in enumerate(lines) if line.startswith("alone: ok")]
     assert len(over) == 1
     assert over[0] < min(starts)
+
+
+def test_what_is_to_be_taken_away_goes_even_if_the_proof_failed(tmp_path: Path) -> None:
+    proved("--only", "second")
+    assert not (tmp_path / "afterwards").exists()
+    proved("--only", "first")
+    assert (tmp_path / "afterwards").exists()
 
 
 def test_all_well_is_exit_status_0() -> None:
