@@ -68,7 +68,7 @@ process_isolation = "forkserver"
 LEFT_OUT = ("NginxGatewayǁ", "VllmServerǁ", "x__config_files__")
 SURVIVED, UNTESTED, UNDECIDED = 0, 33, (None, 34, 35, -11, 255)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -34,7 +34,7 @@ LEFT_OUT = [f"--ignore={path}" for path in ELSEWHERE]
 SHOWN_LINES = 40
 TICK_SECONDS = 10
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
