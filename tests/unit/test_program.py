@@ -326,7 +326,7 @@ print("pulumi_gcp.compute.instance" in sys.modules)
 def test_googles_api_is_loaded_only_where_it_is_used(
     base: str, loaded: bool, values_of: Callable[..., dict[str, str]]
 ) -> None:
-    """Its classes take a second and 100 MB."""
+    """Its classes take a second and 50 MB."""
     command = [sys.executable, "-c", RUN, base]
     done = subprocess.run(command, input=json.dumps(values_of(base)), capture_output=True, text=True, check=True)
     assert done.stdout == f"{loaded}\n"
