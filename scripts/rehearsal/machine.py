@@ -24,6 +24,9 @@ DOCKER_SOCKET = Path("/var/run/docker.sock")
 START_SECONDS = 60
 LOOPBACK = "127.0.0.1"
 SESSION_MARK = "ELASTIC_VLLM_REHEARSAL=session"
+NO_BASHRC = "SHLVL=1"
+"""In a session's environment, bash takes itself for one below the first and leaves ~/.bashrc alone. What people start
+there (pyenv, conda) takes longer than most commands, and is on no server."""
 
 SSHD_CONFIG = """\
 # An sshd of the rehearsal's own; scripts/rehearse writes and removes it.
@@ -235,7 +238,7 @@ def start_sshd(directory: Path, port: int, path: str = "") -> None:
 
     `path` is the PATH of its sessions, where it is not sshd's own. Raises RehearsalError with cause and fix.
     """
-    environment = f"{SESSION_MARK} PATH={path}" if path else SESSION_MARK
+    environment = " ".join([SESSION_MARK, NO_BASHRC, *([f"PATH={path}"] if path else [])])
     config = directory / "sshd_config"
     wanted = SSHD_CONFIG.format(port=port, ssh=directory, pam=_pam(), environment=environment)
     if _sshd_pid(directory) and config.exists() and config.read_text() == wanted:

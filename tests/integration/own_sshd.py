@@ -27,6 +27,7 @@ UsePAM {pam}
 UseDNS no
 MaxStartups 100
 MaxSessions 100
+SetEnv {environment}
 """
 
 
@@ -69,7 +70,9 @@ def running() -> Iterator[Server]:
             server.new_key(name)
         shutil.copy(directory / "id.pub", directory / "authorized_keys")
         config = directory / "sshd_config"
-        config.write_text(CONFIG.format(port=server.port, directory=directory, pam=machine._pam()))
+        config.write_text(
+            CONFIG.format(port=server.port, directory=directory, pam=machine._pam(), environment=machine.NO_BASHRC)
+        )
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         with (directory / "log").open("wb") as log:
             process = subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", config], stderr=log)

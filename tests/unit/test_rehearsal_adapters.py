@@ -3,6 +3,7 @@
 import base64
 import datetime
 import ssl
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from scripts.rehearsal import RehearsalError
+from scripts.rehearsal import RehearsalError, machine
 from scripts.rehearsal.command_adapter import COMMAND, fingerprint, parse_host_key, read_private_key
 from scripts.rehearsal.docker_adapters import health_check, host_options
 from scripts.rehearsal.resource import Resource
@@ -212,3 +213,13 @@ def test_a_health_check_is_what_docker_takes() -> None:
 def test_a_duration_that_is_not_known_is_refused(duration: str) -> None:
     with pytest.raises(RehearsalError, match="duration"):
         health_check({"tests": ["CMD", "true"], "interval": duration})
+
+
+def test_what_people_start_in_their_bashrc_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / ".bashrc").write_text("touch ~/started\n")
+    session = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "SSH_CLIENT": "127.0.0.1 1 22"}  # as sshd starts bash
+    name, _, value = machine.NO_BASHRC.partition("=")
+    subprocess.run(["/bin/bash", "-c", "true"], env={**session, name: value}, stdin=subprocess.DEVNULL, check=True)
+    assert not (tmp_path / "started").exists()
+    subprocess.run(["/bin/bash", "-c", "true"], env=session, stdin=subprocess.DEVNULL, check=True)
+    assert (tmp_path / "started").exists()
