@@ -5,6 +5,8 @@ Each run has an event loop, a context and a configuration of its own, so runs in
 
 import asyncio
 import base64
+import copy
+import functools
 import hashlib
 import json
 import runpy
@@ -268,9 +270,12 @@ def changes(old: Program, new: Program) -> dict[str, list[str]]:
     }
 
 
+_parsed = functools.cache(yaml.safe_load)
+
+
 def written(stack_file: str) -> dict[str, Any]:
     """What a stack's file says."""
-    document = yaml.safe_load((ROOT / "stacks" / f"Pulumi.{stack_file}.yaml").read_text())
+    document = copy.deepcopy(_parsed((ROOT / "stacks" / f"Pulumi.{stack_file}.yaml").read_text()))
     return {key.removeprefix("elastic-vllm:"): value for key, value in document["config"].items()}
 
 

@@ -38,12 +38,21 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         groups.append(process.pid)
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
+        while not {signal.SIGTERM, signal.SIGINT} <= caught(process.pid):
+            time.sleep(0.005)
         return process
 
     yield started
     for group in groups:  # in a container, nothing outlives its first process
         with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
+
+
+def caught(process: int) -> set[int]:
+    """The signals that a process has set a trap for."""
+    status = Path(f"/proc/{process}/status").read_text()
+    mask = int(status.partition("SigCgt:")[2].split()[0], 16)
+    return {number for number in range(1, 65) if mask >> (number - 1) & 1}
 
 
 def ended(process: subprocess.Popen[str], after: signal.Signals) -> tuple[int, float]:
