@@ -5,7 +5,8 @@ import hashlib
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from scripts.rehearsal import base_system
@@ -29,15 +30,22 @@ MASKED = (
 )
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """No other process makes anything in DIRECTORY until the block ends."""
+    DIRECTORY.mkdir(exist_ok=True)
+    with (DIRECTORY / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def root(*packages: str) -> Path:
     """A directory with a bare server's files and these packages besides; nothing may be changed in it."""
     name, suite = base_system.distribution()
     wanted = sorted({*BARE, *packages})
     mark = hashlib.sha256(repr((name, suite, wanted, SOURCES, MASKED)).encode()).hexdigest()[:12]
     made = DIRECTORY / f"root-{mark}"
-    DIRECTORY.mkdir(exist_ok=True)
-    with (DIRECTORY / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone():
         if not made.exists():
             installed("mmdebstrap", "mmdebstrap")
             half_made = Path(tempfile.mkdtemp(dir=DIRECTORY))

@@ -1,5 +1,6 @@
 """A site without network: bundles that were built outside, the project out of one of them, and a server."""
 
+import hashlib
 import json
 import os
 import shlex
@@ -15,6 +16,9 @@ from typing import Any
 
 import yaml
 
+from scripts.bundling import collect
+from tests.integration import own_roots
+from tests.integration.conftest import ROOT
 from tests.integration.own_hosts import SERVER, Hosts
 from tests.integration.own_machine import outcomes
 from tests.integration.own_stacks import NGINX_IMAGE
@@ -43,6 +47,11 @@ class Factory:
     def public_key(self) -> Path:
         return self.key.with_suffix(".pub")
 
+    def look_at(self, hosts: Hosts) -> None:
+        """Probe their server."""
+        script = (self.project / "scripts" / "bundling" / "probe.sh").read_text()
+        self.probe.write_text(hosts.server.run("bash", "-c", script))
+
     def build(self, name: str, vllm_image: str, model: str, *arguments: str | Path, runtime: str = "docker") -> Path:
         """A bundle of that name, built anew or gone on with; returns its directory."""
         settings = {
@@ -60,9 +69,23 @@ class Factory:
         command: list[str | Path] = [self.project / "scripts" / "bundle", "build", "--stack", STACK]
         command += ["--output", self.directory / name, "--weights", weights, "--sign-key", self.key, *arguments]
         command += ["--probe", self.probe, "--pulumi", "none"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(_wheels())}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **pip})
         assert done.returncode == 0, done.stdout + done.stderr
         return self.directory / name
+
+
+def _wheels() -> Path:
+    """What requirements.txt names, fetched once and kept: pip takes ten seconds to find the right ones on an index."""
+    wanted = collect.wheels(ROOT)
+    made = own_roots.DIRECTORY / f"wheels-{hashlib.sha256(wanted.source.encode()).hexdigest()[:12]}"
+    with own_roots.alone():
+        if not made.exists():
+            half_made = own_roots.DIRECTORY / "wheels"
+            shutil.rmtree(half_made, ignore_errors=True)
+            wanted.make(half_made, print)
+            half_made.rename(made)
+    return made
 
 
 def factory(directory: Path, hosts: Hosts) -> Factory:
@@ -76,8 +99,7 @@ def factory(directory: Path, hosts: Hosts) -> Factory:
         file.write(b"?")
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     made = Factory(directory, project(directory / "project"), key, directory / "probe.json")
-    script = (made.project / "scripts" / "bundling" / "probe.sh").read_text()
-    made.probe.write_text(hosts.server.run("bash", "-c", script))
+    made.look_at(hosts)
     return made
 
 

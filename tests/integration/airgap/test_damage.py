@@ -4,6 +4,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace as replace_fields
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from components import bundle_manifest
 from scripts.bundling import signature
-from tests.integration.own_site import CHATTER, MODELS, STORE, Factory, Made, Site, copy_of, replace
+from tests.integration.own_site import CHATTER, MODELS, SECOND, STORE, Factory, Made, Site, copy_of, replace
 
 
 def files_on(site: Site) -> str:
@@ -104,10 +105,20 @@ def first_of(kinds: Iterable[str]) -> list[Any]:
     return [pytest.param(kind, marks=pytest.mark.slow if number else ()) for number, kind in enumerate(kinds)]
 
 
+@pytest.fixture(scope="module")
+def light(site: Site, made: Made) -> Path:
+    """The second bundle without Debian packages, which take most of the time to look into: the server has them now."""
+    again = replace_fields(made.factory, probe=made.factory.directory / "probe-again.json")
+    again.look_at(site.hosts)
+    copy_of(made.second, again.directory / "light")
+    return again.build("light", made.small, SECOND)
+
+
 @pytest.fixture
-def damaged(made: Made) -> Iterator[Path]:
-    """A copy of the second bundle, which the server does not have yet."""
-    copy = copy_of(made.second, made.factory.directory / "damaged")
+def damaged(made: Made, light: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A copy of a bundle that the server does not have yet."""
+    packages = "packages" in request.node.name
+    copy = copy_of(made.second if packages else light, made.factory.directory / "damaged")
     yield copy
     shutil.rmtree(copy)
 
