@@ -15,19 +15,19 @@ down: ## Remove what `make rehearse` made
 
 test: ## Lint, types, unit and integration tests (real SSH, Docker, Nginx and vLLM)
 	@scripts/setup --dev
-	@$(MAKE) --no-print-directory --jobs 2 polite=nice tests host; code=$$?; \
+	@$(MAKE) --no-print-directory --jobs 2 tests host; code=$$?; \
 	  said=$$($(as_root) scripts/rehearse down --stack test 2>&1) || { echo "$$said"; code=1; }; exit $$code
 
-# The images take minutes where they are not there yet: tests that need none run meanwhile, on what they leave idle.
+# The images take minutes where they are not there yet: lint and tests that need none run meanwhile.
 # The lock is the one of the integration tests (tests/integration/conftest.py), which wait for it.
 host:
 	@$(as_root) flock pyproject.toml scripts/rehearse setup --stack test
 
-tests: unit
-	@$(as_root) $(integration)
+tests: lint
+	@$(as_root) $(all_tests)
 
 unit: lint ## The daily loop: lint, types and unit tests, in seconds, without Docker
-	@$(polite) $(python) -m pytest $(unit_tests)
+	@$(python) -m pytest $(unit_tests)
 
 lint: ## ruff, mypy --strict, shellcheck
 	@scripts/setup --dev
@@ -66,8 +66,8 @@ clean: ## Remove .venv and caches
 
 # They wait for nothing, so each core runs its share, and takes over what another is late with.
 unit_tests := --quiet --numprocesses auto --dist worksteal tests/unit
-# Two processes side by side (tests/integration/conftest.py); what they share goes when both are through.
-integration = env ELASTIC_VLLM_TEST_KEEP=1 $(python) -m pytest --numprocesses 2 -m "not slow" tests/integration
+# Three processes (tests/side_by_side.py); what they share goes when all are through.
+all_tests = env ELASTIC_VLLM_TEST_KEEP=1 $(python) -m pytest -p tests.side_by_side --numprocesses 3 -m "not slow" tests
 
 # Integration tests and benchmarks start sshd and Docker.
 as_root := $(shell [ "$$(id -u)" = 0 ] || echo sudo)

@@ -1,6 +1,7 @@
 """What all tests share: golden files, which `pytest --update-golden` writes anew."""
 
 import difflib
+import gc
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,14 @@ LIMITS = limit_settings.limits(Problems(defaults(), defaults()))
 # A shell starts what runs in its background with SIGINT ignored, and what that starts inherits it: a shell among them
 # can't trap it then.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What collecting makes stays until the end: thousands of tests, which nobody need look through for garbage.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,14 +2,9 @@
 
 Nothing here skips: a machine without Docker or vLLM fails, with the rehearsal's own words.
 While writing tests: ELASTIC_VLLM_TEST_STACK names another stack, ELASTIC_VLLM_TEST_KEEP=1 leaves it up at the end.
-
-`make test` has two processes side by side (pytest-xdist): one for the stacks of this machine, one for sites and servers
-that are machines of their own, and what has a stack to itself goes to who is through first. They share Docker and what
-set-up makes; it is kept until both are through.
 """
 
 import fcntl
-import json
 import os
 import signal
 import ssl
@@ -18,13 +13,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import docker
 import httpx2
 import openai
 import pytest
 from docker.models.containers import Container
-from xdist.scheduler import LoadScopeScheduling
+
+from scripts.rehearsal import engine
 
 ROOT = Path(__file__).resolve().parents[2]
 STACK = os.environ.get("ELASTIC_VLLM_TEST_STACK", "test")
@@ -35,38 +32,6 @@ PROVE = "ELASTIC_VLLM_PROVE" in os.environ
 """Whether this is the slow run (make prove)."""
 KEEP = "ELASTIC_VLLM_TEST_KEEP" in os.environ
 TCP_LISTEN = "0A"  # in /proc/net/tcp
-APART = ("airgap/", "test_bundle.py", "test_cloud_init", "test_gpu_install", "test_own_hosts", "test_tunnel")
-"""How the paths begin of tests that have machines of their own. None of them may leave anything on this one, be it only
-for a while: packages, groups or containers, which the other process looks for after a stack is gone."""
-TO_ITSELF = ("test_certificates", "test_diagnose", "test_elastic")
-"""Some of those with a stack to themselves, which look at nothing else of this machine: enough to fill the end."""
-NO_IMAGES = ("test_cloud_init", "test_gpu_install", "test_tunnel")
-"""They need nothing of what set-up makes, and `make test` begins with them while it still makes it."""
-
-
-def _path(nodeid: str) -> str:
-    return nodeid.removeprefix("tests/integration/").partition("::")[0]
-
-
-class _TwoProcesses(LoadScopeScheduling):  # type: ignore[misc]
-    """What has machines of its own goes to one, the stacks of this machine go to the other, the rest to either."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        path = _path(nodeid)
-        if path.startswith(TO_ITSELF):
-            return path
-        return "apart" if path.startswith(APART) else "here"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What waits for nothing comes first."""
-    items.sort(key=lambda item: not _path(item.nodeid).startswith(NO_IMAGES))
-
-
-@pytest.hookimpl(optionalhook=True)  # pytest-xdist may be switched off
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _TwoProcesses:
-    """What pytest-xdist asks for where it is given a number of processes."""
-    return _TwoProcesses(config, log)
 
 
 def rehearse(
@@ -122,11 +87,14 @@ class Deployment:
         )
 
 
+def outputs_of(stack: str) -> dict[str, Any]:
+    """What `scripts/rehearse outputs --json --show-secrets` prints, which takes half a second."""
+    return {name: output["value"] for name, output in engine.outputs(stack).items()}
+
+
 def deployment(stack: str = STACK) -> Deployment:
     """The stack as its outputs describe it now."""
-    done = rehearse("outputs", "--json", "--show-secrets", stack=stack)
-    assert done.returncode == 0, done.stderr
-    values = json.loads(done.stdout)
+    values = outputs_of(stack)
     return Deployment(
         url=values["connectorUrl"],
         key=values["connectorApiKey"],
@@ -162,7 +130,7 @@ def installed(program: str, package: str) -> None:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """The two processes both set up, and a stack lets only one at it."""
+    """Each process sets up (tests/side_by_side.py), and a stack lets only one at it."""
     with (ROOT / "pyproject.toml").open() as lock:
         # However long images take elsewhere, it is not this test's time, which pytest-timeout counts by this timer.
         left, _ = signal.setitimer(signal.ITIMER_REAL, 0)

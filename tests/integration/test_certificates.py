@@ -26,7 +26,7 @@ from scripts.verification import gateway
 from scripts.verification.endpoint import Endpoint
 from scripts.verification.probe import probing
 from tests.integration import own_sshd, vllm_stand_in
-from tests.integration.conftest import ROOT, Deployment, deployment, installed, rehearse, rehearse_up
+from tests.integration.conftest import ROOT, Deployment, deployment, installed, outputs_of, rehearse, rehearse_up
 from tests.integration.own_machine import outcomes
 from tests.integration.own_stacks import stack_file
 from tests.unit.verify_server import issue, new_authority
@@ -47,12 +47,6 @@ def stack(machine: None) -> Iterator[None]:
             yield
 
 
-def outputs() -> dict[str, Any]:
-    done = rehearse("outputs", "--json", "--show-secrets", stack=STACK)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
 @dataclass(frozen=True)
 class Two:
     """A stack with two clients."""
@@ -67,7 +61,7 @@ class Two:
 @pytest.fixture(scope="module")
 def two(stack: None) -> Two:
     rehearse_up(*TWO, stack=STACK)
-    told = outputs()
+    told = outputs_of(STACK)
     clients = {name: each["certificate"] + each["privateKey"] for name, each in told["clientCertificates"].items()}
     return Two(deployment(STACK), told["kibanaConnector"], clients)
 
@@ -203,7 +197,7 @@ def test_kibanas_runtime_does_not_get_in_with_an_expired_or_foreign_certificate(
 
 
 def test_verify_shows_its_certificate_and_sees_that_one_is_needed(two: Two) -> None:
-    told = outputs()
+    told = outputs_of(STACK)
     endpoint = Endpoint(
         url=told["connectorUrl"],
         key=told["connectorApiKey"],

@@ -1,6 +1,5 @@
 """scripts/diagnose on a stack in which something is really broken: each time the cause, the fix and the exit status."""
 
-import json
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +18,7 @@ from scripts.verification import generation
 from tests import elastic_stand_in
 from tests.elastic_stand_in import ADMIN, Elastic
 from tests.integration import faults, own_sshd, vllm_stand_in
-from tests.integration.conftest import ROOT, deployment, rehearse, rehearse_up
+from tests.integration.conftest import ROOT, deployment, outputs_of, rehearse_up
 from tests.integration.faults import LOGS, NGINX, OWN, STACK, VLLM
 from tests.integration.own_stacks import stack_file
 from tests.unit import verify_server
@@ -39,8 +38,7 @@ def outputs(machine: None) -> Iterator[Mapping[str, Any]]:
         own = {"httpsPort": own_sshd.free_port(), "vllmImage": image}
         with stack_file(STACK, settings | own):
             rehearse_up(stack=STACK)
-            done = rehearse("outputs", "--json", "--show-secrets", stack=STACK)
-            yield json.loads(done.stdout)
+            yield outputs_of(STACK)
 
 
 @pytest.fixture
@@ -176,13 +174,13 @@ def test_a_port_that_a_firewall_drops(diagnosed: Diagnose, outputs: Mapping[str,
     monkeypatch.setattr("scripts.verification.gateway.CONNECT_SECONDS", 1)
     port = own_sshd.free_port()
     rule = f"type filter hook input priority 0; tcp dport {port} drop"
-    rules = f"table inet {STACK}_drop {{\nchain c {{\n{rule}\n}}\n}}\n"
+    rules = f"table inet elastic_vllm_{STACK}_drop {{\nchain c {{\n{rule}\n}}\n}}\n"
     subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
     try:
         url = f"https://127.0.0.1:{port}/v1/chat/completions"
         expect(diagnosed(connectorUrl=url), Kind.NETWORK, "no answer", "firewall")
     finally:
-        subprocess.run(["nft", "delete", "table", "inet", f"{STACK}_drop"], check=True)
+        subprocess.run(["nft", "delete", "table", "inet", f"elastic_vllm_{STACK}_drop"], check=True)
 
 
 # The server

@@ -15,7 +15,7 @@ from scripts.rehearsal import simulated_vm
 from tests.integration import own_sshd, vllm_stand_in
 from tests.integration.conftest import PROVE, ROOT, Deployment, deployment, rehearse, rehearse_up
 from tests.integration.own_machine import outcomes
-from tests.integration.own_stacks import stack_file
+from tests.integration.own_stacks import NGINX_IMAGE, stack_file
 
 STACK = "google"
 NOOP_SECONDS = 10
@@ -103,7 +103,7 @@ def test_no_user_of_ours_reaches_the_metadata(user: int, first: str) -> None:
 def test_no_container_reaches_the_metadata(first: str) -> None:
     before = dropped("from_containers")
     ask = f"exec 3<>/dev/tcp/{METADATA}/80"
-    command = ["docker", "run", "--rm", "--entrypoint", "timeout", "localhost/elastic-vllm/nginx:debian"]
+    command = ["docker", "run", "--rm", "--name", f"elastic-vllm-{STACK}-asks", "--entrypoint", "timeout", NGINX_IMAGE]
     done = subprocess.run([*command, "1", "bash", "-c", ask], capture_output=True, check=False)
     assert done.returncode == 124  # timeout's word for it
     assert dropped("from_containers") > before

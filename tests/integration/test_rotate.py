@@ -1,6 +1,5 @@
 """scripts/rotate on a stack that is asked all the time, by clients that try nothing twice."""
 
-import json
 import os
 import re
 import signal
@@ -10,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import openai
@@ -18,7 +16,7 @@ import pytest
 import yaml
 
 from tests.integration import newer_nginx, own_sshd, vllm_stand_in
-from tests.integration.conftest import PROVE, ROOT, Deployment, deployment, identity, rehearse_up
+from tests.integration.conftest import PROVE, ROOT, Deployment, deployment, identity, outputs_of, rehearse_up
 from tests.integration.own_stacks import stack_file
 
 STACK = "rotated"
@@ -53,12 +51,6 @@ def rotated(*arguments: str) -> str:
     done = rotate(*arguments)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
-
-
-def outputs() -> dict[str, dict[str, Any]]:
-    command = [str(ROOT / "scripts" / "rehearse"), "outputs", "--json", "--show-secrets", "--stack", STACK]
-    found: dict[str, dict[str, Any]] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-    return found
 
 
 def answer(key: str) -> int:
@@ -161,7 +153,7 @@ def test_no_request_fails_while_keys_are_rotated(file: Path, record_property: Ca
 @pytest.mark.slow
 def test_a_key_in_use_is_not_dropped_unless_told_to(file: Path) -> None:
     rotated("--key", "siem")
-    keys = outputs()["acceptedKeys"]
+    keys = outputs_of(STACK)["acceptedKeys"]
     assert [answer(keys[f"siem-v{version}"]) for version in (1, 2)] == [200, 200]
     done = rotate("--key", "siem")
     assert done.returncode == 3
@@ -200,7 +192,7 @@ def test_a_log_that_cannot_be_read_drops_nothing(file: Path) -> None:
 
 def test_it_goes_on_where_it_was_killed(file: Path) -> None:
     """After the file was changed, while `up` runs: the worst moment."""
-    before = outputs()["keyVersions"]["siem"]
+    before = outputs_of(STACK)["keyVersions"]["siem"]
     version = before[0]
     command = [str(ROOT / "scripts" / "rotate"), "--stack", STACK, "--key", "siem"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as running:
@@ -210,13 +202,13 @@ def test_it_goes_on_where_it_was_killed(file: Path) -> None:
                 os.killpg(running.pid, signal.SIGKILL)
                 break
     assert f"wanted: siem-v{version + 1} and siem-v{version}" in rotated("--key", "siem", "--status")
-    assert outputs()["keyVersions"]["siem"] == before
+    assert outputs_of(STACK)["keyVersions"]["siem"] == before
     assert "the last run was stopped" in rotated("--key", "siem")
-    assert outputs()["keyVersions"]["siem"] == [version + 1, version]
+    assert outputs_of(STACK)["keyVersions"]["siem"] == [version + 1, version]
 
 
 def test_the_log_names_a_keys_label_and_never_the_key(file: Path) -> None:
-    found = outputs()
+    found = outputs_of(STACK)
     key, version = found["namedKeys"]["siem"], found["keyVersions"]["siem"][0]
     assert answer(key) == 200
     log = deployment(STACK).docker.containers.get(f"elastic-vllm-{STACK}-nginx").logs().decode()
@@ -227,7 +219,7 @@ def test_the_log_names_a_keys_label_and_never_the_key(file: Path) -> None:
 def test_a_named_key_has_a_hand_off_of_its_own(file: Path, tmp_path: Path) -> None:
     command = [str(ROOT / "scripts" / "handoff"), "--stack", STACK, "--key", "siem", "--output", str(tmp_path)]
     subprocess.run(command, capture_output=True, check=True)
-    assert (tmp_path / "connector-api-key").read_text().strip() == outputs()["namedKeys"]["siem"]
+    assert (tmp_path / "connector-api-key").read_text().strip() == outputs_of(STACK)["namedKeys"]["siem"]
 
 
 @pytest.mark.parametrize(

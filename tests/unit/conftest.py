@@ -17,9 +17,6 @@ from tests.conftest import GOLDEN
 from tests.unit import own_bundle
 from tests.unit.program import FILLED_IN, GPU, HOST_KEY, PINS, STACKS, VM_IMAGE, Program, configuration, run, written
 
-# Programs that were run are kept until the end: looking through them for garbage takes a fifth of the time.
-gc.disable()
-
 BASES = [*STACKS, "gpu"]
 """Where tests start from: each stack file, and a server with GPUs."""
 ON_GOOGLE = [stack for stack in STACKS if written(stack).get("target") == "gcp"]
@@ -33,7 +30,16 @@ def event_loop_for_outputs() -> None:
         asyncio.set_event_loop(asyncio.new_event_loop())
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
+def no_garbage_is_looked_for() -> Iterator[None]:
+    """Programs that were run are kept until the end: looking through them takes a fifth of the time."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(scope="package", autouse=True)
 def no_endpoint_is_looked_at() -> Iterator[None]:
     """The program looks at the certificate that an endpoint shows; those of these tests are nowhere."""
     with pytest.MonkeyPatch.context() as patch:

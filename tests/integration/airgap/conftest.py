@@ -4,7 +4,6 @@ The server is bare at first, and everything on it comes from a bundle. A small i
 be tried; test_trap.py has the real one.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -13,15 +12,6 @@ import pytest
 from tests.integration import own_hosts, own_roots, own_site, vllm_stand_in
 from tests.integration.own_hosts import Hosts
 from tests.integration.own_site import BALLAST, FIRST, LARGE_IMAGE, SECOND, Made, Site, copy_of, installed_from
-
-POLITE = 5
-"""Niceness, where another process of pytest-xdist looks at the clock meanwhile."""
-
-
-@pytest.fixture(scope="package", autouse=True)
-def polite() -> None:
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        os.nice(POLITE)
 
 
 @pytest.fixture(scope="package")
