@@ -146,7 +146,8 @@ def _just_started(found: Survey, moment: str) -> bool:
     if not match:
         return False
     started = datetime.fromisoformat(f"{match[1]}T{match[2]}+00:00").timestamp()
-    return 0 <= int(found["clock"][0]) - started < JUST_STARTED_SECONDS
+    # The clock was read first: a container may have been started since.
+    return abs(int(found["clock"][0]) - started) < JUST_STARTED_SECONDS
 
 
 def _socket(found: Survey, name: str, engine: str) -> tuple[str, tuple[Finding, ...]]:

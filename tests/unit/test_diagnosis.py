@@ -52,6 +52,12 @@ def test_a_server_that_is_well_has_no_findings() -> None:
             Rank.CONTAINERS,
             "again and again",
         ),
+        (
+            {"clock": ["1767225599"], "container_nginx": ["running 0 false 1 2026-01-01T00:00:00.1Z"]},
+            Kind.CONTAINERS,
+            Rank.CONTAINERS,
+            "again and again",
+        ),
         ({"guard": ["missing"]}, Kind.SERVER, Rank.UNSEEN, "the packet filter is gone"),
         ({"socket": None, "vllm_health": None}, Kind.CONTAINERS, Rank.CONTAINERS, "its socket is gone"),
         ({"vllm_health": ["500"]}, Kind.CONTAINERS, Rank.CONTAINERS, "does not answer on its socket (500)"),
