@@ -13,6 +13,7 @@ import yaml
 from components.setting_checks import SECRETS
 from scripts.record_previews import Project
 from tests.integration.canaries import forms
+from tests.integration.conftest import rehearse
 from tests.integration.test_canary import new_canaries, stage
 
 STACK = "local"
@@ -20,6 +21,17 @@ STACK = "local"
 
 def main() -> int:
     """Run it; 1 where a canary shows."""
+    done = rehearse("setup")
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    try:
+        return _search()
+    finally:
+        rehearse("down")
+
+
+def _search() -> int:
+    """The same on a machine that is set up."""
     canaries = new_canaries()
     with tempfile.TemporaryDirectory(prefix="elastic-vllm-engine-") as scratch:
         project = Project(STACK, Path(scratch))
