@@ -1,5 +1,8 @@
 """The canaries under the real engine: preview, up, diff and debug log show none, and its state has them encrypted only.
 
+The log is that of -v=8. From -v=9 on the engine itself writes whatever it passes to a provider, secrets in clear, of
+any program (README.md, "Where state and secrets live").
+
 It needs `pulumi` with the plugins of README.md on PATH, so no test can run it: `make prove` does where there is one.
 """
 
@@ -58,7 +61,7 @@ def _search() -> int:
                         "--skip-preview",
                         "--logtostderr",
                         "--logflow",
-                        "-v=9",
+                        "-v=8",
                         "--debug",
                     ],
                     "preview of a change": ["preview", "--diff", "--config", "elastic-vllm:modelAlias=another"],
@@ -89,7 +92,8 @@ def _said(project: Project, arguments: list[str]) -> bytes:
     command = ["pulumi", *arguments, "--stack", STACK, "--non-interactive"]
     done = subprocess.run(command, cwd=project.directory, env=project.environment, capture_output=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed ({done.returncode})")
+        said = f"{done.stdout.decode()}\n{done.stderr.decode()}"  # its secrets are canaries
+        raise SystemExit(f"{' '.join(command)} failed ({done.returncode}):\n{said}")
     return done.stdout + done.stderr
 
 
