@@ -9,6 +9,7 @@ import os
 import signal
 import ssl
 import subprocess
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ STACK_DIRECTORY = Path("/var/lib/elastic-vllm") / STACK
 PROVE = "ELASTIC_VLLM_PROVE" in os.environ
 """Whether this is the slow run (make prove)."""
 KEEP = "ELASTIC_VLLM_TEST_KEEP" in os.environ
+RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid.uuid4().hex
+"""The same in all processes."""
 TCP_LISTEN = "0A"  # in /proc/net/tcp
 
 
@@ -129,26 +132,32 @@ def installed(program: str, package: str) -> None:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """Each process sets up (tests/side_by_side.py), and a stack lets only one at it."""
+def _alone() -> Iterator[bool]:
+    """A stack lets only one process at it: true for the first of this run (tests/side_by_side.py), which sets up.
+
+    The others must not: by then the first one's tests bring the same stack up and down.
+    """
+    run = ROOT / ".pytest_cache" / f"set-up-{RUN}"
     with (ROOT / "pyproject.toml").open() as lock:
         # However long images take elsewhere, it is not this test's time, which pytest-timeout counts by this timer.
         left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
         fcntl.flock(lock, fcntl.LOCK_EX)
         signal.setitimer(signal.ITIMER_REAL, left)
-        yield
+        yield not run.exists()
+        run.parent.mkdir(exist_ok=True)
+        run.touch()
 
 
 @pytest.fixture(scope="session")
 def machine() -> Iterator[None]:
     """This machine has what stacks need (packages, Docker, sshd, images), whether or not one is up."""
-    with _alone():
-        done = rehearse("setup")
+    with _alone() as first:
+        done = rehearse("setup") if first else None
+        nothing_to_do = f"stack {STACK} is for a host of its own"
+        assert not done or done.returncode == 0 or nothing_to_do in done.stderr, f"{done.stdout}\n{done.stderr}"
         # Now, because what the other process looks at later is which packages a stack leaves.
         for program in ("skopeo", "docker-registry"):
             installed(program, program)
-    nothing_to_do = f"stack {STACK} is for a host of its own"
-    assert done.returncode == 0 or nothing_to_do in done.stderr, f"{done.stdout}\n{done.stderr}"
     yield
     if not KEEP:
         rehearse("down")
