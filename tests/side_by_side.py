@@ -11,7 +11,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 HERE = "here"
-FIRST = ("tests/integration/test_secrets.", "tests/integration/test_soak.")
+FIRST = ("integration/test_secrets.", "integration/test_soak.")
 """Of those: the first traces Docker, which slows down whoever has containers meanwhile, and the others have none yet.
 The second is one long test, and the last two of a part are not waited for before the next is handed out."""
 SITE = "integration/airgap/"
@@ -26,12 +26,16 @@ APART = tuple(
 stack's name, be it only for a while: packages, groups or containers, which others look for after a stack is gone."""
 ORDER = (HERE, SITE, *NO_IMAGES, UNIT, *APART)
 POLITE = 5
-"""Niceness of all but the stacks that share this machine: tests of those look at the clock."""
+"""Niceness of all but the stacks that share this machine, above theirs: tests of those look at the clock."""
+NICENESS = os.getpriority(os.PRIO_PROCESS, 0)
+
+
+def _path(nodeid: str) -> str:
+    return nodeid.removeprefix("tests/")
 
 
 def _part(nodeid: str) -> str:
-    path = nodeid.removeprefix("tests/")
-    return next((part for part in ORDER if path.startswith(part)), HERE)
+    return next((part for part in ORDER if _path(nodeid).startswith(part)), HERE)
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
@@ -50,7 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """In that order."""
-    items.sort(key=lambda item: (ORDER.index(_part(item.nodeid)), not item.nodeid.startswith(FIRST)))
+    items.sort(key=lambda item: (ORDER.index(_part(item.nodeid)), not _path(item.nodeid).startswith(FIRST)))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Scheduling:
@@ -61,4 +65,4 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Schedulin
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Whatever the test starts inherits it."""
-    os.setpriority(os.PRIO_PROCESS, 0, 0 if _part(item.nodeid) == HERE else POLITE)
+    os.setpriority(os.PRIO_PROCESS, 0, NICENESS + (0 if _part(item.nodeid) == HERE else POLITE))

@@ -9,7 +9,6 @@ import os
 import signal
 import ssl
 import subprocess
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,8 +31,6 @@ STACK_DIRECTORY = Path("/var/lib/elastic-vllm") / STACK
 PROVE = "ELASTIC_VLLM_PROVE" in os.environ
 """Whether this is the slow run (make prove)."""
 KEEP = "ELASTIC_VLLM_TEST_KEEP" in os.environ
-RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid.uuid4().hex
-"""The same in all processes."""
 TCP_LISTEN = "0A"  # in /proc/net/tcp
 
 
@@ -132,26 +129,26 @@ def installed(program: str, package: str) -> None:
 
 
 @contextmanager
-def _alone() -> Iterator[bool]:
+def _alone(directories: pytest.TempPathFactory) -> Iterator[bool]:
     """A stack lets only one process at it: true for the first of this run (tests/side_by_side.py), which sets up.
 
     The others must not: by then the first one's tests bring the same stack up and down.
     """
-    run = ROOT / ".pytest_cache" / f"set-up-{RUN}"
+    own = directories.getbasetemp()
+    done = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "set-up"
     with (ROOT / "pyproject.toml").open() as lock:
         # However long images take elsewhere, it is not this test's time, which pytest-timeout counts by this timer.
         left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
         fcntl.flock(lock, fcntl.LOCK_EX)
         signal.setitimer(signal.ITIMER_REAL, left)
-        yield not run.exists()
-        run.parent.mkdir(exist_ok=True)
-        run.touch()
+        yield not done.exists()
+        done.touch()
 
 
 @pytest.fixture(scope="session")
-def machine() -> Iterator[None]:
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """This machine has what stacks need (packages, Docker, sshd, images), whether or not one is up."""
-    with _alone() as first:
+    with _alone(tmp_path_factory) as first:
         done = rehearse("setup") if first else None
         nothing_to_do = f"stack {STACK} is for a host of its own"
         assert not done or done.returncode == 0 or nothing_to_do in done.stderr, f"{done.stdout}\n{done.stderr}"
@@ -164,11 +161,11 @@ def machine() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def first_up() -> Iterator[set[int]]:
+def first_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[set[int]]:
     """The stack is up; the ports that are listened on since then. It goes away at the end."""
     before = tcp_listeners()
     try:
-        with _alone():
+        with _alone(tmp_path_factory):
             rehearse_up()
         yield tcp_listeners() - before
     finally:
