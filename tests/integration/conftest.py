@@ -9,10 +9,12 @@ import os
 import signal
 import ssl
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import docker
@@ -28,10 +30,13 @@ STACK = os.environ.get("ELASTIC_VLLM_TEST_STACK", "test")
 PREFIX = f"elastic-vllm-{STACK}"
 REHEARSAL = Path("/var/lib/elastic-vllm-rehearsal")
 STACK_DIRECTORY = Path("/var/lib/elastic-vllm") / STACK
+VLLM_SOCKET = STACK_DIRECTORY / "socket" / "vllm.sock"
 PROVE = "ELASTIC_VLLM_PROVE" in os.environ
 """Whether this is the slow run (make prove)."""
 KEEP = "ELASTIC_VLLM_TEST_KEEP" in os.environ
 TCP_LISTEN = "0A"  # in /proc/net/tcp
+LOG_SECONDS = 30
+"""Until a line is in a container's log: milliseconds, unless the machine is very busy."""
 
 
 def rehearse(
@@ -85,6 +90,26 @@ class Deployment:
         return openai.OpenAI(
             base_url=f"{self.base_url}/v1", api_key=key or self.key, max_retries=0, http_client=self.http()
         )
+
+
+def vllm_directly() -> httpx2.Client:
+    """Asks vLLM by its socket, past Nginx, as nobody but this machine's root can."""
+    return httpx2.Client(transport=httpx2.HTTPTransport(uds=str(VLLM_SOCKET)), base_url="http://vllm", timeout=60)
+
+
+def vllm_log(deployed: Deployment, since: float) -> str:
+    """What vLLM logged since then of all that it was asked for until now.
+
+    It logs in the order of its answers, so its line on a last request, sent past Nginx, says that the log is whole.
+    """
+    last = f"/{token_hex(16)}"
+    with vllm_directly() as vllm:
+        assert vllm.get(last).status_code == httpx2.codes.NOT_FOUND
+    end = time.monotonic() + LOG_SECONDS
+    while last not in (log := deployed.vllm.logs(since=since).decode()):
+        assert time.monotonic() < end, f"after {LOG_SECONDS} s vLLM's log says nothing of a request: {log[-2000:]}"
+        time.sleep(0.1)
+    return log.partition(last)[0]
 
 
 def outputs_of(stack: str) -> dict[str, Any]:

@@ -7,14 +7,13 @@ from secrets import token_hex
 
 import pytest
 
-from tests.integration.conftest import Deployment
+from tests.integration.conftest import LOG_SECONDS, Deployment, vllm_log
 
 CHAT, MODELS = "/v1/chat/completions", "/v1/models"
 AUDIT_LINE = re.compile(
     r'\S+ - (?P<label>\S+) \[\S+ \+0000\] "(?P<asked>\S+ \S+) HTTP/1\.1" (?P<status>\d{3}) \d+ "-" "-" '
     r"(?P<request_id>[0-9a-f]{32}) [\d.]+"
 )
-LOG_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -72,16 +71,16 @@ def asked(deployed: Deployment, canaries: Canaries) -> Asked:
         client.get(MODELS + query + "x" * 9000)
         client.post(CHAT, content=f'{{"messages": "{canaries.prompt}"', headers={"Content-Type": "application/json"})
     expected = {answer.headers["x-request-id"]: line for line, answer in answers.items()}
-    return _logs_with(deployed, start, expected)
+    return Asked(expected, _nginx_log(deployed, start, expected), vllm_log(deployed, start))
 
 
-def _logs_with(deployed: Deployment, start: int, expected: dict[str, str]) -> Asked:
-    """The logs once they hold all these requests, or as they are when that takes too long."""
+def _nginx_log(deployed: Deployment, start: int, expected: dict[str, str]) -> str:
+    """Nginx's log once it holds all these requests, or as it is when that takes too long."""
     end = time.monotonic() + LOG_SECONDS
     while True:
-        nginx, vllm = (each.logs(since=start).decode() for each in (deployed.nginx, deployed.vllm))
-        if all(request in nginx for request in expected) or time.monotonic() > end:
-            return Asked(expected, nginx, vllm)
+        log: str = deployed.nginx.logs(since=start).decode()
+        if all(request in log for request in expected) or time.monotonic() > end:
+            return log
         time.sleep(0.1)
 
 

@@ -14,11 +14,10 @@ import httpx2
 import openai
 import pytest
 
-from tests.integration.conftest import STACK_DIRECTORY, Deployment, rehearse
+from tests.integration.conftest import Deployment, rehearse, vllm_directly
 
 MIB = 2**20
 CHAT = "/v1/chat/completions"
-SOCKET = STACK_DIRECTORY / "socket" / "vllm.sock"
 
 
 def chat_request(model: str, prompt: str = "Hello", **more: Any) -> dict[str, Any]:
@@ -174,7 +173,7 @@ def becomes(vllm: httpx2.Client, number: int, seconds: float) -> bool:
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
 def test_client_that_goes_away_ends_its_generation(stream: bool, deployed: Deployment) -> None:
     request = chat_bytes(deployed, max_tokens=12_000, stream=stream, ignore_eos=True)  # for a minute or so
-    with httpx2.Client(base_url="http://vllm", transport=httpx2.HTTPTransport(uds=str(SOCKET))) as vllm:
+    with vllm_directly() as vllm:
         assert becomes(vllm, 0, 60)
         with sent(deployed, request):
             assert becomes(vllm, 1, 10)

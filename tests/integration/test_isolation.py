@@ -18,10 +18,9 @@ import yaml
 from docker.models.containers import Container
 
 from components.vllm_server import NGINX_UID, SOCKET_GID, VLLM_UID
-from tests.integration.conftest import PREFIX, ROOT, STACK, STACK_DIRECTORY, Deployment, tcp_listeners
+from tests.integration.conftest import PREFIX, ROOT, STACK, VLLM_SOCKET, Deployment, tcp_listeners
 
 METADATA = "169.254.169.254"
-SOCKET = STACK_DIRECTORY / "socket" / "vllm.sock"
 GUARD_TABLE = PREFIX.replace("-", "_")
 GUARD_FILE = Path("/etc/elastic-vllm") / f"{PREFIX}.nft"
 
@@ -264,20 +263,21 @@ def network_namespace(process: int | str) -> Path:
 
 
 def test_vllms_socket_is_for_its_user_and_nginxs_group(deployed: Deployment) -> None:
-    directory = SOCKET.parent.stat()
+    directory = VLLM_SOCKET.parent.stat()
     assert (stat.filemode(directory.st_mode), directory.st_uid, directory.st_gid) == (
         "drwxr-x---",
         VLLM_UID,
         SOCKET_GID,
     )
-    assert [each.name for each in SOCKET.parent.iterdir()] == [SOCKET.name]
+    assert [each.name for each in VLLM_SOCKET.parent.iterdir()] == [VLLM_SOCKET.name]
 
 
 @pytest.mark.parametrize(
     ("user", "group", "answer"), [(NGINX_UID, SOCKET_GID, "200"), (NGINX_UID, NGINX_UID, "000"), (65534, 65534, "000")]
 )
 def test_vllm_answers_nginx_only(user: int, group: int, answer: str, deployed: Deployment) -> None:
-    ask = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--unix-socket", str(SOCKET), "http://vllm/health"]
+    curl = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}"]
+    ask = [*curl, "--unix-socket", str(VLLM_SOCKET), "http://vllm/health"]
     done = subprocess.run(
         ask, user=user, group=group, extra_groups=[], cwd="/", capture_output=True, text=True, check=False
     )

@@ -2,9 +2,9 @@
 
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from secrets import token_hex
 
 import httpx2
 import pytest
@@ -46,6 +46,14 @@ def ask(deployed: Deployment, path: str = "/v1/models") -> int:
         return client.get(path).status_code
 
 
+def all_logged(deployed: Deployment) -> list[str]:
+    """The access log's lines once it has the last of them: Nginx writes it when the client has its answer already."""
+    last = f"/{token_hex(16)}"
+    assert ask(deployed, last) == 404
+    wait_until(lambda: last in (LOGS / "access.log").read_text())
+    return (LOGS / "access.log").read_text().splitlines()
+
+
 def scrape(path: str) -> httpx2.Response:
     with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(SOCKET)), base_url="http://metrics") as client:
         return client.get(path)
@@ -67,6 +75,7 @@ def test_the_log_files_hold_no_key_no_query_and_no_prompt(deployed: Deployment) 
         client.post("/v1/chat/completions", json={"model": "none", "messages": [{"role": "user", "content": prompt}]})
         client.get(f"/v1/models?{query}=1")
         client.get("/v1/models", headers={"Authorization": f"Bearer {deployed.key} twice"})
+    assert all_logged(deployed)
     written = "".join(path.read_text() for path in LOGS.iterdir())
     assert not [word for word in (deployed.key, prompt, query) if word in written]
 
@@ -79,15 +88,14 @@ def test_nobody_but_nginx_and_root_reads_them(deployed: Deployment) -> None:
 
 def test_rotation_loses_no_line_and_restarts_nothing(deployed: Deployment) -> None:
     container = deployed.docker.containers.get(f"elastic-vllm-{STACK}-nginx")
-    time.sleep(0.5)  # Nginx writes a line when the client has its answer already
-    before, lines = identity(container), (LOGS / "access.log").read_text().splitlines()
+    before, lines = identity(container), all_logged(deployed)
     subprocess.run(["logrotate", "--force", str(ROTATION)], check=True)
     for _ in range(5):
         ask(deployed)
-    time.sleep(0.5)
-    old, new = ((LOGS / name).read_text().splitlines() for name in ("access.log.1", "access.log"))
+    new = all_logged(deployed)
+    old = (LOGS / "access.log.1").read_text().splitlines()
     assert old[: len(lines)] == lines
-    assert len(old) + len(new) == len(lines) + 5
+    assert len(old) + len(new) == len(lines) + 6
     assert new
     assert identity(container) == before
 

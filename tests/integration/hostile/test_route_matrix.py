@@ -16,17 +16,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-import httpx2
 import openai
 import pytest
 
-from tests.integration.conftest import STACK_DIRECTORY, Deployment, deployment, identity, rehearse_up
+from tests.integration.conftest import Deployment, deployment, identity, rehearse_up, vllm_directly, vllm_log
 from tests.integration.hostile.cases import KNOWN
 from tests.integration.hostile.oracle import ALLOWED, BEHIND, HEALTH, REFUSALS, Plain, entitled
 from tests.integration.hostile.twin import CURRENT, PREVIOUS
 from tests.integration.hostile.wire import Server, answers, exchange
 
-SOCKET = STACK_DIRECTORY / "socket" / "vllm.sock"
 AT_A_TIME = 3
 SETTINGS = {"keyVersion": 2, "maxRequestsPerMinute": 600_000, "maxConcurrentRequests": AT_A_TIME}
 METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "PROPFIND")
@@ -73,7 +71,7 @@ def keyed(deployed: Deployment) -> Iterator[Keyed]:
 
 def routes() -> list[str]:
     """Paths of vLLM's own description of itself, and the others."""
-    with httpx2.Client(base_url="http://vllm", transport=httpx2.HTTPTransport(uds=str(SOCKET))) as vllm:
+    with vllm_directly() as vllm:
         described = vllm.get("/openapi.json").json()["paths"]
     assert set(ALLOWED) <= set(described)
     assert len(described) > 10
@@ -89,9 +87,7 @@ def server_of(deployed: Deployment) -> Server:
 
 def reached(deployed: Deployment, since: float) -> Counter[tuple[str, str]]:
     """What vLLM says that it was asked for, but for the health checks of whoever else is there."""
-    time.sleep(0.5)  # it writes its log when it comes to it
-    log = deployed.vllm.logs(since=since).decode()
-    found = Counter((match[1], match[2]) for match in IN_VLLMS_LOG.finditer(log))
+    found = Counter((match[1], match[2]) for match in IN_VLLMS_LOG.finditer(vllm_log(deployed, since)))
     del found["GET", "/health"]
     return found
 
@@ -101,7 +97,7 @@ def test_only_the_allow_list_with_a_right_key_answers(keyed: Keyed) -> None:
     request = {"model": keyed.deployed.model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
     body = json.dumps(request)
     paths = routes()
-    time.sleep(1)  # until vLLM has told its log of that
+    vllm_log(keyed.deployed, time.time())  # it has told its log of that
     since = time.time()
     connection = http.client.HTTPSConnection(server.host, server.port, context=server.context, timeout=60)
     for path, method, (kind, key) in itertools.product(paths, METHODS, keyed.keys.items()):
