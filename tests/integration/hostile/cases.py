@@ -142,6 +142,8 @@ KNOWN: dict[str, bytes] = {
     "HTTP/1.0 without a host": request(b"GET", MODELS, b" HTTP/1.0", host=b""),
     "HTTP/0.9": b"GET /v1/models\r\n",
     "HTTP/0.9 with headers": b"GET /v1/models\r\n" + RIGHT + b"\r\n",
+    "HTTP/0.9 behind HEAD": request(b"HEAD", CHAT) + b"GET /v1/models\r\n" + RIGHT + b"\r\n",
+    "a POST in HTTP/0.9 behind HEAD": request(b"HEAD", CHAT) + b"POST /v1/chat/completions\r\n" + RIGHT + b"\r\n",
     "HTTP/1.2": request(b"GET", MODELS, b" HTTP/1.2"),
     "HTTP/2 as a version": request(b"GET", MODELS, b" HTTP/2.0"),
     "HTTP/2's preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0",

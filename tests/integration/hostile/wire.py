@@ -112,13 +112,23 @@ def answers(received: bytes) -> list[Answer]:
         else:
             assert "content-length" in named or named.get("connection") == "close", f"no end is told: {head!r}"
             size = int(named.get("content-length", len(rest)))
-            # HEAD has a length and no body; what comes next tells.
-            size = 0 if rest.startswith(b"HTTP/") or not rest else size
+            if status != 200 and not _is_error(rest[:size], size):
+                size = 0
             assert len(rest) >= size, f"a body was cut off: {received[:300]!r}"
             body, rest = rest[:size], rest[size:]
         found.append(Answer(status, headers, body))
         received = rest
     return [answer for answer in found if answer.status != 100]
+
+
+def _is_error(body: bytes, size: int) -> bool:
+    """Whether these bytes behind a refusal's head are its body: JSON of just that size.
+
+    A refused HEAD has a size and no body. Nothing comes next then, the next head, or an answer without one.
+    """
+    with suppress(ValueError):
+        return len(body) == size and isinstance(json.loads(body), dict)
+    return False
 
 
 def _chunks(data: bytes) -> tuple[bytes, bytes]:
