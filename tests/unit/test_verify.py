@@ -30,7 +30,7 @@ ALL = GATEWAY | GENERATING | {"models"}
 FAULTS: list[tuple[str, set[str], str]] = [
     ("", set(), ""),
     ("reasoning-only", set(), ""),
-    ("busy-machine", set(), ""),
+    ("buffered-at-first", set(), ""),
     ("no-auth", {"no-key", "wrong-key", "error-shape"}, "GET /v1/models answered 200, POST "),
     ("key-in-any-case", {"wrong-key"}, "with the key in upper case, not 401"),
     ("key-is-a-prefix", {"wrong-key", "error-shape"}, "with the key with the last digit changed, not 401"),

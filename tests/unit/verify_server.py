@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,7 @@ MODEL = "small-model"
 METHODS = {"/v1/chat/completions": "POST", "/v1/models": "GET", "/healthz": "GET"}
 STREAM_EVENTS = 40
 STREAM_PAUSE = 0.0012
-CUT_SHORT = 36
-"""Events that a cut stream leaves out, at most."""
-PIECES = {"buffered": (STREAM_EVENTS + 2,), "buffered-4k": (17,), "busy-machine": (2, STREAM_EVENTS - 2)}
-"""Fault -> how many events a piece has, again and again; else one."""
+CUT_AFTER = 5
 ARGUMENTS = {
     "arguments-not-json": '{"city": "Paris"',
     "arguments-outside-schema": '{"city": "Paris", "unit": "kelvin"}',
@@ -253,19 +249,20 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.fault != "no-finish-reason":
             choices.append({"index": 0, "delta": {}, "finish_reason": "stop"})
         events = [json.dumps(chunk | {"choices": [choice]}) for choice in choices] + ["[DONE]"]
-        sizes = cycle(PIECES.get(self.server.fault, (1,)))
+        whole = len(events)
+        at_once = {"buffered": whole, "buffered-at-first": whole, "buffered-4k": 17}.get(self.server.fault, 1)
+        if self.server.fault == "buffered-at-first":
+            self.server.fault = ""
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        while events:
-            size = next(sizes)
+        for start in range(0, len(events), at_once):
             if not tools:
-                time.sleep(STREAM_PAUSE * size)
-            piece = "".join(f"data: {event}\n\n" for event in events[:size]).encode()
-            del events[:size]
+                time.sleep(STREAM_PAUSE * at_once)
+            piece = "".join(f"data: {event}\n\n" for event in events[start : start + at_once]).encode()
             self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
-            if self.server.fault == "stream-cut" and len(events) <= CUT_SHORT:
+            if self.server.fault == "stream-cut" and start >= CUT_AFTER:
                 self.close_connection = True
                 return
         self.wfile.write(b"0\r\n\r\n")

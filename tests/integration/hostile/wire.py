@@ -112,8 +112,7 @@ def answers(received: bytes) -> list[Answer]:
         else:
             assert "content-length" in named or named.get("connection") == "close", f"no end is told: {head!r}"
             size = int(named.get("content-length", len(rest)))
-            if status != 200 and not _is_error(rest[:size], size):
-                size = 0
+            size = 0 if _without_body(rest, size) else size
             assert len(rest) >= size, f"a body was cut off: {received[:300]!r}"
             body, rest = rest[:size], rest[size:]
         found.append(Answer(status, headers, body))
@@ -121,13 +120,15 @@ def answers(received: bytes) -> list[Answer]:
     return [answer for answer in found if answer.status != 100]
 
 
-def _is_error(body: bytes, size: int) -> bool:
-    """Whether these bytes behind a refusal's head are its body: JSON of just that size.
+def _without_body(rest: bytes, size: int) -> bool:
+    """Whether a head that tells a size answers HEAD: what comes next is no body of that size.
 
-    A refused HEAD has a size and no body. Nothing comes next then, the next head, or an answer without one.
+    It is nothing, another head, or an HTTP/0.9 error: JSON without a head, with which the connection ends.
     """
+    if not rest or rest.startswith(b"HTTP/"):
+        return True
     with suppress(ValueError):
-        return len(body) == size and isinstance(json.loads(body), dict)
+        return len(rest) != size and "error" in json.loads(rest)
     return False
 
 
