@@ -10,7 +10,7 @@ import signal
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +36,7 @@ PROVE = "ELASTIC_VLLM_PROVE" in os.environ
 KEEP = "ELASTIC_VLLM_TEST_KEEP" in os.environ
 TCP_LISTEN = "0A"  # in /proc/net/tcp
 LOG_SECONDS = 30
-"""Until a line is in a container's log: milliseconds, unless the machine is very busy."""
+"""Until a line is in a container's log: milliseconds, unless the machine or Docker is very busy."""
 
 
 def rehearse(
@@ -92,6 +92,16 @@ class Deployment:
         )
 
 
+def log_once(container: Container, whole: Callable[[str], bool], since: float | None = None) -> str:
+    """A container's log once it is whole, or as it is after LOG_SECONDS: a line can come after its answer."""
+    end = time.monotonic() + LOG_SECONDS
+    while True:
+        log: str = container.logs(since=since).decode()
+        if whole(log) or time.monotonic() > end:
+            return log
+        time.sleep(0.1)
+
+
 def vllm_directly() -> httpx2.Client:
     """Asks vLLM by its socket, past Nginx, as nobody but this machine's root can."""
     return httpx2.Client(transport=httpx2.HTTPTransport(uds=str(VLLM_SOCKET)), base_url="http://vllm", timeout=60)
@@ -105,11 +115,9 @@ def vllm_log(deployed: Deployment, since: float) -> str:
     last = f"/{token_hex(16)}"
     with vllm_directly() as vllm:
         assert vllm.get(last).status_code == httpx2.codes.NOT_FOUND
-    end = time.monotonic() + LOG_SECONDS
-    while last not in (log := deployed.vllm.logs(since=since).decode()):
-        assert time.monotonic() < end, f"after {LOG_SECONDS} s vLLM's log says nothing of a request: {log[-2000:]}"
-        time.sleep(0.1)
-    return log.partition(last)[0]
+    log, reached, _ = log_once(deployed.vllm, lambda log: last in log, since).partition(last)
+    assert reached, f"after {LOG_SECONDS} s vLLM's log says nothing of a request: {log[-2000:]}"
+    return log
 
 
 def outputs_of(stack: str) -> dict[str, Any]:

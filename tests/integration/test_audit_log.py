@@ -7,7 +7,7 @@ from secrets import token_hex
 
 import pytest
 
-from tests.integration.conftest import LOG_SECONDS, Deployment, vllm_log
+from tests.integration.conftest import Deployment, log_once, vllm_log
 
 CHAT, MODELS = "/v1/chat/completions", "/v1/models"
 AUDIT_LINE = re.compile(
@@ -71,17 +71,8 @@ def asked(deployed: Deployment, canaries: Canaries) -> Asked:
         client.get(MODELS + query + "x" * 9000)
         client.post(CHAT, content=f'{{"messages": "{canaries.prompt}"', headers={"Content-Type": "application/json"})
     expected = {answer.headers["x-request-id"]: line for line, answer in answers.items()}
-    return Asked(expected, _nginx_log(deployed, start, expected), vllm_log(deployed, start))
-
-
-def _nginx_log(deployed: Deployment, start: int, expected: dict[str, str]) -> str:
-    """Nginx's log once it holds all these requests, or as it is when that takes too long."""
-    end = time.monotonic() + LOG_SECONDS
-    while True:
-        log: str = deployed.nginx.logs(since=start).decode()
-        if all(request in log for request in expected) or time.monotonic() > end:
-            return log
-        time.sleep(0.1)
+    nginx = log_once(deployed.nginx, lambda log: all(request in log for request in expected), start)
+    return Asked(expected, nginx, vllm_log(deployed, start))
 
 
 def test_each_request_has_one_line_with_label_path_and_status(asked: Asked) -> None:

@@ -16,7 +16,16 @@ import pytest
 import yaml
 
 from tests.integration import newer_nginx, own_sshd, vllm_stand_in
-from tests.integration.conftest import PROVE, ROOT, Deployment, deployment, identity, outputs_of, rehearse_up
+from tests.integration.conftest import (
+    PROVE,
+    ROOT,
+    Deployment,
+    deployment,
+    identity,
+    log_once,
+    outputs_of,
+    rehearse_up,
+)
 from tests.integration.own_stacks import stack_file
 
 STACK = "rotated"
@@ -211,8 +220,10 @@ def test_the_log_names_a_keys_label_and_never_the_key(file: Path) -> None:
     found = outputs_of(STACK)
     key, version = found["namedKeys"]["siem"], found["keyVersions"]["siem"][0]
     assert answer(key) == 200
-    log = deployment(STACK).docker.containers.get(f"elastic-vllm-{STACK}-nginx").logs().decode()
-    assert f" - siem-v{version} [" in log
+    label = f" - siem-v{version} ["
+    nginx = deployment(STACK).docker.containers.get(f"elastic-vllm-{STACK}-nginx")
+    log = log_once(nginx, lambda log: label in log)
+    assert label in log
     assert key not in log
 
 
