@@ -34,17 +34,17 @@ lint: ## ruff, mypy --strict, shellcheck
 	@$(python) -m ruff check .
 	@$(python) -m ruff format --check .
 	@$(python) -m mypy .
-	@.venv/bin/shellcheck components/files/*.sh scripts/{bundling/probe,diagnosis/survey}.sh scripts/rehearsal/stand_ins/* .ci/run \
+	@.venv/bin/shellcheck components/files/*/*.sh scripts/cli/{bundle/probe,diagnose/survey}.sh scripts/lab/stand_ins/* .ci/run \
 	  scripts/{bring-back,bundle,diagnose,handoff,launch,pin,preflight,rehearse,rotate,setup,tunnel,verify}
 
 prove: lint ## The slow proofs: 10,000 hostile requests, canaries, drills, a soak, mutants (an hour or so)
-	@$(as_root) $(python) -m scripts.prove $(addprefix --only ,$(only))
+	@$(as_root) $(python) -m scripts.maintain.prove $(addprefix --only ,$(only))
 
 bench: ## Measure `up` against vLLM by hand, and what Nginx adds: docs/benchmarks.md (three quarters of an hour)
 	@scripts/setup --dev
-	@$(as_root) $(python) -m scripts.bench
-	@$(as_root) $(python) -m scripts.price
-	@$(as_root) $(python) -m scripts.bench_transfer
+	@$(as_root) $(python) -m scripts.maintain.bench
+	@$(as_root) $(python) -m scripts.maintain.price
+	@$(as_root) $(python) -m scripts.maintain.bench_transfer
 	@$(as_root) scripts/rehearse down --stack test
 
 drills: ## Break the parts of a stack, one after the other: docs/reliability.md (10 minutes)
@@ -56,7 +56,7 @@ pins: ## Pin requirements*.in anew
 	@$(python) -m pip install --quiet pip-tools
 	@for set in requirements requirements-dev; do \
 	  $(pin) --annotation-style=line --output-file $$set.txt $$set.in; done
-	@for client in hub acme; do \
+	@for client in weights/hub acme/acme; do \
 	  $(pin) --no-annotate --output-file components/files/$$client-client.txt components/files/$$client-client.in; done
 
 pin = .venv/bin/pip-compile --quiet --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --strip-extras --no-header
@@ -66,8 +66,8 @@ clean: ## Remove .venv and caches
 
 # They wait for nothing, so each core runs its share, and takes over what another is late with.
 unit_tests := --quiet --numprocesses auto --dist worksteal tests/unit
-# Three processes (tests/side_by_side.py); what they share goes when all are through.
-all_tests = env ELASTIC_VLLM_TEST_KEEP=1 $(python) -m pytest -p tests.side_by_side --numprocesses 3 -m "not slow" tests
+# Three processes (tests/support/side_by_side.py); what they share goes when all are through.
+all_tests = env ELASTIC_VLLM_TEST_KEEP=1 $(python) -m pytest -p tests.support.side_by_side --numprocesses 3 -m "not slow" tests
 
 # Integration tests and benchmarks start sshd and Docker.
 as_root := $(shell [ "$$(id -u)" = 0 ] || echo sudo)

@@ -4,25 +4,44 @@ from dataclasses import replace
 
 import pulumi
 
-from components import elastic_agent
-from components.acme_certificate import AcmeCertificate, AcmeCertificateArgs
-from components.artifact_bundle import ArtifactBundle, ArtifactBundleArgs
-from components.certificate import Certificate, CertificateArgs
-from components.client_certificates import ClientCertificates, ClientCertificatesArgs
-from components.container_runtime import ContainerRuntime, ContainerRuntimeArgs
-from components.dcgm_exporter import DcgmExporter, DcgmExporterArgs
-from components.elastic_access import ElasticAccess, ElasticAccessArgs
-from components.elastic_agent import Observed
-from components.elastic_connector import ElasticConnector, ElasticConnectorArgs
-from components.gpu_driver import GpuDriver, GpuDriverArgs
-from components.gpu_vm import GpuVm, GpuVmArgs
-from components.host import ExistingHost, ExistingHostArgs, Host
-from components.model_weights import ModelWeights, ModelWeightsArgs
-from components.network import Network, NetworkArgs
-from components.nginx_gateway import NginxGateway, NginxGatewayArgs
-from components.settings import read_settings
-from components.shared_secret import SharedSecret, SharedSecretArgs
-from components.vllm_server import VllmServer, VllmServerArgs
+from components import (
+    AcmeCertificate,
+    AcmeCertificateArgs,
+    ArtifactBundle,
+    ArtifactBundleArgs,
+    Certificate,
+    CertificateArgs,
+    ClientCertificates,
+    ClientCertificatesArgs,
+    ContainerRuntime,
+    ContainerRuntimeArgs,
+    DcgmExporter,
+    DcgmExporterArgs,
+    ElasticAccess,
+    ElasticAccessArgs,
+    ElasticConnector,
+    ElasticConnectorArgs,
+    ExistingHost,
+    ExistingHostArgs,
+    GpuDriver,
+    GpuDriverArgs,
+    GpuVm,
+    GpuVmArgs,
+    ModelWeights,
+    ModelWeightsArgs,
+    Network,
+    NetworkArgs,
+    NginxGateway,
+    NginxGatewayArgs,
+    SharedSecret,
+    SharedSecretArgs,
+    VllmServer,
+    VllmServerArgs,
+)
+from components.elastic import agent
+from components.elastic.agent import Observed
+from components.machine.host import Host
+from components.settings.stack import read_settings
 
 s = read_settings()
 # fmt: off
@@ -117,7 +136,7 @@ pulumi.export("kibanaSettings", connector.kibana_settings)
 pulumi.export("preconfiguredConnector", connector.preconfigured_connector)
 pulumi.export("kibanaConnectorId", connector.connector_id)
 pulumi.export("inferenceEndpointId", connector.inference_id)
-pulumi.export("agentPolicy", elastic_agent.policy(observed) if observed else None)
+pulumi.export("agentPolicy", agent.policy(observed) if observed else None)
 pulumi.export("containerRuntime", s.container_runtime)
 pulumi.export("containers", {"vllm": f"{s.prefix}-vllm", "nginx": f"{s.prefix}-nginx"})
 pulumi.export("ssh", machine.host.ssh_destination() if machine.host else None)

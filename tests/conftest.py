@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from components import limit_settings
-from components.setting_checks import Problems
-from components.settings import defaults
+from components.settings import limits as limit_settings
+from components.settings.problems import Problems
+from components.settings.stack import defaults
 
 GOLDEN = Path(__file__).with_name("golden")
 LIMITS = limit_settings.limits(Problems(defaults(), defaults()))

@@ -23,7 +23,7 @@ import openai
 import pytest
 from docker.models.containers import Container
 
-from scripts.rehearsal import engine
+from scripts.lab.emulator import engine
 
 ROOT = Path(__file__).resolve().parents[2]
 STACK = os.environ.get("ELASTIC_VLLM_TEST_STACK", "test")
@@ -163,7 +163,7 @@ def installed(program: str, package: str) -> None:
 
 @contextmanager
 def _alone(directories: pytest.TempPathFactory) -> Iterator[bool]:
-    """A stack lets only one process at it: true for the first of this run (tests/side_by_side.py), which sets up.
+    """A stack lets only one process at it: true for the first of this run (support/side_by_side.py), which sets up.
 
     The others must not: by then the first one's tests bring the same stack up and down.
     """

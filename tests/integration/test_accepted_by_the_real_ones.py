@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from components.nginx_gateway import METRICS_DIRECTORY
 from components.render import FILES
-from components.vllm_server import NGINX_UID, SOCKET_GID
+from components.serving.nginx_gateway import METRICS_DIRECTORY
+from components.serving.vllm_server import NGINX_UID, SOCKET_GID
 from tests.integration.conftest import ROOT, Deployment
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -90,7 +90,7 @@ def nginx_config(tmp_path: Path) -> Path:
     """A directory with the golden files, as a server has them, and a certificate made for the test."""
     for name in ("nginx.conf", "keys.conf"):
         (tmp_path / name).write_text((GOLDEN / name).read_text())
-    (tmp_path / "metrics.conf").write_text((FILES / "nginx-metrics.conf").read_text())
+    (tmp_path / "metrics.conf").write_text((FILES / "nginx/nginx-metrics.conf").read_text())
     certificate = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     files = ["-keyout", "private-key.pem", "-out", "certificate.pem", "-subj", "/CN=test", "-days", "1"]
     subprocess.run([*certificate, *files], cwd=tmp_path, check=True, capture_output=True)

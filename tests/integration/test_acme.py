@@ -14,13 +14,15 @@ import httpx2
 import pytest
 import yaml
 
-from tests.integration import own_sshd, vllm_stand_in
 from tests.integration.conftest import ROOT, Deployment, deployment, installed, rehearse, rehearse_up
-from tests.integration.own_machine import outcomes
-from tests.integration.own_stacks import stack_file
-from tests.unit.verify_server import issue, new_authority
+from tests.support import local_sshd, vllm_stand_in
+from tests.support.made_stacks import stack_file
+from tests.support.netns_machine import outcomes
+from tests.support.verify_server import issue, new_authority
 
-pytestmark = pytest.mark.slow  # the other modes: test_certificates.py; how it renews: tests/unit/test_acme_renewal.py
+pytestmark = (
+    pytest.mark.slow
+)  # the other modes: test_certificates.py; how it renews: tests/unit/components/tls/test_acme_renewal.py
 
 STACK = "acme"
 DIRECTORY = Path("/var/lib/elastic-vllm") / STACK
@@ -36,14 +38,14 @@ def acme_server(directory: Path, http_port: int = 80, valid_seconds: int = LONG_
     installed("pebble", "pebble")
     ca = new_authority()
     file = issue(ca, directory / "pebble.pem")
-    port, management = own_sshd.free_port(), own_sshd.free_port()
+    port, management = local_sshd.free_port(), local_sshd.free_port()
     config = {
         "listenAddress": f"127.0.0.1:{port}",
         "managementListenAddress": f"127.0.0.1:{management}",
         "certificate": str(file),
         "privateKey": str(file),
         "httpPort": http_port,
-        "tlsPort": own_sshd.free_port(),
+        "tlsPort": local_sshd.free_port(),
         "certificateValidityPeriod": valid_seconds,
     }
     (directory / "pebble.json").write_text(json.dumps({"pebble": config}))
@@ -78,7 +80,7 @@ def options(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     settings = {key.removeprefix("elastic-vllm:"): value for key, value in config.items()}
     with vllm_stand_in.image() as image, acme_server(tmp_path_factory.mktemp("acme")) as server:
         # By name: pebble 2.4 gives an address a place in its certificates where certbot refuses it.
-        own = {"httpsPort": own_sshd.free_port(), "vllmImage": image, "endpointHost": "localhost"}
+        own = {"httpsPort": local_sshd.free_port(), "vllmImage": image, "endpointHost": "localhost"}
         with stack_file(STACK, settings | own):
             yield server
     assert not (DIRECTORY / "acme").exists()
@@ -149,7 +151,7 @@ def test_a_taken_port_80_is_said_and_the_endpoint_goes_on(options: list[str]) ->
 
 def test_a_server_that_does_not_get_through_is_said_in_its_own_words(options: list[str], tmp_path: Path) -> None:
     rehearse_up(*options, stack=STACK)
-    with acme_server(tmp_path, http_port=own_sshd.free_port()) as elsewhere:
+    with acme_server(tmp_path, http_port=local_sshd.free_port()) as elsewhere:
         done = rehearse("up", *elsewhere, stack=STACK)
     assert done.returncode == 1
     said = " ".join(done.stderr.split())

@@ -9,13 +9,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from components.nginx_gateway import nginx_conf
 from components.render import FILES
+from components.serving.nginx_gateway import nginx_conf
 from tests.conftest import GOLDEN, LIMITS
-from tests.integration import own_environment
 from tests.integration.conftest import Deployment
 from tests.integration.hostile import twin
-from tests.integration.own_stacks import NGINX_IMAGE
+from tests.support import tool_environment
+from tests.support.made_stacks import NGINX_IMAGE
 
 SUITES = {
     *("TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"),
@@ -28,7 +28,7 @@ YEAR_TWICE = 63_072_000
 
 @pytest.fixture(scope="module")
 def tools(machine: None) -> Path:
-    return own_environment.programs("audit")
+    return tool_environment.programs("audit")
 
 
 def scanned(tools: Path, host: str, port: int, ca: Path, tmp: Path) -> tuple[int, str, dict[str, Any]]:
@@ -97,7 +97,7 @@ def config(tmp_path: Path) -> Path:
     """The golden configuration, as a server has it."""
     for name in ("nginx.conf", "keys.conf"):
         shutil.copy(GOLDEN / name, tmp_path)
-    shutil.copy(FILES / "nginx-metrics.conf", tmp_path / "metrics.conf")
+    shutil.copy(FILES / "nginx/nginx-metrics.conf", tmp_path / "metrics.conf")
     return tmp_path / "nginx.conf"
 
 

@@ -20,14 +20,14 @@ import yaml
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from scripts.bundling import images
-from scripts.rehearsal import hub as hub_stand_in
-from scripts.rehearsal.hub import COMMIT, Hub
-from tests.integration import own_registry
+from scripts.cli.bundle import images
+from scripts.lab import hub as hub_stand_in
+from scripts.lab.hub import COMMIT, Hub
 from tests.integration.conftest import ROOT, installed
-from tests.integration.own_registry import Registry
-from tests.unit.bundle import releases
-from tests.unit.bundle.releases import Mirror
+from tests.support import local_registry
+from tests.support.local_registry import Registry
+from tests.unit.cli.bundle import releases
+from tests.unit.cli.bundle.releases import Mirror
 
 pytestmark = pytest.mark.usefixtures("machine")
 
@@ -121,7 +121,7 @@ def site(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / "key"], check=True)
     (directory / "registry").mkdir()
     with (
-        own_registry.running(directory / "registry") as registry,
+        local_registry.running(directory / "registry") as registry,
         hub_stand_in.running("acme/tiny", FILES) as hub,
         releases.running() as mirror,
     ):

@@ -11,12 +11,12 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from components import bundle_manifest as manifest
-from scripts.bundling import collect, making, packages, probe
-from scripts.bundling.making import Base
-from scripts.bundling.probe import Probe
-from scripts.bundling.verify import problems
-from scripts.bundling.wanted import Wanted
+from components.bundle import manifest
+from scripts.cli.bundle import collect, making, packages, probe
+from scripts.cli.bundle.making import Base
+from scripts.cli.bundle.probe import Probe
+from scripts.cli.bundle.verify import problems
+from scripts.cli.bundle.wanted import Wanted
 from tests.integration.conftest import installed
 
 pytestmark = pytest.mark.slow  # in short: the server of airgap/test_site.py has no others

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts.bundling import probe
-from tests.integration import own_sshd
-from tests.integration.own_sshd import Server
+from scripts.cli.bundle import probe
 from tests.integration.test_bundle import project
+from tests.support import local_sshd
+from tests.support.local_sshd import Server
 
 STACK = "probed"
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with own_sshd.running() as found:
+    with local_sshd.running() as found:
         yield found
 
 
@@ -45,7 +45,7 @@ def probed(checkout: Path, server: Server, **settings: object) -> subprocess.Com
 @pytest.mark.parametrize("root", [True, False])
 def test_it_is_this_machine_that_answers(checkout: Path, server: Server, root: bool) -> None:
     """No rights are needed: a user without sudo is told the same."""
-    with own_sshd.user("bundle-probe", sudo=False) as name:
+    with local_sshd.user("bundle-probe", sudo=False) as name:
         done = probed(checkout, server, sshUser="root" if root else name, weightsDirectory="/srv/elsewhere")
     assert (done.returncode, done.stderr) == (0, "")
     document = json.loads(done.stdout)

@@ -20,16 +20,15 @@ from typing import Any
 import pytest
 import yaml
 
-from components.setting_checks import SECRETS
-from scripts.rehearsal import hub as hub_stand_in
-from scripts.rehearsal.hub import COMMIT, Hub
-from tests import elastic_stand_in
-from tests.elastic_stand_in import Elastic
-from tests.integration import own_sshd, process_trace, vllm_stand_in
-from tests.integration.canaries import changed_files, forms
+from components.settings.problems import SECRETS
+from scripts.lab import hub as hub_stand_in
+from scripts.lab.hub import COMMIT, Hub
 from tests.integration.conftest import REHEARSAL, ROOT, Deployment, deployment, rehearse
-from tests.integration.own_stacks import stack_file
-from tests.unit.verify_server import issue, new_authority
+from tests.support import elastic_stand_in, local_sshd, process_trace, vllm_stand_in
+from tests.support.canaries import changed_files, forms
+from tests.support.elastic_stand_in import Elastic
+from tests.support.made_stacks import stack_file
+from tests.support.verify_server import issue, new_authority
 
 pytestmark = pytest.mark.slow  # in short: a key's way through two rotations, test_secrets.py
 STACK = "canary"
@@ -102,7 +101,7 @@ def stage(canaries: dict[str, str], weights: Path) -> Iterator[Stage]:
         ):
             hub.token = canaries["hubToken"]
             settings |= {
-                "httpsPort": own_sshd.free_port(),
+                "httpsPort": local_sshd.free_port(),
                 "vllmImage": image,
                 "model": "acme/tiny",
                 "weightsGb": 1,
@@ -225,10 +224,10 @@ def test_the_search_would_find_them(run: Run) -> None:
 
 def test_what_was_searched_was_really_there(run: Run) -> None:
     executed = b"".join(text for name, text in run.texts.items() if name.startswith("programs started"))
-    for program in (b'["bash", "-s"]', b'"-m", "scripts.rehearsal"'):
+    for program in (b'["bash", "-s"]', b'"-m", "scripts.lab"'):
         assert program in executed
     assert f"elastic-vllm-{STACK}-nginx".encode() in run.texts["docker"]
-    assert b"scripts.rehearsal" in run.texts["process list"]
+    assert b"scripts.lab" in run.texts["process list"]
     assert b"connectorUrl" in run.texts["outputs --json"]
     assert any(name.endswith("log-nginx.txt") for name in run.texts)
 

@@ -19,20 +19,20 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from scripts.rehearsal.state import ROOT as STATE_ROOT
-from scripts.rehearsal.state import load
-from scripts.stack_outputs import first_client
-from scripts.verification import gateway
-from scripts.verification.endpoint import Endpoint
-from scripts.verification.probe import probing
-from tests.integration import own_sshd, vllm_stand_in
+from scripts.lab.emulator.state import ROOT as STATE_ROOT
+from scripts.lab.emulator.state import load
+from scripts.lib.stack_outputs import first_client
+from scripts.lib.verification import gateway
+from scripts.lib.verification.endpoint import Endpoint
+from scripts.lib.verification.probe import probing
 from tests.integration.conftest import ROOT, Deployment, deployment, installed, outputs_of, rehearse, rehearse_up
-from tests.integration.own_machine import outcomes
-from tests.integration.own_stacks import stack_file
-from tests.unit.verify_server import issue, new_authority
+from tests.support import local_sshd, vllm_stand_in
+from tests.support.made_stacks import stack_file
+from tests.support.netns_machine import outcomes
+from tests.support.verify_server import issue, new_authority
 
 STACK = "certificates"
-NODE = Path(__file__).parent / "node_client.js"
+NODE = ROOT / "tests" / "support" / "node_client.js"
 TWO = ("--set", "clientCertificates=[kibana, second]")
 
 
@@ -42,7 +42,7 @@ def stack(machine: None) -> Iterator[None]:
     config = yaml.safe_load((ROOT / "stacks" / "Pulumi.local.yaml").read_text())["config"]
     settings = {key.removeprefix("elastic-vllm:"): value for key, value in config.items()}
     with vllm_stand_in.image() as image:
-        own = {"httpsPort": own_sshd.free_port(), "vllmImage": image}
+        own = {"httpsPort": local_sshd.free_port(), "vllmImage": image}
         with stack_file(STACK, settings | own):
             yield
 

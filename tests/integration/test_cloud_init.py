@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from components.gpu_vm import user_data
-from tests.integration import own_copy
-from tests.integration.own_copy import Copy
+from components.machine.gpu_vm import user_data
+from tests.support import machine_copy
+from tests.support.machine_copy import Copy
 
 USER = "elastic-vllm"
 # Only the parts that the user-data speaks to: a name, disks and networks are not for a copy to change.
@@ -62,7 +62,7 @@ def authorized(tmp_path_factory: pytest.TempPathFactory) -> str:
 def booted(keys: tuple[str, str], authorized: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
     script = FIRST_BOOT.replace("@CONFIGURATION@", CONFIGURATION)
     script = script.replace("@USER_DATA@", user_data(USER, authorized, *keys))
-    with own_copy.running(tmp_path_factory.mktemp("vm")) as copy:
+    with machine_copy.running(tmp_path_factory.mktemp("vm")) as copy:
         done = copy.run(script)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         assert done.stdout.startswith("Valid")

@@ -11,18 +11,17 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from components import elastic_payloads
-from scripts import diagnose, stack_outputs
-from scripts.diagnosis.finding import Kind
-from scripts.verification import generation
-from tests import elastic_stand_in
-from tests.elastic_stand_in import ADMIN, Elastic
-from tests.integration import faults, own_sshd, vllm_stand_in
+from components.elastic import payloads
+from scripts.cli.diagnose import command
+from scripts.cli.diagnose.finding import Kind
+from scripts.lib import stack_outputs
+from scripts.lib.verification import generation
 from tests.integration.conftest import ROOT, deployment, outputs_of, rehearse_up
-from tests.integration.faults import LOGS, NGINX, OWN, STACK, VLLM
-from tests.integration.own_stacks import stack_file
-from tests.unit import verify_server
-from tests.unit.verify_server import issue, new_authority
+from tests.support import elastic_stand_in, faults, local_sshd, verify_server, vllm_stand_in
+from tests.support.elastic_stand_in import ADMIN, Elastic
+from tests.support.faults import LOGS, NGINX, OWN, STACK, VLLM
+from tests.support.made_stacks import stack_file
+from tests.support.verify_server import issue, new_authority
 
 Diagnose = Callable[..., Result]
 
@@ -35,7 +34,7 @@ def outputs(machine: None) -> Iterator[Mapping[str, Any]]:
     config = yaml.safe_load((ROOT / "stacks" / "Pulumi.local.yaml").read_text())["config"]
     settings = {key.removeprefix("elastic-vllm:"): value for key, value in config.items()}
     with vllm_stand_in.image() as image:
-        own = {"httpsPort": own_sshd.free_port(), "vllmImage": image}
+        own = {"httpsPort": local_sshd.free_port(), "vllmImage": image}
         with stack_file(STACK, settings | own):
             rehearse_up(stack=STACK)
             yield outputs_of(STACK)
@@ -48,11 +47,11 @@ def diagnosed(outputs: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_p
 
     def run(*arguments: str, key: str = "", **changes: Any) -> Result:
         told = {**outputs, **changes}
-        monkeypatch.setattr(diagnose, "stack_outputs", lambda _stack: told)
+        monkeypatch.setattr(command, "stack_outputs", lambda _stack: told)
         if key:
             (tmp_path / "key").write_text(key)
             arguments += ("--key-file", str(tmp_path / "key"))
-        result = CliRunner().invoke(diagnose.app, ["--stack", STACK, *arguments])
+        result = CliRunner().invoke(command.app, ["--stack", STACK, *arguments])
         assert isinstance(result.exception, SystemExit | None)
         assert outputs["connectorApiKey"] not in result.output
         return result
@@ -94,7 +93,7 @@ def test_all_is_well(diagnosed: Diagnose) -> None:
             ("the host name has no address", "DNS"),
         ),
         (
-            lambda o: {"connectorUrl": f"https://127.0.0.1:{own_sshd.free_port()}/v1/chat/completions"},
+            lambda o: {"connectorUrl": f"https://127.0.0.1:{local_sshd.free_port()}/v1/chat/completions"},
             Kind.NETWORK,
             ("connection refused", "is Nginx running"),
         ),
@@ -171,8 +170,8 @@ def test_a_port_without_tls(diagnosed: Diagnose) -> None:
 
 
 def test_a_port_that_a_firewall_drops(diagnosed: Diagnose, outputs: Mapping[str, Any], monkeypatch: Any) -> None:
-    monkeypatch.setattr("scripts.verification.gateway.CONNECT_SECONDS", 1)
-    port = own_sshd.free_port()
+    monkeypatch.setattr("scripts.lib.verification.gateway.CONNECT_SECONDS", 1)
+    port = local_sshd.free_port()
     rule = f"type filter hook input priority 0; tcp dport {port} drop"
     rules = f"table inet elastic_vllm_{STACK}_drop {{\nchain c {{\n{rule}\n}}\n}}\n"
     subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
@@ -269,7 +268,7 @@ def test_kibanas_connector_is_as_it_should_be(
     diagnosed: Diagnose, outputs: Mapping[str, Any], kibana: tuple[Elastic, tuple[str, ...]]
 ) -> None:
     elastic, options = kibana
-    id_ = elastic_payloads.connector_id(f"elastic-vllm-{STACK}")
+    id_ = payloads.connector_id(f"elastic-vllm-{STACK}")
     expect(diagnosed(*options), Kind.KIBANA, f"Kibana has no connector {id_}", "kibanaUrl")
     elastic.connectors["default", id_] = outputs["kibanaConnector"]
     expect(diagnosed(*options), None, "has the connector as it should be", "responseTimeout")
@@ -322,6 +321,6 @@ def test_the_support_archive_holds_no_secret(diagnosed: Diagnose, outputs: Mappi
 )
 def test_bad_input_is_one_clear_error(outputs: Mapping[str, Any], arguments: list[str], said: str) -> None:
     assert stack_outputs.is_rehearsed(STACK)
-    result = CliRunner().invoke(diagnose.app, arguments)
+    result = CliRunner().invoke(command.app, arguments)
     assert result.exit_code == 2
     assert said in result.output

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration import vllm_stand_in
 from tests.integration.drills import clocks, faults, notices, ups
 from tests.integration.drills.measure import PROXY_SECONDS, STREAMS, Row, Site, site
 from tests.integration.drills.server import running
-from tests.integration.own_stacks import MODEL, NGINX_IMAGE, make_weights
+from tests.support import vllm_stand_in
+from tests.support.made_stacks import MODEL, NGINX_IMAGE, make_weights
 
 BUSY = 3
 """A machine that runs tests may be busy with others."""

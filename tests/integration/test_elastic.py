@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests import elastic_stand_in
-from tests.elastic_stand_in import ADMIN, READER, Elastic
-from tests.integration import own_sshd, vllm_stand_in
 from tests.integration.conftest import ROOT, Deployment, deployment, rehearse
-from tests.integration.own_machine import outcomes
-from tests.integration.own_stacks import stack_file
+from tests.support import elastic_stand_in, local_sshd, vllm_stand_in
+from tests.support.elastic_stand_in import ADMIN, READER, Elastic
+from tests.support.made_stacks import stack_file
+from tests.support.netns_machine import outcomes
 
 STACK = "elastic"
 NAME = f"elastic-vllm-{STACK}"
@@ -25,7 +24,7 @@ def elastic(machine: None) -> Iterator[Elastic]:
     config = yaml.safe_load((ROOT / "stacks" / "Pulumi.local.yaml").read_text())["config"]
     settings = {key.removeprefix("elastic-vllm:"): value for key, value in config.items()}
     with elastic_stand_in.serving(Elastic(calls_endpoint=False)) as serving, vllm_stand_in.image() as image:
-        own = {"httpsPort": own_sshd.free_port(), "vllmImage": image}
+        own = {"httpsPort": local_sshd.free_port(), "vllmImage": image}
         with stack_file(STACK, settings | own):
             yield serving
 

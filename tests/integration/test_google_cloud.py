@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components.model_weights import DOWNLOAD_UID
-from components.vllm_server import NGINX_UID, VLLM_UID
-from scripts.rehearsal import simulated_vm
-from tests.integration import own_sshd, vllm_stand_in
+from components.serving.model_weights import DOWNLOAD_UID
+from components.serving.vllm_server import NGINX_UID, VLLM_UID
+from scripts.lab import simulated_vm
 from tests.integration.conftest import PROVE, ROOT, Deployment, deployment, rehearse, rehearse_up
-from tests.integration.own_machine import outcomes
-from tests.integration.own_stacks import NGINX_IMAGE, stack_file
+from tests.support import local_sshd, vllm_stand_in
+from tests.support.made_stacks import NGINX_IMAGE, stack_file
+from tests.support.netns_machine import outcomes
 
 STACK = "google"
 NOOP_SECONDS = 10
@@ -30,7 +30,7 @@ def prod(machine: None) -> Iterator[tuple[str, ...]]:
     config = yaml.safe_load((ROOT / "stacks" / "Pulumi.prod.yaml").read_text())["config"]
     settings = {key.removeprefix("elastic-vllm:"): value for key, value in config.items()}
     try:
-        with vllm_stand_in.image() as image, stack_file(STACK, settings | {"httpsPort": own_sshd.free_port()}):
+        with vllm_stand_in.image() as image, stack_file(STACK, settings | {"httpsPort": local_sshd.free_port()}):
             yield ("--set", f"vllmImage={image}")
     finally:
         simulated_vm.disk_file(DISK).unlink(missing_ok=True)

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from components import render
-from components.gpu_driver import LEAST_DRIVER, TOOLKIT, kernel_script
-from tests.integration import own_copy
-from tests.integration.own_copy import Copy
-from tests.unit.shell import failed
+from components.machine.gpu_driver import LEAST_DRIVER, TOOLKIT, kernel_script
+from tests.support import machine_copy
+from tests.support.machine_copy import Copy
+from tests.support.shell import failed
 
 KERNEL = os.uname().release
 NVIDIA_CTK = """\
@@ -68,7 +68,7 @@ done
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Copy]:
-    with own_copy.running(tmp_path) as copy:
+    with machine_copy.running(tmp_path) as copy:
         yield copy
 
 
@@ -88,7 +88,7 @@ class Repository:
         return {**TOOLKIT, **own, **others}
 
     def toolkit(self, **others: str) -> str:
-        return render.script("install-nvidia-toolkit.sh", engine="docker", **self.variables(**others))
+        return render.script("gpu/install-nvidia-toolkit.sh", engine="docker", **self.variables(**others))
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -264,7 +264,7 @@ def test_the_driver_is_installed_once(machine: Copy, repository: Repository) -> 
     prepared = machine.run(prepare)
     assert f"driver 580 is offered for kernel {KERNEL}" in prepared.stdout
     install = render.script(
-        "gpu-driver.sh", "install-gpu-driver.sh", gpu_count=2, least_driver=LEAST_DRIVER, may_replace="yes"
+        "gpu/gpu-driver.sh", "gpu/install-gpu-driver.sh", gpu_count=2, least_driver=LEAST_DRIVER, may_replace="yes"
     )
     first = machine.run(install)
     assert first.returncode == 0, first.stderr

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from scripts.rehearsal import cli
-from tests.integration import own_sshd, vllm_stand_in
+from scripts.lab import cli
 from tests.integration.conftest import installed, rehearse, tcp_listeners
-from tests.integration.own_sshd import Server
-from tests.integration.own_stacks import (
+from tests.support import local_sshd, vllm_stand_in
+from tests.support.local_sshd import Server
+from tests.support.made_stacks import (
     MODEL,
     NGINX_IMAGE,
     SHARDS,
@@ -56,7 +56,7 @@ class Result:
 
 @pytest.fixture(scope="module")
 def server(machine: None) -> Iterator[Server]:
-    with own_sshd.running() as server:
+    with local_sshd.running() as server:
         yield server
 
 
@@ -83,7 +83,7 @@ def settings(server: Server, models: Path, vllm: str) -> dict[str, Any]:
         "weightsGb": 1,
         "modelSource": "host",
         "weightsDirectory": str(models),
-        "httpsPort": own_sshd.free_port(),
+        "httpsPort": local_sshd.free_port(),
     }
 
 
@@ -165,7 +165,7 @@ def host_check_failed(result: Result, *words: str) -> bool:
 
 
 def test_a_server_that_does_not_listen_is_named(up: Up) -> None:
-    port = own_sshd.free_port()
+    port = local_sshd.free_port()
     assert host_check_failed(up(sshPort=port), f"cannot reach root@127.0.0.1:{port}: connection refused", "sshPort")
 
 
@@ -192,18 +192,18 @@ def sudo() -> None:
 
 
 def test_a_user_without_root_rights_is_named(sudo: None, up: Up) -> None:
-    with own_sshd.user("ev-plain", sudo=False) as name:
+    with local_sshd.user("ev-plain", sudo=False) as name:
         assert host_check_failed(up(sshUser=name), f"user {name} has no root rights (sshUser)", "passwordless sudo")
 
 
 def test_a_user_without_docker_rights_is_named(sudo: None, up: Up) -> None:
-    with own_sshd.user("ev-sudo", sudo=True) as name:
+    with local_sshd.user("ev-sudo", sudo=True) as name:
         result = up(sshUser=name)
         assert host_check_failed(result, f"user {name} may not use Docker (sshUser)", f"usermod -aG docker {name}")
 
 
 def test_a_user_with_sudo_and_docker_rights_is_enough(sudo: None, stack: None) -> None:
-    with own_sshd.user("ev-ops", sudo=True, groups=("docker",)) as name:
+    with local_sshd.user("ev-ops", sudo=True, groups=("docker",)) as name:
         before = traces(STACK)
         done = rehearse("up", "--set", f"sshUser={name}", stack=STACK)
         assert done.returncode == 0, done.stderr
@@ -216,7 +216,7 @@ def test_a_user_with_sudo_and_docker_rights_is_enough(sudo: None, stack: None) -
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::"])
 def test_a_port_that_is_taken_is_named_and_by_whom(address: str, up: Up) -> None:
-    port = own_sshd.free_port()
+    port = local_sshd.free_port()
     family = "AF_INET6" if ":" in address else "AF_INET"
     listen = f"import socket; s = socket.create_server(({address!r}, {port}), family=socket.{family}); input()"
     with subprocess.Popen(["python3", "-c", listen], stdin=subprocess.PIPE) as listener:

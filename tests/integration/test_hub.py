@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from components import render
-from components.model_weights import DOWNLOAD_UID
-from scripts.rehearsal import hub as hub_stand_in
-from scripts.rehearsal.hub import COMMIT, Hub
-from tests.unit.program import HOST_KEY, configuration, run
-from tests.unit.registered import Secret
-from tests.unit.shell import Result
+from components.serving.model_weights import DOWNLOAD_UID
+from scripts.lab import hub as hub_stand_in
+from scripts.lab.hub import COMMIT, Hub
+from tests.support.program import HOST_KEY, configuration, run
+from tests.support.registered import Secret
+from tests.support.shell import Result
 
 pytestmark = pytest.mark.usefixtures("machine")
 
@@ -159,7 +159,10 @@ def test_downloaded_weights_are_readable_by_the_server(finished: Finished) -> No
 
 
 def test_downloaded_weights_pass_the_check_of_weights(finished: Finished) -> None:
-    script = render.script("check-weights.sh", weights=str(finished.download.directory)) + 'check_weights "$WEIGHTS"\n'
+    script = (
+        render.script("weights/check-weights.sh", weights=str(finished.download.directory))
+        + 'check_weights "$WEIGHTS"\n'
+    )
     done = subprocess.run(["bash", "-s"], input=script, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 

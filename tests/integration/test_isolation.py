@@ -17,7 +17,7 @@ import pytest
 import yaml
 from docker.models.containers import Container
 
-from components.vllm_server import NGINX_UID, SOCKET_GID, VLLM_UID
+from components.serving.vllm_server import NGINX_UID, SOCKET_GID, VLLM_UID
 from tests.integration.conftest import PREFIX, ROOT, STACK, VLLM_SOCKET, Deployment, tcp_listeners
 
 METADATA = "169.254.169.254"

@@ -16,10 +16,10 @@ import httpx2
 import pytest
 from docker.models.containers import Container
 
-from tests.integration import own_machine, own_sshd, vllm_stand_in
 from tests.integration.conftest import PROVE, REHEARSAL, Deployment, identity, rehearse, rehearse_up
-from tests.integration.own_machine import Machine, Run, outcomes, wait_until
-from tests.integration.own_stacks import MODEL, NGINX_IMAGE, make_weights, stack_file, traces
+from tests.support import local_sshd, netns_machine, vllm_stand_in
+from tests.support.made_stacks import MODEL, NGINX_IMAGE, make_weights, stack_file, traces
+from tests.support.netns_machine import Machine, Run, outcomes, wait_until
 
 STACK = "lifecycle"
 NOOP_SECONDS = 15
@@ -81,7 +81,7 @@ def is_healthy(http: httpx2.Client) -> bool:
 
 @pytest.fixture(scope="module")
 def apart(machine: None) -> Iterator[Machine]:
-    with own_machine.running() as apart:
+    with netns_machine.running() as apart:
         yield apart
 
 
@@ -108,11 +108,11 @@ class Own:
 def own(apart: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Own]:
     weights = tmp_path_factory.mktemp("models")
     make_weights(weights)
-    https_port = own_sshd.free_port()
+    https_port = local_sshd.free_port()
     with vllm_stand_in.image() as image:
         settings = {
             "host": "127.0.0.1",
-            "sshPort": own_sshd.free_port(),
+            "sshPort": local_sshd.free_port(),
             "sshPrivateKeyPath": str(REHEARSAL / "ssh" / "id_ed25519"),
             "sshHostKey": str(REHEARSAL / "ssh" / "ssh_host_ed25519_key.pub"),
             "accelerator": "none",

@@ -10,11 +10,11 @@ import httpx2
 import pytest
 import yaml
 
-from components.vllm_server import NGINX_UID, SOCKET_GID
-from tests.integration import own_sshd, vllm_stand_in
+from components.serving.vllm_server import NGINX_UID, SOCKET_GID
 from tests.integration.conftest import ROOT, Deployment, deployment, identity, rehearse, rehearse_up
-from tests.integration.own_machine import wait_until
-from tests.integration.own_stacks import stack_file
+from tests.support import local_sshd, vllm_stand_in
+from tests.support.made_stacks import stack_file
+from tests.support.netns_machine import wait_until
 
 STACK = "observed"
 LOGS = Path("/var/log/elastic-vllm") / STACK
@@ -38,7 +38,7 @@ def deployed(machine: None) -> Iterator[Deployment]:
 
 
 def own(image: str) -> dict[str, object]:
-    return {"httpsPort": own_sshd.free_port(), "vllmImage": image}
+    return {"httpsPort": local_sshd.free_port(), "vllmImage": image}
 
 
 def ask(deployed: Deployment, path: str = "/v1/models") -> int:

@@ -13,13 +13,13 @@ import yaml
 from docker.errors import ImageNotFound
 from typer.testing import CliRunner
 
-from scripts import pin
-from scripts.rehearsal import hub as hub_stand_in
-from scripts.rehearsal import images
-from scripts.rehearsal.hub import COMMIT, Hub
-from tests.integration import own_registry
-from tests.integration.own_registry import Registry
-from tests.unit.program import configuration, run
+from scripts.cli import pin
+from scripts.lab import hub as hub_stand_in
+from scripts.lab import images
+from scripts.lab.hub import COMMIT, Hub
+from tests.support import local_registry
+from tests.support.local_registry import Registry
+from tests.support.program import configuration, run
 
 pytestmark = pytest.mark.usefixtures("machine")
 
@@ -30,7 +30,7 @@ LOCAL_NAME = "localhost/elastic-vllm/pulled:test"
 
 @pytest.fixture(scope="module")
 def registry(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-    with own_registry.running(tmp_path_factory.mktemp("registry")) as registry:
+    with local_registry.running(tmp_path_factory.mktemp("registry")) as registry:
         yield registry
 
 

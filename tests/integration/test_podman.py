@@ -20,13 +20,14 @@ import pytest
 import yaml
 from docker.models.containers import Container
 
-from components import podman, render
-from components.vllm_server import NGINX_UID, SOCKET_GID, VLLM_UID
-from tests.integration import own_sshd
+from components import render
+from components.containers import podman
+from components.serving.vllm_server import NGINX_UID, SOCKET_GID, VLLM_UID
 from tests.integration.conftest import REHEARSAL, ROOT, Deployment, deployment, identity, rehearse, rehearse_up
-from tests.integration.own_machine import outcomes, wait_until
-from tests.integration.own_stacks import stack_file
 from tests.integration.test_isolation import LOOK_AROUND, OPEN_TCP, SEND_UDP, Listeners, output_in, own_address
+from tests.support import local_sshd
+from tests.support.made_stacks import stack_file
+from tests.support.netns_machine import outcomes, wait_until
 
 pytestmark = pytest.mark.slow  # in short: airgap/test_site.py, with a stand-in for vLLM
 
@@ -71,7 +72,7 @@ def checks(text: str) -> dict[str, bool]:
 def up(machine: None) -> Iterator[Stack]:
     config = yaml.safe_load((ROOT / "stacks" / "Pulumi.test.yaml").read_text())["config"]
     settings = {key.removeprefix("elastic-vllm:"): value for key, value in config.items()}
-    own = {"containerRuntime": "podman", "model": "rehearsal/tiny", "httpsPort": own_sshd.free_port()}
+    own = {"containerRuntime": "podman", "model": "rehearsal/tiny", "httpsPort": local_sshd.free_port()}
     with stack_file(STACK, settings | own):
         printed = rehearse_up("--verify", stack=STACK)
         client = docker.DockerClient(base_url=f"unix://{podman.SOCKET}", timeout=120)
@@ -263,8 +264,8 @@ root = bundle / json.loads((bundle / "config.json").read_text())["root"]["path"]
 
 def test_gpus_by_cdi_are_in_the_container_that_runs(described_gpus: None) -> None:
     proof = render.script(
-        "podman-with-gpus.sh",
-        "prove-gpu-container.sh",
+        "containers/podman-with-gpus.sh",
+        "gpu/prove-gpu-container.sh",
         engine="podman",
         prefix=f"{PREFIX}-x",
         image=NGINX_IMAGE,

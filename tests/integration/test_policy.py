@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from tests.integration import own_environment
-from tests.integration.terraform_plan import terraform_plan
+from tests.support import tool_environment
+from tests.support.program import Program
+from tests.support.registered import INSTANCE
+from tests.support.terraform_plan import terraform_plan
 from tests.unit.conftest import ON_GOOGLE, bundle, private_key, program_of, values_of  # noqa: F401 - fixtures
-from tests.unit.program import Program
-from tests.unit.registered import INSTANCE
 
-pytestmark = pytest.mark.slow  # in short: tests/unit/google_rules.py
+pytestmark = pytest.mark.slow  # in short: tests/support/google_rules.py
 
 EXCEPTIONS = {
     "CKV_GCP_26": "flow logs of the subnetwork: they cost money, and Nginx logs each request; turn them on where a "
@@ -28,7 +28,7 @@ EXCEPTIONS = {
     "CKV_GCP_38": "the same for the boot disk",
     "CKV_GCP_40": "an external address: only with externalAddress, and Elastic Cloud can't connect without",
     "CKV2_GCP_18": "it follows references between a plan's resources, which a plan of mocked inputs does not have; "
-    "tests/unit/google_rules.py holds the firewall",
+    "tests/support/google_rules.py holds the firewall",
 }
 PRIVATE = {"CKV_GCP_40"}
 """No exceptions in private mode."""
@@ -49,7 +49,7 @@ WRONG: list[tuple[str, tuple[str | int, ...], Any, str]] = [
 @pytest.fixture(scope="module")
 def checkov() -> Callable[[Path], dict[str, set[str]]]:
     """Runs checkov on a directory of plans; it has an environment of its own, made where it is not there yet."""
-    programs = own_environment.programs("checkov")
+    programs = tool_environment.programs("checkov")
 
     def failed(directory: Path) -> dict[str, set[str]]:
         command = [str(programs / "checkov"), "--directory", str(directory), "--framework", "terraform_plan"]

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from scripts.rehearsal import simulated_vm
-from tests import readme
+from scripts.lab import simulated_vm
 from tests.integration.conftest import rehearse
+from tests.support import readme
 
 pytestmark = pytest.mark.slow  # the same commands, one by one, are what the other tests run
 

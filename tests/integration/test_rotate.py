@@ -15,7 +15,6 @@ import openai
 import pytest
 import yaml
 
-from tests.integration import newer_nginx, own_sshd, vllm_stand_in
 from tests.integration.conftest import (
     PROVE,
     ROOT,
@@ -26,7 +25,8 @@ from tests.integration.conftest import (
     outputs_of,
     rehearse_up,
 )
-from tests.integration.own_stacks import stack_file
+from tests.support import local_sshd, newer_nginx, vllm_stand_in
+from tests.support.made_stacks import stack_file
 
 STACK = "rotated"
 CLIENTS = 50 if PROVE else 20
@@ -41,7 +41,7 @@ def file(machine: None) -> Iterator[Path]:
     config = yaml.safe_load((ROOT / "stacks" / "Pulumi.local.yaml").read_text())["config"]
     settings = {key.removeprefix("elastic-vllm:"): value for key, value in config.items()}
     with vllm_stand_in.image() as image:
-        own = {"httpsPort": own_sshd.free_port(), "vllmImage": image, "keys": ["siem=1"]}
+        own = {"httpsPort": local_sshd.free_port(), "vllmImage": image, "keys": ["siem=1"]}
         own |= {"maxRequestsPerMinute": 600_000}  # the clients below never pause
         own |= {"nginxImage": newer_nginx.image() or settings["nginxImage"]}
         with stack_file(STACK, settings | own) as path:

@@ -12,10 +12,10 @@ import openai
 import pytest
 
 from components import render
-from components.nginx_gateway import CONFIG_DIRECTORY
-from components.vllm_server import NGINX_UID, SOCKET_GID
+from components.serving.nginx_gateway import CONFIG_DIRECTORY
+from components.serving.vllm_server import NGINX_UID, SOCKET_GID
 from tests.integration.conftest import PREFIX, STACK_DIRECTORY, Deployment, deployment, identity, rehearse_up
-from tests.integration.own_machine import wait_until
+from tests.support.netns_machine import wait_until
 
 CONFIG = STACK_DIRECTORY / "nginx"
 LONGEST = 14_000
@@ -132,7 +132,7 @@ def current_files() -> dict[str, str]:
 
 def install(files: dict[str, str]) -> subprocess.CompletedProcess[str]:
     script = render.script(
-        "install-nginx-config.sh",
+        "nginx/install-nginx-config.sh",
         engine="docker",
         directory=str(CONFIG),
         mounted_at=CONFIG_DIRECTORY,
@@ -140,7 +140,7 @@ def install(files: dict[str, str]) -> subprocess.CompletedProcess[str]:
         owner=NGINX_UID,
         gid=SOCKET_GID,
     )
-    # As components/host.py sends it.
+    # As components/machine/host.py sends it.
     stdin = "{\n" + script + "\nexit\n}\n" + render.files_as_lines(files)
     return subprocess.run(["bash", "-s"], input=stdin, capture_output=True, text=True, check=False)
 

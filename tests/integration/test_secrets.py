@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from components.vllm_server import NGINX_UID
-from tests.integration import process_trace
-from tests.integration.canaries import changed_files, in_base64
+from components.serving.vllm_server import NGINX_UID
 from tests.integration.conftest import REHEARSAL, STACK, STACK_DIRECTORY, Deployment, rehearse, rehearse_up
+from tests.support import process_trace
+from tests.support.canaries import changed_files, in_base64
 
 STATE = REHEARSAL / "stacks" / STACK / "state.json"
 KEYS = STACK_DIRECTORY / "nginx" / "current" / "keys.conf"
@@ -99,14 +99,14 @@ def test_search_finds_a_key_in_base64(before: bytes) -> None:
 
 def test_key_is_in_no_argument_or_environment(run: Run) -> None:
     # It was seen what ran over SSH, by the rehearsal itself, and in Nginx's container.
-    for program in (b'["bash", "-s"]', b'"-m", "scripts.rehearsal"', b'["nginx", "-t", "-q"'):
+    for program in (b'["bash", "-s"]', b'"-m", "scripts.lab"', b'["nginx", "-t", "-q"'):
         assert program in run.executed
     assert len(run.keys) == 3
     assert run.shows_in([run.executed]) == set()
 
 
 def test_key_is_in_no_process_list(run: Run) -> None:
-    assert any(b"scripts.rehearsal" in seen for seen in run.processes)
+    assert any(b"scripts.lab" in seen for seen in run.processes)
     assert run.shows_in(run.processes) == set()
 
 

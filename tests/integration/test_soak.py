@@ -1,16 +1,16 @@
-"""Mixed traffic in short; `python -m scripts.soak --minutes 30` in long."""
+"""Mixed traffic in short; `python -m scripts.maintain.soak --minutes 30` in long."""
 
 import subprocess
 import sys
 
-from scripts.soak import GROWTH_DESCRIPTORS, GROWTH_KIB, Size, growth
+from scripts.maintain.soak import GROWTH_DESCRIPTORS, GROWTH_KIB, Size, growth
 from tests.integration.conftest import ROOT, STACK, Deployment
 
 MINUTES = 0.25
 
 
 def test_mixed_traffic_meets_no_error_and_leaves_nothing_in_nginx(deployed: Deployment) -> None:
-    command = [sys.executable, "-m", "scripts.soak", "--stack", STACK, "--minutes", str(MINUTES)]
+    command = [sys.executable, "-m", "scripts.maintain.soak", "--stack", STACK, "--minutes", str(MINUTES)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     for kind in ("streams", "tool calls", "clients that leave", "slow readers", "bodies of 10 mb", "refusals"):

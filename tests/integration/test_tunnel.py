@@ -1,6 +1,6 @@
 """The tunnel as people use it: scripts/tunnel's own process, a real sshd behind it and a real ssh before it.
 
-Only gcloud and Google are stand-ins (tests/unit/gcloud_stand_in.py).
+Only gcloud and Google are stand-ins (tests/support/gcloud_stand_in.py).
 """
 
 import os
@@ -13,16 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration import own_sshd
-from tests.integration.own_sshd import Server, free_port
-from tests.unit import gcloud_stand_in
-from tests.unit.gcloud_stand_in import Gcloud, until
+from tests.support import gcloud_stand_in, local_sshd
+from tests.support.gcloud_stand_in import Gcloud, until
+from tests.support.local_sshd import Server, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 # The script, but for where it reads the settings: no stack file of the tests' own is in stacks/.
 SCRIPT = """\
 import sys
-from scripts import tunnel
+from scripts.cli import tunnel
 port = int(sys.argv.pop(1))
 tunnel.load = lambda *_: None
 tunnel.target_of = lambda _: tunnel.Target("acme-llm", "us-central1-a", "elastic-vllm-x", port)
@@ -32,7 +31,7 @@ tunnel.app()
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with own_sshd.running() as running:
+    with local_sshd.running() as running:
         yield running
 
 
@@ -95,7 +94,7 @@ def test_ssh_works_through_it_and_again_after_a_drop(server: Server, gcloud: Gcl
 
 def test_ssh_works_to_the_vm_that_replaces_another(server: Server, gcloud: Gcloud) -> None:
     port = free_port()
-    with own_sshd.running() as old, tunnel(port):
+    with local_sshd.running() as old, tunnel(port):
         gcloud.vm_is_at(old.port)
         until(lambda: works(old, port), "ssh to the first")
         gcloud.vm_is_at(None)

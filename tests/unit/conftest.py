@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from components import acme_certificate
-from components.models import Catalogue, load_catalogue
-from components.setting_checks import SECRETS
-from components.settings import Settings, SettingsError, parse_settings
+from components.catalogue.models import Catalogue, load_catalogue
+from components.settings.problems import SECRETS
+from components.settings.stack import Settings, SettingsError, parse_settings
+from components.tls import acme_certificate
 from tests.conftest import GOLDEN
-from tests.unit import own_bundle
-from tests.unit.program import FILLED_IN, GPU, HOST_KEY, PINS, STACKS, VM_IMAGE, Program, configuration, run, written
+from tests.support import empty_bundle
+from tests.support.program import FILLED_IN, GPU, HOST_KEY, PINS, STACKS, VM_IMAGE, Program, configuration, run, written
 
 BASES = [*STACKS, "gpu"]
 """Where tests start from: each stack file, and a server with GPUs."""
@@ -57,7 +57,7 @@ def private_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of stack airgap."""
-    return own_bundle.write(tmp_path_factory.mktemp("bundle"), own_bundle.parts())
+    return empty_bundle.write(tmp_path_factory.mktemp("bundle"), empty_bundle.parts())
 
 
 @pytest.fixture(scope="session")

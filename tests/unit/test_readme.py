@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests import readme
+from tests.support import readme
 
 
 @pytest.mark.parametrize("command", sorted(readme.commands()))

@@ -9,14 +9,14 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.integration import own_hosts, own_roots, own_site, vllm_stand_in
-from tests.integration.own_hosts import Hosts
-from tests.integration.own_site import BALLAST, FIRST, LARGE_IMAGE, SECOND, Made, Site, copy_of, installed_from
+from tests.support import airgap_site, debian_roots, netns_hosts, vllm_stand_in
+from tests.support.airgap_site import BALLAST, FIRST, LARGE_IMAGE, SECOND, Made, Site, copy_of, installed_from
+from tests.support.netns_hosts import Hosts
 
 
 @pytest.fixture(scope="package")
 def hosts() -> Iterator[Hosts]:
-    with own_hosts.running() as both:
+    with netns_hosts.running() as both:
         yield both
 
 
@@ -25,8 +25,8 @@ def made(machine: None, hosts: Hosts) -> Iterator[Made]:
     with ExitStack() as closing:
         directory = hosts.directory / "outside"
         directory.mkdir()
-        factory = own_site.factory(directory, hosts)
-        root = own_roots.root()
+        factory = airgap_site.factory(directory, hosts)
+        root = debian_roots.root()
         small = closing.enter_context(vllm_stand_in.small_image(root))
         large = closing.enter_context(vllm_stand_in.small_image(root, name=LARGE_IMAGE, ballast_bytes=BALLAST))
         first = factory.build("first", small, FIRST)

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from components import bundle_manifest
-from scripts.bundling import signature
-from tests.integration.own_site import CHATTER, MODELS, SECOND, STORE, Factory, Made, Site, copy_of, replace
+from components.bundle import manifest as bundle_manifest
+from scripts.cli.bundle import signature
+from tests.support.airgap_site import CHATTER, MODELS, SECOND, STORE, Factory, Made, Site, copy_of, replace
 
 
 def files_on(site: Site) -> str:

@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.integration import own_hosts
-from tests.integration.own_hosts import Hosts
-from tests.integration.own_trap import Trap
-from tests.unit import own_bundle
-from tests.unit.program import GPU, Program, configuration, run
+from tests.support import empty_bundle, netns_hosts
+from tests.support.netns_hosts import Hosts
+from tests.support.packet_trap import Trap
+from tests.support.program import GPU, Program, configuration, run
 
 pytestmark = pytest.mark.usefixtures("machine")
 
@@ -26,7 +25,7 @@ SECONDS = 5
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[Hosts]:
-    with own_hosts.running() as both:
+    with netns_hosts.running() as both:
         yield both
 
 
@@ -63,7 +62,7 @@ def run_there(hosts: Hosts, trap: Trap, script: str) -> Outcome:
 
 
 def test_with_a_bundle_no_script_asks_anybody(hosts: Hosts, trap: Trap, tmp_path: Path) -> None:
-    bundle = own_bundle.write(tmp_path, own_bundle.parts())
+    bundle = empty_bundle.write(tmp_path, empty_bundle.parts())
     settings = {"bundle": str(bundle), "bundleKey": str(bundle / "signer.pub")}
     of = scripts(program(hosts, "airgap", settings))
     assert {"runtime-docker", "gpus-install", "bundle-weights", "bundle-packages", "nginx-config"} <= set(of)

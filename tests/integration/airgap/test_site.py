@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
-from scripts.verification import run as verification
-from tests.integration import own_hosts, own_site
-from tests.integration.own_site import CHATTER, FIRST, SECOND, Made, Site, copy_of
+from scripts.lib.verification import run as verification
+from tests.support import airgap_site, netns_hosts
+from tests.support.airgap_site import CHATTER, FIRST, SECOND, Made, Site, copy_of
 
 REPLACED = {"bundle-check", "vllm-container", "vllm-ready"}
 """By another model: the check of the other bundle, and vLLM's container with the wait for it."""
@@ -60,7 +60,7 @@ def test_another_model_is_one_setting_and_so_is_the_way_back(site: Site, made: M
 @pytest.mark.slow
 def test_a_disk_that_is_plugged_in_at_the_server_is_taken_from_there(site: Site, made: Made) -> None:
     """The program's machine has no more than the bundle's lists."""
-    own_site.back_to_first(site, made)
+    airgap_site.back_to_first(site, made)
     copy_of(made.large, site.hosts.files("/var/lib/disk"))
     lists = made.factory.directory / "lists"
     lists.mkdir()
@@ -72,7 +72,7 @@ def test_a_disk_that_is_plugged_in_at_the_server_is_taken_from_there(site: Site,
     site.set(bundle=str(made.first), bundleOnHost=None)
     assert site.sent_bytes() - before < CHATTER
     assert SECOND in site.served()
-    assert own_site.checksums(made.large) <= own_site.checksums_on(site)
+    assert airgap_site.checksums(made.large) <= airgap_site.checksums_on(site)
 
 
 def test_podman_does_what_docker_does(site: Site, made: Made) -> None:
@@ -81,7 +81,7 @@ def test_podman_does_what_docker_does(site: Site, made: Made) -> None:
     for name, model in (("first", FIRST), ("second", SECOND)):
         copy_of(made.factory.directory / name, made.factory.directory / f"podman-{name}")
         bundles.append(made.factory.build(f"podman-{name}", made.small, model, runtime="podman"))
-    with own_hosts.running() as hosts:
+    with netns_hosts.running() as hosts:
         other = Site(hosts, site.project, {**site.settings, **hosts.settings})
         other.set(bundle=str(bundles[0]), bundleOnHost=None, containerRuntime="podman")
         assert set(other.up().values()) == {"created"}

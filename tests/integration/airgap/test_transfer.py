@@ -6,8 +6,8 @@ from contextlib import suppress
 
 import pytest
 
-from tests.integration import own_site
-from tests.integration.own_site import BALLAST, SECOND, STORE, Made, Site, back_to_first, checksums, checksums_on
+from tests.support import airgap_site
+from tests.support.airgap_site import BALLAST, SECOND, STORE, Made, Site, back_to_first, checksums, checksums_on
 
 SEED = 20261125
 SENDING = "^ssh .* bash -s$"
@@ -35,7 +35,7 @@ def test_a_full_disk_stops_it_before_anything_is_replaced(site: Site, made: Made
 
         server.run("mount", "-t", "tmpfs", "-o", "size=2500m", "small", STORE)
         process = site.start_up()
-        own_site.wait_until(lambda: int(server.run("du", "-sm", STORE).split()[0]) > 20, process)
+        airgap_site.wait_until(lambda: int(server.run("du", "-sm", STORE).split()[0]) > 20, process)
         site.hosts.control.run("pkill", "--signal", "STOP", "--full", SENDING)  # it may be quicker than this test
         server.shell(FILL)
         site.hosts.control.run("pkill", "--signal", "CONT", "--full", SENDING)
@@ -50,9 +50,9 @@ def test_a_full_disk_stops_it_before_anything_is_replaced(site: Site, made: Made
     before, there = site.sent_bytes(), int(server.run("du", "-sb", STORE).split()[0])
     site.up()
     # Nginx's image is in the engine already.
-    needed = sum(own_site.bytes_of(made.large, part) for part in ("image-vllm", "packages", "weights"))
+    needed = sum(airgap_site.bytes_of(made.large, part) for part in ("image-vllm", "packages", "weights"))
     assert there > 10_000_000
-    assert site.sent_bytes() - before < needed - there + own_site.CHATTER + needed * 0.02  # SSH's own
+    assert site.sent_bytes() - before < needed - there + airgap_site.CHATTER + needed * 0.02  # SSH's own
     server.run("umount", STORE)
 
 
@@ -83,12 +83,12 @@ def test_a_transfer_that_is_cut_three_times_goes_on(site: Site, made: Made) -> N
         return lambda: arriving(site) > point
 
     process = site.start_up()
-    own_site.wait_until(arrived(points[0]), process)
+    airgap_site.wait_until(arrived(points[0]), process)
     site.hosts.server.shell(f"kill -KILL $(ps -o ppid= -p {receiver(site)})")
-    own_site.wait_until(arrived(points[1]), process)  # it goes on by itself
-    own_site.kill(process)
+    airgap_site.wait_until(arrived(points[1]), process)  # it goes on by itself
+    airgap_site.kill(process)
     process = site.start_up()
-    own_site.wait_until(arrived(points[2]), process)
+    airgap_site.wait_until(arrived(points[2]), process)
     assert "killed" in site.hosts.control.run("pkill", "--signal", "KILL", "--full", "--echo", SENDING)
     said = process.communicate(timeout=300)[0]
     if process.returncode:

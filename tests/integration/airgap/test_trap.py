@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.integration import own_hosts, vllm_stand_in
-from tests.integration.own_site import FIRST, STACK, Made, Site, copy_of, installed_from
-from tests.integration.own_trap import Trap
+from tests.support import netns_hosts, vllm_stand_in
+from tests.support.airgap_site import FIRST, STACK, Made, Site, copy_of, installed_from
+from tests.support.packet_trap import Trap
 
 
 def assert_silent(trap: Trap) -> None:
@@ -17,7 +17,7 @@ def assert_silent(trap: Trap) -> None:
 ASKS = "timeout 0.5 getent hosts example.com || true\n"
 LEAKS = {
     "control": ("__main__.py", f"import subprocess\nsubprocess.run({ASKS!r}, shell=True)\n"),
-    "server": ("components/files/common.sh", ASKS),
+    "server": ("components/files/host/common.sh", ASKS),
 }
 
 
@@ -53,7 +53,7 @@ def test_a_container_that_asks_the_network_is_caught(site: Site) -> None:
 @pytest.mark.slow  # five minutes; the others have a stand-in for vLLM
 def test_vllm_itself_comes_up_from_the_bundle_and_nothing_reaches_the_trap(made: Made) -> None:
     """All over again with the real image, on a server that has nothing yet, while every way leads into the trap."""
-    with own_hosts.running() as hosts, hosts.trapped() as trap:
+    with netns_hosts.running() as hosts, hosts.trapped() as trap:
         copy_of(made.first, made.factory.directory / "real")  # only what differs is collected
         bundle = made.factory.build("real", vllm_stand_in.VLLM_IMAGE, FIRST)
         site = installed_from(bundle, made.factory, hosts)

@@ -15,13 +15,13 @@ from typing import Annotated
 
 import typer
 
-from scripts.price import document
-from tests.integration import vllm_stand_in
+from scripts.maintain.price import document
 from tests.integration.conftest import ROOT, rehearse
 from tests.integration.drills import clocks, faults, notices, ups
 from tests.integration.drills.measure import PROXY_SECONDS, Row, Site, site
 from tests.integration.drills.server import running
-from tests.integration.own_stacks import MODEL, NGINX_IMAGE, make_weights
+from tests.support import vllm_stand_in
+from tests.support.made_stacks import MODEL, NGINX_IMAGE, make_weights
 
 DOCUMENT = ROOT / "docs" / "reliability.md"
 STACK = "drills"

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.integration.conftest import installed
 from tests.integration.drills.measure import Row, Site, measure, next_up
 from tests.integration.drills.server import Server
-from tests.integration.own_machine import wait_until
-from tests.integration.own_stacks import NGINX_IMAGE
+from tests.support.made_stacks import NGINX_IMAGE
+from tests.support.netns_machine import wait_until
 
 DAY = 86_400
 JUMPS = (2 * DAY, -2 * DAY)

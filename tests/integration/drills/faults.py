@@ -5,7 +5,7 @@ import time
 
 from tests.integration.drills.measure import Row, Site, measure
 from tests.integration.drills.server import Server
-from tests.integration.own_machine import wait_until
+from tests.support.netns_machine import wait_until
 
 LOGS = "/var/log/elastic-vllm"
 LIVE_RESTORE = "/etc/docker/daemon.json"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tests.integration.drills.clients import Endpoint, watching
 from tests.integration.drills.server import HTTPS_PORT, Server
-from tests.integration.own_machine import outcomes
+from tests.support.netns_machine import outcomes
 
 STREAMS = 3
 OBSERVE_SECONDS = 3

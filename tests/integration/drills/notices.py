@@ -4,10 +4,10 @@ import shlex
 import time
 
 from components import render
-from components.gpu_vm import DRAIN_SECONDS
+from components.machine.gpu_vm import DRAIN_SECONDS
 from tests.integration.drills.clients import Stream
 from tests.integration.drills.measure import STREAMS, Row, Site, next_up
-from tests.integration.own_machine import wait_until
+from tests.support.netns_machine import wait_until
 
 PORT = 18181
 DRAIN_LIMIT = 60
@@ -33,7 +33,7 @@ def _noticed(site: Site, key: str, value: str, fault: str) -> Row:
     server = site.server
     prefix = f"elastic-vllm-{server.stack}"
     metadata = f"http://127.0.0.1:{PORT}"
-    script = render.script("install-drain.sh", prefix=prefix, metadata=metadata, drain_seconds=DRAIN_SECONDS)
+    script = render.script("host/install-drain.sh", prefix=prefix, metadata=metadata, drain_seconds=DRAIN_SECONDS)
     server.shell(f"bash -c {shlex.quote(script)}")
     background = [["sh", "-ec", METADATA.format(port=PORT)], [f"/etc/elastic-vllm/{prefix}-drain"]]
     running = [server.start(*command) for command in background]

@@ -21,7 +21,7 @@ import yaml
 from docker.models.containers import Container
 
 from tests.integration.conftest import REHEARSAL, ROOT
-from tests.integration.own_machine import INIT, wait_until
+from tests.support.netns_machine import INIT, wait_until
 
 DISKS = Path("/var/lib")  # not /tmp: Docker's layers are hard links to those of this machine
 IMAGES = Path("/var/lib/docker")

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.integration.conftest import ROOT
 from tests.integration.drills.measure import Row, Site, measure, next_up
 from tests.integration.drills.server import Server
-from tests.integration.own_machine import Run, wait_until
+from tests.support.netns_machine import Run, wait_until
 
 
 def second_up(site: Site) -> Row:
@@ -22,7 +22,7 @@ def second_up(site: Site) -> Row:
         first = start(server, "up")
         wait_until(lambda: "settings" in first.text)
         # With nothing to do it would be over in a second. (Brackets: the pattern is not to find its own shell.)
-        to_first = "pkill -{} -f 'scripts.rehearsal [u]p'"
+        to_first = "pkill -{} -f 'scripts.lab [u]p'"
         server.shell(to_first.format("STOP"))
         second = server.rehearse("up")
         server.shell(to_first.format("CONT"))

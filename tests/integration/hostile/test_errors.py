@@ -10,7 +10,7 @@ from tests.integration.conftest import log_once
 from tests.integration.hostile import twin
 from tests.integration.hostile.test_limits import ask, client, refused
 from tests.integration.hostile.twin import CURRENT, Twin
-from tests.integration.own_stacks import NGINX_IMAGE
+from tests.support.made_stacks import NGINX_IMAGE
 
 
 def impatient(conf: str) -> str:

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.conftest import LIMITS
-from tests.integration import newer_nginx
 from tests.integration.conftest import PROVE, log_once
 from tests.integration.hostile import twin
 from tests.integration.hostile.cases import KNOWN
@@ -19,7 +18,8 @@ from tests.integration.hostile.oracle import Violation, judge
 from tests.integration.hostile.strategies import payloads
 from tests.integration.hostile.twin import CURRENT, PREVIOUS, Twin
 from tests.integration.hostile.wire import Answer, answers, exchange
-from tests.integration.own_stacks import NGINX_IMAGE
+from tests.support import newer_nginx
+from tests.support.made_stacks import NGINX_IMAGE
 
 CASES = 10_000 if PROVE else 300
 BODY_MB = 1

@@ -23,7 +23,7 @@ from tests.integration.hostile import twin
 from tests.integration.hostile.cases import MODELS, RIGHT, request, sized
 from tests.integration.hostile.twin import CURRENT, PREVIOUS, Twin
 from tests.integration.hostile.wire import answers, exchange
-from tests.integration.own_stacks import NGINX_IMAGE
+from tests.support.made_stacks import NGINX_IMAGE
 
 SMALL = replace(
     LIMITS,

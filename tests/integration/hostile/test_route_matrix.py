@@ -36,7 +36,7 @@ OTHERS = (
     *("/", "/stub_status", "/_error/401", "/_error/503", "/v1", "/v1/", "/v1/models/", "/v1/chat", "/healthz/"),
     *("/V1/models", "/v1/Chat/completions", "/HEALTHZ"),
 )
-# Docker's health check of vLLM (components/vllm_watch.py) asks as well, now and then, and its lines look the same.
+# Docker's health check of vLLM (vllm_watch.py) asks as well, now and then, and its lines look the same.
 WATCH = Counter({("GET", "/metrics"): 6, ("POST", "/v1/chat/completions"): 3})
 IN_VLLMS_LOG = re.compile(r'"([A-Z]+) (\S+) HTTP/[0-9.]+" (\d{3})')
 

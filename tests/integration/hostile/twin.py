@@ -14,8 +14,7 @@ import docker
 from docker.models.containers import Container
 
 from components import render
-from components.limit_settings import Limits
-from components.nginx_gateway import (
+from components.serving.nginx_gateway import (
     CONFIG_DIRECTORY,
     CONTAINER_PORT,
     METRICS_DIRECTORY,
@@ -23,7 +22,8 @@ from components.nginx_gateway import (
     keys_conf,
     nginx_conf,
 )
-from components.vllm_server import NGINX_UID, SOCKET, SOCKET_DIRECTORY, SOCKET_GID, SOCKET_NAME
+from components.serving.vllm_server import NGINX_UID, SOCKET, SOCKET_DIRECTORY, SOCKET_GID, SOCKET_NAME
+from components.settings.limits import Limits
 from tests.integration.hostile.recorder import Recorder, recording
 from tests.integration.hostile.wire import Server, answers, exchange
 
@@ -104,8 +104,8 @@ def write_configuration(directory: Path, conf: str) -> None:
     subprocess.run([*certificate, *files], cwd=directory, check=True, capture_output=True)
     (directory / "nginx.conf").write_text(conf)
     (directory / "keys.conf").write_text(keys_conf({"v2": CURRENT, "v1": PREVIOUS}))
-    (directory / "metrics.conf").write_text((render.FILES / "nginx-metrics.conf").read_text())
-    (directory / START_SCRIPT).write_text((render.FILES / START_SCRIPT).read_text())
+    (directory / "metrics.conf").write_text((render.FILES / "nginx/nginx-metrics.conf").read_text())
+    (directory / START_SCRIPT).write_text((render.FILES / "nginx" / START_SCRIPT).read_text())
     for path in directory.iterdir():
         path.chmod(0o644)
 

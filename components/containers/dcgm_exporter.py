@@ -1,0 +1,59 @@
+"""NVIDIA's DCGM exporter: the GPUs' metrics, for an agent on the server."""
+
+from dataclasses import dataclass
+
+import pulumi
+import pulumi_docker as docker
+
+from components.elastic.agent import DCGM_PORT
+from components.machine.host import Host
+
+
+@dataclass(frozen=True, kw_only=True)
+class DcgmExporterArgs:
+    """Where it runs."""
+
+    host: Host
+    provider: docker.Provider
+    image: docker.RemoteImage
+    gpus: pulumi.Resource
+    """What proves that the GPUs work."""
+
+
+class DcgmExporter(pulumi.ComponentResource):
+    """DCGM's exporter answers /metrics on the server's loopback, and nowhere else.
+
+    It shares the server's network, since it can listen on no socket, and has no capability: so there are none of
+    the profiling metrics, which would take SYS_ADMIN. Leaves shipping them to Elastic Agent.
+    """
+
+    def __init__(self, name: str, args: DcgmExporterArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("elastic-vllm:index:DcgmExporter", name, None, opts)
+        docker.Container(
+            f"{name}-container",
+            name=f"{args.host.prefix}-dcgm",
+            image=args.image.image_id,
+            envs=[f"DCGM_EXPORTER_LISTEN=127.0.0.1:{DCGM_PORT}", "DCGM_EXPORTER_KUBERNETES=false"],
+            network_mode="host",
+            read_only=True,
+            capabilities=docker.ContainerCapabilitiesArgs(drops=["ALL"]),
+            security_opts=["no-new-privileges:true"],
+            gpus="all",
+            memory=512,
+            memory_swap=512,
+            tmpfs={"/tmp": "rw,noexec,nosuid,nodev,size=64m,mode=1777", "/run": "rw,noexec,nosuid,nodev,size=16m"},  # noqa: S108 - inside the container
+            ulimits=[docker.ContainerUlimitArgs(name="nofile", soft=4096, hard=4096)],
+            log_driver="json-file",
+            log_opts={"max-size": "10m", "max-file": "3"},
+            restart="always",
+            labels=[docker.ContainerLabelArgs(label="elastic-vllm.stack", value=pulumi.get_stack())],
+            opts=pulumi.ResourceOptions(
+                parent=self,
+                provider=args.provider,
+                depends_on=[args.gpus],
+                delete_before_replace=True,
+                replacement_trigger=args.host.identity,
+                deleted_with=args.host.machine,
+            ),
+        )
+        self.register_outputs({})

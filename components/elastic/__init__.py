@@ -1,0 +1,1 @@
+"""Elastic: what it is given, and what `up` creates in it."""

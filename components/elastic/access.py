@@ -1,0 +1,40 @@
+"""Whether the API keys for Kibana and Elasticsearch are good for what is to be made there, before anything is made."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pulumi
+
+from components.elastic.resources import ElasticsearchAccess, KibanaAccess
+from components.settings.elastic import ElasticSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElasticAccessArgs:
+    """What `up` is to connect."""
+
+    elastic: ElasticSettings
+
+
+class ElasticAccess(pulumi.ComponentResource):
+    """Kibana and Elasticsearch, where they are to be connected, took the API keys, which have the privileges.
+
+    One that does not answer now is not held against anybody: it is needed only once the endpoint works. Leaves making
+    anything there to others.
+    """
+
+    checks: tuple[pulumi.Resource, ...]
+
+    def __init__(self, name: str, args: ElasticAccessArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("elastic-vllm:index:ElasticAccess", name, None, opts)
+        elastic, child = args.elastic, pulumi.ResourceOptions(parent=self)
+        checks: list[pulumi.Resource] = []
+        if elastic.kibana.url:
+            props: dict[str, pulumi.Input[Any]] = {"url": elastic.kibana.url, "key": elastic.kibana.key}
+            props |= {"ca": elastic.ca, "space": elastic.space}
+            checks.append(KibanaAccess(f"{name}-kibana", props, child))
+        if elastic.elasticsearch.url:
+            props = {"url": elastic.elasticsearch.url, "key": elastic.elasticsearch.key, "ca": elastic.ca}
+            checks.append(ElasticsearchAccess(f"{name}-elasticsearch", props, child))
+        self.checks = tuple(checks)
+        self.register_outputs({})

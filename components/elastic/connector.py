@@ -1,0 +1,131 @@
+"""What an Elastic admin needs to connect."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pulumi
+
+from components.elastic import payloads, resources
+from components.elastic.payloads import HTTPS_PORT, ElasticEndpoint
+from components.elastic.resources import InferenceEndpoint, KibanaConnector, KibanaTest
+from components.settings.elastic import ElasticProduct, ElasticSettings
+from components.tls.client_certificates import ClientCertificate
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElasticConnectorArgs:
+    """The endpoint as clients see it."""
+
+    name: str
+    """What Elastic is to call it."""
+    host: pulumi.Input[str]
+    """The name or IP address that the certificate is for."""
+    https_port: int
+    key: pulumi.Input[str]
+    ca_certificate: pulumi.Input[str]
+    """PEM."""
+    model: str
+    """The name that Elastic asks for."""
+    context_tokens: int
+    """The longest context that is served; 0: unknown."""
+    native_function_calling: bool
+    ready: tuple[pulumi.Resource, ...]
+    """The endpoint works once these exist; empty while it is parked."""
+    elastic: ElasticSettings
+    client: ClientCertificate | None
+    """What Kibana has to show; None: nothing."""
+
+
+class ElasticConnector(pulumi.ComponentResource):
+    """URL, key and the bodies of the requests that connect Elastic are known, and the endpoint behind them answers.
+
+    Where the settings say so, the connector in Kibana and the inference endpoint in Elasticsearch exist as well. Leaves
+    to the Elastic admin what no API changes: kibana.yml, and Java's trust in a private CA.
+    """
+
+    url: pulumi.Output[str]
+    key: pulumi.Output[str]
+    """Secret."""
+    kibana_connector: pulumi.Output[dict[str, Any]]
+    """Secret: holds the key."""
+    inference_endpoint: pulumi.Output[dict[str, Any]]
+    """Secret: holds the key."""
+    kibana_settings: pulumi.Output[str]
+    preconfigured_connector: pulumi.Output[str]
+    """Secret: holds the key."""
+    connector_id: str
+    """In Kibana; empty where none is made."""
+    inference_id: str
+    """In Elasticsearch; empty where none is made."""
+
+    def __init__(self, name: str, args: ElasticConnectorArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("elastic-vllm:index:ElasticConnector", name, None, opts)
+        port = "" if args.https_port == HTTPS_PORT else f":{args.https_port}"
+        url = pulumi.Output.format("https://{}{}/v1/chat/completions", args.host, port)
+        # The outputs wait for the endpoint: whoever has them may use them.
+        ready = pulumi.Output.all(*[resource.urn for resource in args.ready])
+        self.url = pulumi.Output.all(url, ready).apply(lambda values: str(values[0]))
+        self.key = pulumi.Output.secret(pulumi.Output.all(ready, args.key).apply(lambda values: str(values[1])))
+
+        client = (args.client.certificate, args.client.private_key) if args.client else ("", "")
+
+        def told(make: Callable[[ElasticEndpoint], T], *secrets: pulumi.Input[str]) -> pulumi.Output[T]:
+            """What `make` says of the endpoint; a secret where the secrets are."""
+            key, certificate, private_key = secrets
+            return pulumi.Output.all(self.url, key, args.ca_certificate, certificate, private_key).apply(
+                lambda values: make(
+                    ElasticEndpoint(
+                        name=args.name,
+                        url=values[0],
+                        key=values[1],
+                        model=args.model,
+                        context_tokens=args.context_tokens,
+                        native_function_calling=args.native_function_calling,
+                        ca_certificate=values[2],
+                        client_certificate=values[3],
+                        client_key=values[4],
+                    )
+                )
+            )
+
+        self.kibana_connector = told(payloads.kibana_connector, self.key, *client)
+        self.inference_endpoint = told(payloads.inference_endpoint, self.key, *client)
+        self.preconfigured_connector = told(payloads.preconfigured_connector, self.key, *client)
+        self.kibana_settings = told(payloads.kibana_settings, "", "", "")
+        self.connector_id, self.inference_id = "", ""
+        if args.ready:
+            self._in_elastic(name, args)
+        self.register_outputs({"url": self.url, "key": self.key})
+
+    def _in_elastic(self, name: str, args: ElasticConnectorArgs) -> None:
+        """Make what Elastic needs, once the endpoint answers: Elasticsearch tests it at once."""
+        elastic = args.elastic
+        opts = pulumi.ResourceOptions(parent=self, depends_on=list(args.ready))
+        if elastic.kibana.url:
+            self.connector_id = elastic.kibana.adopt or payloads.connector_id(args.name)
+            props = _props(elastic.kibana, elastic.ca, self.connector_id, self.kibana_connector)
+            props["space"] = elastic.space
+            connector = KibanaConnector(f"{name}-kibana", props, opts)
+            if elastic.test:
+                after = pulumi.ResourceOptions(parent=self, depends_on=[connector])
+                KibanaTest(f"{name}-kibana-test", props, after)
+        if elastic.elasticsearch.url:
+            self.inference_id = elastic.elasticsearch.adopt or args.name
+            props = _props(elastic.elasticsearch, elastic.ca, self.inference_id, self.inference_endpoint)
+            InferenceEndpoint(f"{name}-inference", props, opts)
+
+
+def _props(
+    product: ElasticProduct, ca: str, id_: str, body: pulumi.Output[dict[str, Any]]
+) -> dict[str, pulumi.Input[Any]]:
+    return {
+        "url": product.url,
+        "key": product.key,
+        "ca": ca,
+        "id": id_,
+        "adopt": bool(product.adopt),
+        "body": body.apply(resources.as_text),
+    }

@@ -1,0 +1,398 @@
+"""The connector in Kibana and the inference endpoint in Elasticsearch, as Pulumi resources of this program's own.
+
+The providers run in a process that Pulumi starts for them, from the project's directory. They are pickled by name
+only, so that changing them is no difference in any resource.
+"""
+
+import json
+import logging
+import uuid
+from contextlib import suppress
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any
+
+import pulumi
+from pulumi import dynamic
+
+from components.elastic.api import ENDPOINT_WORKS, Answer, DownError, ElasticError, Product
+
+# gRPC would print a traceback for each error that a provider raises; Pulumi shows the error's own words.
+logging.getLogger("grpc").setLevel(logging.CRITICAL)
+
+KIBANA_PRIVILEGE = "the Kibana privilege 'Actions and Connectors: all' in the space"
+ELASTICSEARCH_PRIVILEGE = "the cluster privilege manage_inference"
+NO_CONFIG = {"apiProvider": "Other", "apiUrl": "https://localhost/v1/chat/completions", "defaultModel": "none"}
+TEST_QUESTION = {"messages": [{"role": "user", "content": "Say hello."}]}
+Props = dict[str, Any]
+"""url, key, ca (PEM), id, adopt, body (JSON in a text), and of connectors the space."""
+
+
+def as_text(body: Props) -> str:
+    """A body as it is kept: equal ones are equal texts, and numbers stay what they are."""
+    return json.dumps(body, sort_keys=True)
+
+
+class _Provider(dynamic.ResourceProvider):
+    """What the providers share: which changes are made in place."""
+
+    replaced_by: tuple[str, ...] = ()
+    # adopt: to name what the stack made itself must not delete it.
+    compared: tuple[str, ...] = ("url", "key", "ca", "adopt", "body")
+
+    def diff(self, _id: str, olds: Props, news: Props) -> dynamic.DiffResult:
+        """Another place is another object; everything else is updated in place."""
+        replaces = [name for name in self.replaced_by if olds.get(name) != news.get(name)]
+        changed = [name for name in self.compared if olds.get(name) != news.get(name)]
+        return dynamic.DiffResult(changes=bool(replaces or changed), replaces=replaces, delete_before_replace=True)
+
+
+class KibanaConnectorProvider(_Provider):
+    """Creates, reads, updates and deletes one OpenAI connector by Kibana's Connectors API."""
+
+    replaced_by = ("url", "space", "id")
+
+    def create(self, props: Props) -> dynamic.CreateResult:
+        """POST with the stable id, or take over one that is there already."""
+        kibana, body = _kibana(props), json.loads(props["body"])
+        path = _connector_path(props)
+        if props["adopt"]:
+            found = _expect(kibana, kibana.ask("GET", path), "GET", path)
+            if found["connector_type_id"] != body["connector_type_id"]:
+                raise ElasticError(
+                    f"the connector {props['id']} is a {found['connector_type_id']}, no {body['connector_type_id']}: "
+                    "set kibanaConnectorId to an OpenAI connector, or leave it empty to have one made"
+                )
+            self._put(kibana, path, body)
+            return dynamic.CreateResult(props["id"], outs=dict(props))
+        self._post(kibana, path, body, props)
+        return dynamic.CreateResult(props["id"], outs=dict(props))
+
+    def read(self, id_: str, props: Props) -> dynamic.ReadResult:
+        """As it is now; secrets are as they were last sent, since Kibana tells nobody."""
+        kibana, path = _kibana(props), _connector_path(props)
+        answer = _look(kibana, path)
+        if _no_such_connector(answer):
+            return dynamic.ReadResult("", {})
+        found = _expect(kibana, answer, "GET", path)
+        body = json.loads(props["body"])
+        config = found.get("config") or {}
+        # What Kibana adds of its own is not ours to compare.
+        body["config"] = {key: config.get(key) for key in body["config"]}
+        body["name"] = found.get("name")
+        if found.get("is_missing_secrets"):
+            body["secrets"] = {}
+        return dynamic.ReadResult(id_, {**props, "body": as_text(body)})
+
+    def update(self, _id: str, _olds: Props, news: Props) -> dynamic.UpdateResult:
+        """PUT; one that somebody deleted is made again."""
+        kibana, body, path = _kibana(news), json.loads(news["body"]), _connector_path(news)
+        if not self._put(kibana, path, body):
+            self._post(kibana, path, body, news)
+        return dynamic.UpdateResult(outs=dict(news))
+
+    def delete(self, _id: str, props: Props) -> None:
+        """DELETE what was made here; one that was taken over stays, as it was not ours to begin with."""
+        if props["adopt"]:
+            return
+        kibana, path = _kibana(props), _connector_path(props)
+        answer = kibana.ask("DELETE", path)
+        if not _no_such_connector(answer):
+            _expect(kibana, answer, "DELETE", path)
+
+    def _post(self, kibana: Product, path: str, body: Props, props: Props) -> None:
+        answer = kibana.ask("POST", path, body, hidden=_secrets(body))
+        if answer.status == HTTPStatus.CONFLICT:
+            # A try whose answer was lost may have made it.
+            if answer.tries > 1 and self._put(kibana, path, body):
+                return
+            raise ElasticError(
+                f"Kibana has a connector {props['id']} already, which this stack did not make or has lost: set "
+                f"kibanaConnectorId to {props['id']} to take it over, or delete it in Kibana. {ENDPOINT_WORKS}"
+            )
+        _expect(kibana, answer, "POST", path)
+
+    def _put(self, kibana: Product, path: str, body: Props) -> bool:
+        """Whether it was there to be changed."""
+        changed = {key: value for key, value in body.items() if key != "connector_type_id"}
+        answer = kibana.ask("PUT", path, changed, hidden=_secrets(body))
+        if _no_such_connector(answer):
+            return False
+        _expect(kibana, answer, "PUT", path)
+        return True
+
+
+class KibanaTestProvider(_Provider):
+    """Has Kibana ask the endpoint through its connector, when the connector is made or changed."""
+
+    def create(self, props: Props) -> dynamic.CreateResult:
+        """POST .../_execute."""
+        self._test(props)
+        return dynamic.CreateResult(props["id"], outs=dict(props))
+
+    def update(self, _id: str, _olds: Props, news: Props) -> dynamic.UpdateResult:
+        """Test what has changed."""
+        self._test(news)
+        return dynamic.UpdateResult(outs=dict(news))
+
+    def _test(self, props: Props) -> None:
+        kibana, path = _kibana(props), f"{_connector_path(props)}/_execute"
+        params = {"subAction": "test", "subActionParams": {"body": json.dumps(TEST_QUESTION)}}
+        result = _expect(kibana, kibana.ask("POST", path, {"params": params}), "POST", path)
+        if result.get("status") != "ok":
+            said = " ".join(f"{result.get('message', '')}: {result.get('service_message', '')}".split())[:500]
+            raise ElasticError(
+                f"Kibana's own test of the connector failed ({said}): can Kibana reach the endpoint, and does "
+                "kibana.yml have the settings in the output kibanaSettings? Then run the same again"
+            )
+
+
+class InferenceEndpointProvider(_Provider):
+    """Creates, reads, updates and deletes one chat_completion inference endpoint, which Elasticsearch tests at once."""
+
+    replaced_by = ("url", "id")
+
+    def create(self, props: Props) -> dynamic.CreateResult:
+        """PUT under the stack's name, or take over one that is there already."""
+        elasticsearch, path = _elasticsearch(props), _inference_path(props)
+        answer = elasticsearch.ask("GET", path)
+        found = None if answer.status == HTTPStatus.NOT_FOUND else _expect(elasticsearch, answer, "GET", path)
+        if found and not props["adopt"]:
+            raise ElasticError(
+                f"Elasticsearch has an inference endpoint {props['id']} already, which this stack did not make or has "
+                f"lost: set inferenceEndpointId to {props['id']} to take it over, or delete it there. {ENDPOINT_WORKS}"
+            )
+        if props["adopt"] and not found:
+            raise ElasticError(
+                f"Elasticsearch has no chat_completion endpoint {props['id']}: correct inferenceEndpointId, or leave "
+                "it empty to have one made"
+            )
+        if found:
+            self._change(elasticsearch, path, found["endpoints"][0], json.loads(props["body"]))
+        else:
+            self._put(elasticsearch, path, json.loads(props["body"]))
+        return dynamic.CreateResult(props["id"], outs=dict(props))
+
+    def read(self, id_: str, props: Props) -> dynamic.ReadResult:
+        """As it is now; the key is as it was last sent."""
+        elasticsearch, path = _elasticsearch(props), _inference_path(props)
+        answer = _look(elasticsearch, path)
+        if answer.status == HTTPStatus.NOT_FOUND:
+            return dynamic.ReadResult("", {})
+        found = _expect(elasticsearch, answer, "GET", path)["endpoints"][0]
+        body = json.loads(props["body"])
+        body["service"] = found.get("service")
+        body["service_settings"] |= {name: found["service_settings"].get(name) for name in ("model_id", "url")}
+        return dynamic.ReadResult(id_, {**props, "body": as_text(body)})
+
+    def update(self, _id: str, olds: Props, news: Props) -> dynamic.UpdateResult:
+        """The key in place; for another model or URL, which Elasticsearch can't change, anew under the same id.
+
+        What was there before is put back where the new one is refused at the last moment.
+        """
+        elasticsearch, path, body = _elasticsearch(news), _inference_path(news), json.loads(news["body"])
+        answer = elasticsearch.ask("GET", path)
+        if answer.status == HTTPStatus.NOT_FOUND:
+            self._put(elasticsearch, path, body)
+            return dynamic.UpdateResult(outs=dict(news))
+        found = _expect(elasticsearch, answer, "GET", path)["endpoints"][0]
+        try:
+            self._change(elasticsearch, path, found, body)
+        except ElasticError:
+            with suppress(ElasticError):
+                if elasticsearch.ask("GET", path).status == HTTPStatus.NOT_FOUND:
+                    self._put(elasticsearch, path, json.loads(olds["body"]))
+            raise
+        return dynamic.UpdateResult(outs=dict(news))
+
+    def delete(self, _id: str, props: Props) -> None:
+        """DELETE what was made here; one that was taken over stays."""
+        if props["adopt"]:
+            return
+        self._remove(_elasticsearch(props), _inference_path(props))
+
+    def _remove(self, elasticsearch: Product, path: str) -> None:
+        answer = elasticsearch.ask("DELETE", path)
+        if answer.status != HTTPStatus.NOT_FOUND:
+            _expect(elasticsearch, answer, "DELETE", path)
+
+    def _change(self, elasticsearch: Product, path: str, found: Props, body: Props) -> None:
+        settings, is_now = body["service_settings"], found["service_settings"]
+        if found["service"] == body["service"] and all(is_now.get(n) == settings.get(n) for n in ("model_id", "url")):
+            secret = {"service_settings": {"api_key": settings["api_key"]}}
+            answer = elasticsearch.ask("PUT", f"{path}/_update", secret, hidden=_secrets(body))
+            _expect(elasticsearch, answer, "PUT", f"{path}/_update")
+            return
+        # Under another id first, so that what Elasticsearch refuses costs nothing that works now.
+        trial = f"{path}-trial"
+        self._remove(elasticsearch, trial)  # of a run that was killed
+        self._put(elasticsearch, trial, body)
+        self._remove(elasticsearch, trial)
+        self._remove(elasticsearch, path)
+        self._put(elasticsearch, path, body)
+
+    def _put(self, elasticsearch: Product, path: str, body: Props) -> None:
+        answer = elasticsearch.ask("PUT", path, body, hidden=_secrets(body))
+        # A try whose answer was lost may have made it.
+        if answer.status in {HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT} and answer.tries > 1:
+            found = elasticsearch.ask("GET", path)
+            if found.status == HTTPStatus.OK:
+                self._change(elasticsearch, path, found.body["endpoints"][0], body)
+                return
+        _expect(elasticsearch, answer, "PUT", path)
+
+
+class KibanaAccessProvider(_Provider):
+    """Asks Kibana whether the key may change connectors, by a change to one that is not there."""
+
+    compared = ("url", "key", "ca", "space")
+
+    def create(self, props: Props) -> dynamic.CreateResult:
+        """A changed address or key is asked about again."""
+        kibana = replace(_kibana(props), patience=0)
+        path = _connector_path({**props, "id": str(uuid.uuid4())})
+        nobody = {"name": "elastic-vllm", "config": NO_CONFIG, "secrets": {"apiKey": "none"}}
+        with suppress(DownError):
+            answer = kibana.ask("PUT", path, nobody)
+            if not _no_such_connector(answer):
+                _expect(kibana, answer, "PUT", path)
+        return dynamic.CreateResult("asked", outs=dict(props))
+
+    def update(self, _id: str, _olds: Props, news: Props) -> dynamic.UpdateResult:
+        """The same."""
+        return dynamic.UpdateResult(outs=self.create(news).outs)
+
+
+class ElasticsearchAccessProvider(_Provider):
+    """Asks Elasticsearch whether the key may manage inference endpoints."""
+
+    compared = ("url", "key", "ca")
+
+    def create(self, props: Props) -> dynamic.CreateResult:
+        """A changed address or key is asked about again."""
+        elasticsearch, path = replace(_elasticsearch(props), patience=0), "/_security/user/_has_privileges"
+        with suppress(DownError):
+            answer = elasticsearch.ask("POST", path, {"cluster": ["manage_inference"]})
+            if not _expect(elasticsearch, answer, "POST", path).get("has_all_requested"):
+                raise ElasticError(
+                    "the API key in elasticsearchApiKey lacks a privilege in Elasticsearch: it needs "
+                    f"{ELASTICSEARCH_PRIVILEGE}. {ENDPOINT_WORKS}"
+                )
+        return dynamic.CreateResult("asked", outs=dict(props))
+
+    def update(self, _id: str, _olds: Props, news: Props) -> dynamic.UpdateResult:
+        """The same."""
+        return dynamic.UpdateResult(outs=self.create(news).outs)
+
+
+class KibanaAccess(dynamic.Resource, module="elastic", name="KibanaAccess"):
+    """Kibana's key may make connectors; a Kibana that did not answer was let pass."""
+
+    def __init__(self, name: str, props: dict[str, pulumi.Input[Any]], opts: pulumi.ResourceOptions) -> None:
+        super().__init__(KibanaAccessProvider(), name, dict(props), _private(opts))
+
+
+class ElasticsearchAccess(dynamic.Resource, module="elastic", name="ElasticsearchAccess"):
+    """Elasticsearch's key may make inference endpoints; an Elasticsearch that did not answer was let pass."""
+
+    def __init__(self, name: str, props: dict[str, pulumi.Input[Any]], opts: pulumi.ResourceOptions) -> None:
+        super().__init__(ElasticsearchAccessProvider(), name, dict(props), _private(opts))
+
+
+class KibanaConnector(dynamic.Resource, module="elastic", name="KibanaConnector"):
+    """An OpenAI connector in Kibana that leads to the endpoint."""
+
+    def __init__(self, name: str, props: dict[str, pulumi.Input[Any]], opts: pulumi.ResourceOptions) -> None:
+        super().__init__(KibanaConnectorProvider(), name, dict(props), _private(opts))
+
+
+class KibanaTest(dynamic.Resource, module="elastic", name="KibanaTest"):
+    """Kibana has reached the endpoint through the connector, as the connector is now."""
+
+    def __init__(self, name: str, props: dict[str, pulumi.Input[Any]], opts: pulumi.ResourceOptions) -> None:
+        super().__init__(KibanaTestProvider(), name, dict(props), _private(opts))
+
+
+class InferenceEndpoint(dynamic.Resource, module="elastic", name="InferenceEndpoint"):
+    """An inference endpoint in Elasticsearch that leads to the endpoint."""
+
+    def __init__(self, name: str, props: dict[str, pulumi.Input[Any]], opts: pulumi.ResourceOptions) -> None:
+        super().__init__(InferenceEndpointProvider(), name, dict(props), _private(opts))
+
+
+def _private(opts: pulumi.ResourceOptions) -> pulumi.ResourceOptions:
+    """The provider hands back what it was given: the same is secret then."""
+    return pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(additional_secret_outputs=["key", "body"]))
+
+
+def _kibana(props: Props) -> Product:
+    return Product(
+        name="Kibana",
+        url=props["url"],
+        url_setting="kibanaUrl",
+        key=props["key"],
+        key_setting="kibanaApiKey",
+        privilege=KIBANA_PRIVILEGE,
+        ca=props["ca"],
+        headers={"kbn-xsrf": "true"},
+    )
+
+
+def _elasticsearch(props: Props) -> Product:
+    return Product(
+        name="Elasticsearch",
+        url=props["url"],
+        url_setting="elasticsearchUrl",
+        key=props["key"],
+        key_setting="elasticsearchApiKey",
+        privilege=ELASTICSEARCH_PRIVILEGE,
+        ca=props["ca"],
+    )
+
+
+def _connector_path(props: Props) -> str:
+    space = f"/s/{props['space']}" if props["space"] else ""
+    return f"{space}/api/actions/connector/{props['id']}"
+
+
+def _inference_path(props: Props) -> str:
+    return f"/_inference/chat_completion/{props['id']}"
+
+
+def _look(product: Product, path: str) -> Answer:
+    """GET for a refresh, which knows the address and key of the last update only."""
+    try:
+        return product.ask("GET", path)
+    except ElasticError as error:
+        raise ElasticError(
+            f"{error}. It was asked as the last `pulumi up` did: if its address or key has changed since, or it is to "
+            "stay down for now, run `pulumi up` without --refresh"
+        ) from error
+
+
+def _no_such_connector(answer: Answer) -> bool:
+    """404 for the connector, and not for a space or a server that is no Kibana."""
+    return answer.status == HTTPStatus.NOT_FOUND and "Saved object" in answer.reason
+
+
+def _expect(product: Product, answer: Answer, method: str, path: str) -> Props:
+    """The body of an answer that must be a success."""
+    if answer.status == HTTPStatus.NOT_FOUND and product.name == "Kibana" and not _no_such_connector(answer):
+        raise ElasticError(
+            f"Kibana at {product.url} knows no {path} (404): is there such a space (kibanaSpace), and is kibanaUrl "
+            f"right? {ENDPOINT_WORKS}"
+        )
+    if answer.status == HTTPStatus.NOT_FOUND:
+        setting = "kibanaConnectorId" if product.name == "Kibana" else "inferenceEndpointId"
+        raise ElasticError(f"{product.name} has no {path} (404): correct {setting}, or leave it empty to have one made")
+    if answer.status >= HTTPStatus.BAD_REQUEST:
+        raise ElasticError(
+            f"{product.name} refuses {method} {path} ({answer.status}): {answer.reason}. {ENDPOINT_WORKS}"
+        )
+    return answer.body if isinstance(answer.body, dict) else {}
+
+
+def _secrets(body: Props) -> tuple[str, ...]:
+    """The secret texts in a body."""
+    texts = {**body.get("secrets", {}), **body.get("service_settings", {})}
+    return tuple(str(texts[name]) for name in texts if name in {"apiKey", "api_key", "privateKeyData"})

@@ -1,0 +1,1 @@
+"""The machine: a server that exists, or a VM in Google Cloud, and its GPU driver."""

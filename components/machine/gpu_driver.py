@@ -1,0 +1,92 @@
+"""NVIDIA's driver on the host, its GPUs' health, and what makes them usable in containers."""
+
+from dataclasses import dataclass
+
+import pulumi
+import pulumi_docker as docker
+
+from components import render
+from components.containers import podman
+from components.machine.host import Host
+
+LEAST_DRIVER = 580
+"""The oldest branch that vLLM's images, with CUDA 13 inside, can use; and Ubuntu's branch to install where none is."""
+
+TOOLKIT = {
+    # Seen with these four packages in public installers of 2026. It needs more than 1.17.7 (CVE-2025-23266).
+    "toolkit_version": "1.19.1-1",
+    "toolkit_above": "1.17.7",
+    # NVIDIA's installation guide; apt adds the architecture.
+    "toolkit_repository": "https://nvidia.github.io/libnvidia-container/stable/deb",
+    "toolkit_key": "https://nvidia.github.io/libnvidia-container/gpgkey",
+    # The same in many public installers, the oldest from the days of nvidia-docker: not taken from the key itself.
+    "toolkit_fingerprint": "C95B321B61E88C1809C4F759DDCAE044F796ECB0",
+}
+"""Variables of install-nvidia-toolkit.sh, which runs before Docker first starts."""
+
+
+def kernel_script() -> str:
+    """What a new machine runs before anything else, so that no later step needs a reboot.
+
+    It may end with the machine going down: it refuses connections from then on, so whoever comes next has to try again
+    until it is back, for some minutes.
+    """
+    return render.script(
+        "gpu/gpu-driver.sh",
+        "gpu/prepare-kernel.sh",
+        least_driver=LEAST_DRIVER,
+        marker="/var/lib/elastic-vllm/rebooted-kernels",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuDriverArgs:
+    """Where, how many GPUs there must be, and an image to prove them with."""
+
+    host: Host
+    """Ready: Docker and NVIDIA's container toolkit are there."""
+    gpu_count: int
+    image_name: str
+    image: docker.RemoteImage
+
+
+class GpuDriver(pulumi.ComponentResource):
+    """The expected number of healthy GPUs is there, with a driver new enough for vLLM, and a container has seen them.
+
+    Finds a driver that works and leaves it alone, or installs Ubuntu's signed one; only on a machine of this program's
+    own it replaces one that is too old. Leaves the kernel, and with it reboots, to `kernel_script`; leaves Docker or
+    Podman and NVIDIA's container toolkit to the container runtime. The driver stays when the stack is destroyed.
+    """
+
+    ready: pulumi.Resource
+
+    def __init__(self, name: str, args: GpuDriverArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("elastic-vllm:index:GpuDriver", name, None, opts)
+        installed = args.host.command(
+            f"{name}-install",
+            render.script(
+                "gpu/gpu-driver.sh",
+                "gpu/install-gpu-driver.sh",
+                "gpu/check-gpu.sh",
+                *(["gpu/configure-cdi.sh"] if args.host.engine == podman.PODMAN else []),
+                gpu_count=args.gpu_count,
+                least_driver=LEAST_DRIVER,
+                # A server that someone else set up may have its driver for reasons.
+                may_replace="yes" if args.host.machine else "no",
+            ),
+            parent=self,
+        )
+        self.ready = args.host.command(
+            f"{name}-proof",
+            render.script(
+                "containers/podman-with-gpus.sh",
+                "gpu/prove-gpu-container.sh",
+                engine=args.host.engine,
+                prefix=args.host.prefix,
+                image=args.image_name,
+                gpu_count=args.gpu_count,
+            ),
+            parent=self,
+            depends_on=[installed, args.image],
+        )
+        self.register_outputs({})

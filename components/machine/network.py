@@ -1,0 +1,155 @@
+"""The VM's network in Google Cloud: who may reach it, and what it may reach."""
+
+from dataclasses import dataclass
+
+import pulumi
+from pulumi_gcp import compute
+from pulumi_gcp.provider import Provider
+
+from components.machine.host import STANDARD_SSH_PORT
+from components.settings.acme import HTTP_PORT
+from components.settings.gcp import IAP_SOURCES, GcpSettings
+
+# Lower goes first; rules that say nothing have 1000.
+ALLOW_PRIORITY = 900
+DENY_PRIORITY = 950
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkArgs:
+    """Which network, and which port is let in besides SSH."""
+
+    settings: GcpSettings
+    https_port: int
+    acme: bool
+    """Whether an ACME server asks on port 80, from an address that it does not tell."""
+
+
+class Network(pulumi.ComponentResource):
+    """The VM has a subnetwork, an address that stays, and lets in HTTPS and SSH from the given ranges only.
+
+    The subnetwork reaches Google's services without an external address; anything else only with Cloud NAT. Of an
+    existing VPC only the firewall rules for the VM's tag and the address are this program's. Leaves DNS to others.
+    """
+
+    subnetwork: pulumi.Output[str]
+    """Self link."""
+    address: pulumi.Output[str]
+    """What clients connect to: static, external or internal."""
+    provider: Provider
+    """For all of the stack's resources in Google Cloud."""
+    resources: list[pulumi.Resource]
+    """What must be there before a VM that is to be reached."""
+
+    def __init__(self, name: str, args: NetworkArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("elastic-vllm:index:Network", name, None, opts)
+        settings = args.settings
+        # Each resource says its project as well: one that only the provider knows replaces nothing when it changes.
+        self.provider = Provider(
+            f"{name}-provider",
+            project=settings.project,
+            region=settings.region,
+            zone=settings.zone,
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+        child = pulumi.ResourceOptions(parent=self, provider=self.provider)
+        if settings.network:
+            network: pulumi.Input[str] = settings.network
+            self.subnetwork = pulumi.Output.from_input(settings.subnetwork)
+        else:
+            network, self.subnetwork = self._own_network(name, settings, child)
+        ssh_sources = IAP_SOURCES if settings.ssh_via == "iap" else settings.ssh_sources
+        rules = {"https": (args.https_port, settings.https_sources), "ssh": (STANDARD_SSH_PORT, ssh_sources)}
+        if args.acme:
+            rules["acme"] = (HTTP_PORT, ("0.0.0.0/0",))
+        # The provider would try to move a rule to another network; its name is taken while it is there.
+        moved = pulumi.ResourceOptions(replace_on_changes=["network"], delete_before_replace=True)
+        rule = pulumi.ResourceOptions.merge(child, moved)
+        firewalls = [
+            compute.Firewall(
+                f"{name}-{role}",
+                name=f"{settings.name}-{role}",
+                project=settings.project,
+                network=network,
+                direction="INGRESS",
+                source_ranges=list(sources),
+                target_tags=[settings.name],
+                allows=[compute.FirewallAllowArgs(protocol="tcp", ports=[str(port)])],
+                priority=ALLOW_PRIORITY,
+                opts=rule,
+            )
+            for role, (port, sources) in rules.items()
+        ]
+        if settings.network:
+            # Other rules of that network, such as default-allow-ssh, would let in whom these do not.
+            firewalls.append(
+                compute.Firewall(
+                    f"{name}-no-others",
+                    name=f"{settings.name}-no-others",
+                    project=settings.project,
+                    network=network,
+                    direction="INGRESS",
+                    source_ranges=["0.0.0.0/0"],
+                    target_tags=[settings.name],
+                    denies=[compute.FirewallDenyArgs(protocol="all")],
+                    priority=DENY_PRIORITY,
+                    opts=rule,
+                )
+            )
+        address = compute.Address(
+            f"{name}-address",
+            name=settings.name,
+            project=settings.project,
+            region=settings.region,
+            address_type="EXTERNAL" if settings.external_address else "INTERNAL",
+            subnetwork=None if settings.external_address else self.subnetwork,
+            opts=child,
+        )
+        self.address = address.address
+        nat = self._nat(name, settings, network, child) if settings.cloud_nat else []
+        self.resources = [*firewalls, *nat]
+        self.register_outputs({"address": self.address})
+
+    def _own_network(
+        self, name: str, settings: GcpSettings, child: pulumi.ResourceOptions
+    ) -> tuple[pulumi.Output[str], pulumi.Output[str]]:
+        network = compute.Network(
+            f"{name}-vpc", name=settings.name, project=settings.project, auto_create_subnetworks=False, opts=child
+        )
+        subnetwork = compute.Subnetwork(
+            f"{name}-subnetwork",
+            name=settings.name,
+            project=settings.project,
+            region=settings.region,
+            network=network.self_link,
+            ip_cidr_range=settings.subnet_cidr,
+            private_ip_google_access=True,
+            opts=child,
+        )
+        return network.self_link, subnetwork.self_link
+
+    def _nat(
+        self, name: str, settings: GcpSettings, network: pulumi.Input[str], child: pulumi.ResourceOptions
+    ) -> list[pulumi.Resource]:
+        router = compute.Router(
+            f"{name}-router",
+            name=settings.name,
+            project=settings.project,
+            region=settings.region,
+            network=network,
+            opts=child,
+        )
+        nat = compute.RouterNat(
+            f"{name}-nat",
+            name=settings.name,
+            project=settings.project,
+            region=settings.region,
+            router=router.name,
+            nat_ip_allocate_option="AUTO_ONLY",
+            source_subnetwork_ip_ranges_to_nat="LIST_OF_SUBNETWORKS",
+            subnetworks=[
+                compute.RouterNatSubnetworkArgs(name=self.subnetwork, source_ip_ranges_to_nats=["ALL_IP_RANGES"])
+            ],
+            opts=child,
+        )
+        return [router, nat]

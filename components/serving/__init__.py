@@ -1,0 +1,1 @@
+"""What answers requests: model weights, vLLM, and Nginx in front of it."""

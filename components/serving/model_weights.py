@@ -1,0 +1,74 @@
+"""The model's weights in a directory on the host."""
+
+import json
+from dataclasses import dataclass
+
+import pulumi
+
+from components import render
+from components.catalogue.models import Model
+from components.machine.host import Host
+
+DOWNLOAD_UID = 10003
+"""The user that downloads: beside those of vLLM and Nginx, and no container's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelWeightsArgs:
+    """Which weights, from where, to where."""
+
+    host: Host
+    model: Model
+    source: str
+    """`hub`: downloaded; `host`: already there; `bundle`: brought there."""
+    brought: pulumi.Resource | None
+    """What brings them there."""
+    path: str
+    """The model's directory on the host."""
+    hub_endpoint: str
+    hub_revision: str
+    hub_token: pulumi.Input[str]
+    """Secret; empty where none is needed."""
+
+
+class ModelWeights(pulumi.ComponentResource):
+    """The weights are on the host: complete, of the pinned revision, readable by the server.
+
+    A download resumes, and each file is checked against the hub's checksums; it needs no container, so it runs while
+    images are pulled. Weights of other models, and these when
+    the stack is destroyed, are left alone. Leaves serving to others: nothing is downloaded after this.
+    """
+
+    path: str
+    resource: pulumi.Resource
+
+    def __init__(self, name: str, args: ModelWeightsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("elastic-vllm:index:ModelWeights", name, None, opts)
+        if args.source == "hub":
+            self.resource = args.host.command(
+                f"{name}-download",
+                render.script(
+                    "host/install-python-client.sh",
+                    "weights/download-weights.sh",
+                    prefix=args.host.prefix,
+                    weights=args.path,
+                    model=args.model.name,
+                    revision=args.hub_revision,
+                    endpoint=args.hub_endpoint,
+                    unneeded=json.dumps(list(args.model.unneeded_files)),
+                    downloader=(render.FILES / "weights/download_weights.py").read_text(),
+                    requirements=(render.FILES / "weights/hub-client.txt").read_text().strip(),
+                    download_uid=DOWNLOAD_UID,
+                ),
+                data=args.hub_token,
+                parent=self,
+            )
+        else:
+            self.resource = args.host.command(
+                f"{name}-check",
+                render.script("weights/check-weights.sh", weights=args.path) + 'check_weights "$WEIGHTS"\n',
+                parent=self,
+                depends_on=[args.brought] if args.brought else [],
+            )
+        self.path = args.path
+        self.register_outputs({})

@@ -1,0 +1,286 @@
+"""vLLM in a container that has no network."""
+
+from dataclasses import dataclass
+
+import pulumi
+import pulumi_docker as docker
+
+from components import render
+from components.catalogue.models import Model
+from components.containers import podman
+from components.machine.host import Host
+from components.settings.model import is_option
+
+# Users of the containers on the host: numbers only, outside the ranges of Debian's and Ubuntu's own users
+# (Debian policy 9.2.2 gives people 1000 and up, adduser counts from there).
+VLLM_UID = 10001
+NGINX_UID = 10002
+SOCKET_GID = 10000
+"""The group that may connect to vLLM's socket."""
+
+SOCKET_DIRECTORY = "/run/vllm"
+SOCKET_NAME = "vllm.sock"
+SOCKET = f"{SOCKET_DIRECTORY}/{SOCKET_NAME}"
+MODEL_DIRECTORY = "/model"
+WATCH = (render.FILES / "vllm" / "vllm_watch.py").read_text()
+CACHE_DIRECTORY = "/cache"
+
+# Docker's own way to write durations, or every `up` would find a difference. While it loads it is not unhealthy.
+HEALTH_INTERVAL, HEALTH_TIMEOUT, HEALTH_START = "30s", "1m30s", "1h0m0s"
+HANG_SECONDS = 60
+"""No token and no step of the engine for so long: it hangs."""
+
+# Seconds that Nginx keeps an idle connection to vLLM is 60: vLLM must keep it longer, or a request can meet its end.
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
+    "VLLM_MAX_N_SEQUENCES": "64",
+    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "75",
+    "HOME": CACHE_DIRECTORY,
+    "XDG_CACHE_HOME": CACHE_DIRECTORY,
+    "VLLM_CACHE_ROOT": f"{CACHE_DIRECTORY}/vllm",
+    "TRITON_CACHE_DIR": f"{CACHE_DIRECTORY}/triton",
+    "TORCHINDUCTOR_CACHE_DIR": f"{CACHE_DIRECTORY}/inductor",
+}
+
+# Tensor parallelism exchanges data between processes over shared memory; NVIDIA's containers advise 1 GiB and more.
+SHARED_MEMORY_MIB = 16 * 1024
+SHARED_MEMORY_MIB_CPU = 1024
+# Compilers of kernels load what they have just written, so exec is needed.
+TMPFS = {"/tmp": "rw,exec,nosuid,nodev,mode=1777"}  # noqa: S108 - inside the container
+OPEN_FILES = 16384
+STOP_SECONDS = 30
+ABORT_SECONDS = 2
+"""vLLM aborts what it computes in a moment when it shall end, but may wait for ever for the streams that it had."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VllmServerArgs:
+    """What is served, and where."""
+
+    host: Host
+    provider: docker.Provider
+    image: docker.RemoteImage
+    model: Model
+    alias: str
+    weights_path: str
+    weights: pulumi.Resource
+    gpus: pulumi.Resource | None
+    """What proves that the GPUs work; None without GPUs."""
+    gpu_count: int
+    """0: no GPU."""
+    gpu_memory_percent: int
+    context_tokens: int
+    """0: the model's own."""
+    extra_arguments: tuple[str, ...]
+
+
+class VllmServer(pulumi.ComponentResource):
+    """vLLM serves the model on a unix socket in a host directory, and has answered its health check.
+
+    Its container has no network, no capabilities, a read-only root and a user of its own. One that has ended or that
+    hangs is started anew by Docker. Leaves keys, TLS and the
+    choice of routes to Nginx; leaves weights and images to those who fetch them.
+    """
+
+    socket_directory: str
+    """Directory on the host that holds the socket."""
+    directories: pulumi.Resource
+    ready: pulumi.Resource
+
+    def __init__(self, name: str, args: VllmServerArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("elastic-vllm:index:VllmServer", name, None, opts)
+        self.socket_directory = f"{args.host.directory}/socket"
+        cache_directory = f"{args.host.directory}/cache"
+        variables: dict[str, str | int] = {
+            "directory": args.host.directory,
+            "socket_directory": self.socket_directory,
+            "cache_directory": cache_directory,
+            "owner": VLLM_UID,
+            "gid": SOCKET_GID,
+        }
+        self.directories = args.host.command(
+            f"{name}-directories",
+            render.script("vllm/make-vllm-directories.sh", **variables),
+            cleanup=render.script("host/remove-directory.sh", directory=args.host.directory),
+            parent=self,
+        )
+        made = self._in_podman(name, args) if args.host.engine == podman.PODMAN else self._in_docker(name, args)
+        self.ready = args.host.command(
+            f"{name}-ready",
+            render.script(
+                "vllm/wait-for-vllm.sh",
+                engine=args.host.engine,
+                container=container_name(args),
+                socket=f"{self.socket_directory}/{SOCKET_NAME}",
+                gpu_count=args.gpu_count,
+            ),
+            parent=self,
+            triggers=[made],
+        )
+        self.register_outputs({})
+
+    def _in_docker(self, name: str, args: VllmServerArgs) -> pulumi.Output[str]:
+        """Its container; returns the id."""
+        container = docker.Container(
+            f"{name}-container",
+            name=container_name(args),
+            image=args.image.image_id,
+            entrypoints=entrypoint(args.extra_arguments),
+            command=serve_arguments(args),
+            envs=[f"{key}={value}" for key, value in environment(args).items()],
+            user=f"{VLLM_UID}:{SOCKET_GID}",
+            network_mode="none",
+            read_only=True,
+            capabilities=docker.ContainerCapabilitiesArgs(drops=["ALL"]),
+            security_opts=["no-new-privileges:true"],
+            gpus="all" if args.gpu_count else None,
+            shm_size=shared_memory_mib(args),
+            tmpfs=TMPFS,
+            volumes=[
+                docker.ContainerVolumeArgs(host_path=source, container_path=target, read_only=read_only or None)
+                for source, target, read_only in volumes(args)
+            ],
+            # No limit of memory: what loading takes depends on the model. Where the machine runs out of it, the kernel
+            # ends vLLM first, which is the largest, and Docker starts it again.
+            ulimits=[
+                # Threads count as processes, and each GPU's process has some for each core.
+                docker.ContainerUlimitArgs(name=name, soft=OPEN_FILES, hard=OPEN_FILES)
+                for name in ("nofile", "nproc")
+            ],
+            log_driver="json-file",
+            log_opts={"max-size": "10m", "max-file": "3"},
+            # Not unless-stopped: a dockerd that comes back after a crash stops what runs, and takes that for a wish.
+            restart="always",
+            healthcheck=docker.ContainerHealthcheckArgs(
+                tests=["CMD", "python3", "-c", WATCH, SOCKET, args.model.name, str(HANG_SECONDS)],
+                interval=HEALTH_INTERVAL,
+                timeout=HEALTH_TIMEOUT,
+                start_period=HEALTH_START,
+                retries=1,
+            ),
+            destroy_grace_seconds=STOP_SECONDS,
+            labels=[docker.ContainerLabelArgs(label=label, value=value) for label, value in labels().items()],
+            opts=pulumi.ResourceOptions(
+                parent=self,
+                provider=args.provider,
+                depends_on=self._before(args),
+                # Names and the GPUs are exclusive: the old one must go first.
+                delete_before_replace=True,
+                replacement_trigger=args.host.identity,
+                deleted_with=args.host.machine,
+            ),
+        )
+        return container.id
+
+    def _in_podman(self, name: str, args: VllmServerArgs) -> pulumi.Output[str]:
+        """Its container, made by a command on the host, for Podman's API before 5.4 gives no GPUs; returns the id."""
+        container = podman_container(args)
+        command = args.host.command(
+            f"{name}-container",
+            args.image.image_id.apply(lambda image: podman.run_script(container, image)),
+            cleanup=podman.remove_script(container.name),
+            parent=self,
+            depends_on=self._before(args),
+            delete_first=True,
+        )
+        return command.stdout
+
+    def _before(self, args: VllmServerArgs) -> list[pulumi.Resource]:
+        return [args.weights, self.directories, *([args.gpus] if args.gpus else [])]
+
+
+def container_name(args: VllmServerArgs) -> str:
+    """Of vLLM's container, on the host."""
+    return f"{args.host.prefix}-vllm"
+
+
+def entrypoint(extra_arguments: tuple[str, ...]) -> list[str]:
+    """What starts vLLM, and ends it when the container shall stop.
+
+    vLLM does not remove a socket that a killed predecessor left (EADDRINUSE). The umask makes the socket 0770, so that
+    Nginx can connect by its group and nobody else can. The shell stays: no signal from inside ends a container's first
+    process, so one that hangs could not be killed by the health check. `wait` ends early when a signal comes.
+
+    vLLM 0.32.0 kills its engine before the last word of a stream has come from it, and then waits for that stream's
+    end (seen in 6 of 8 stops with streams under way, 2026-11): it is given ABORT_SECONDS, or all the time there is
+    where it was told to let requests end (`--shutdown-timeout`).
+    """
+    patient = any(is_option(argument, "--shutdown-timeout") for argument in extra_arguments)
+    seconds = STOP_SECONDS if patient else ABORT_SECONDS
+    return [
+        "/bin/sh",
+        "-c",
+        'umask 0007; rm -f "$0"; python3 -m vllm.entrypoints.openai.api_server --uds "$0" "$@" & vllm=$!; '
+        f'trap "kill -TERM $vllm; (sleep {seconds}; kill -KILL $vllm) &" TERM INT; wait $vllm; code=$?; '
+        "while kill -0 $vllm 2>/dev/null; do wait $vllm; code=$?; done; exit $code",
+        SOCKET,
+    ]
+
+
+def environment(args: VllmServerArgs) -> dict[str, str]:
+    """Of vLLM's process; nothing secret is in it."""
+    return {**ENVIRONMENT, **args.model.environment}
+
+
+def shared_memory_mib(args: VllmServerArgs) -> int:
+    """Size of /dev/shm."""
+    return SHARED_MEMORY_MIB if args.gpu_count else SHARED_MEMORY_MIB_CPU
+
+
+def volumes(args: VllmServerArgs) -> list[tuple[str, str, bool]]:
+    """Directory on the host, in the container, and whether it is read-only."""
+    return [
+        (args.weights_path, MODEL_DIRECTORY, True),
+        (f"{args.host.directory}/socket", SOCKET_DIRECTORY, False),
+        (f"{args.host.directory}/cache", CACHE_DIRECTORY, False),
+    ]
+
+
+def labels() -> dict[str, str]:
+    """They tell whose container it is."""
+    return {"elastic-vllm.stack": pulumi.get_stack()}
+
+
+def podman_container(args: VllmServerArgs) -> podman.Container:
+    """vLLM's container as `podman run` makes it: as Docker's is."""
+    return podman.Container(
+        name=container_name(args),
+        user=f"{VLLM_UID}:{SOCKET_GID}",
+        entrypoint=entrypoint(args.extra_arguments),
+        command=serve_arguments(args),
+        environment=environment(args),
+        volumes=volumes(args),
+        tmpfs=TMPFS,
+        shared_memory_mib=shared_memory_mib(args),
+        open_files=OPEN_FILES,
+        security_options=podman.security_options(args.host.prefix, gpus=args.gpu_count > 0),
+        log_mib=30,
+        stop_seconds=STOP_SECONDS,
+        labels=labels(),
+        gpus=args.gpu_count > 0,
+    )
+
+
+def serve_arguments(args: VllmServerArgs) -> list[str]:
+    """vLLM's command line for a model: what the catalogue says, the stack's settings, then the user's own."""
+    model = args.model
+    arguments = ["--model", MODEL_DIRECTORY, "--served-model-name", model.name, *filter(None, [args.alias])]
+    own_parser = any(is_option(argument, "--tool-call-parser") for argument in args.extra_arguments)
+    if model.tool_call_parser:
+        arguments.append("--enable-auto-tool-choice")
+        if not own_parser:
+            arguments += ["--tool-call-parser", model.tool_call_parser]
+    if model.reasoning_parser:
+        arguments += ["--reasoning-parser", model.reasoning_parser]
+    if model.chat_template:
+        arguments += ["--chat-template", model.chat_template]
+    if args.context_tokens:
+        arguments += ["--max-model-len", str(args.context_tokens)]
+    if args.gpu_count:
+        arguments += ["--tensor-parallel-size", str(args.gpu_count)]
+        arguments += ["--gpu-memory-utilization", f"{args.gpu_memory_percent / 100:g}"]
+    return [*arguments, *model.vllm_arguments, *args.extra_arguments]

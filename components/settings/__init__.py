@@ -1,0 +1,1 @@
+"""A stack's settings: read, checked as a whole, and refused before anything is created."""

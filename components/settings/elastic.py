@@ -1,0 +1,140 @@
+"""The Kibana and the Elasticsearch that `up` is to connect, where it is to."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pulumi
+
+from components.settings import pem
+from components.settings.problems import Problems
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+SPACE = re.compile(r"[a-z0-9_-]+")
+# Kibana takes UUIDs, and ids that older versions or saved objects gave; Elasticsearch its own kind.
+ADOPTED = {
+    "kibanaConnectorId": re.compile(r"[A-Za-z0-9_-]{1,100}"),
+    "inferenceEndpointId": re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?"),
+}
+DEPLOYMENTS = ("self-managed", "hosted", "serverless")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElasticProduct:
+    """Kibana or Elasticsearch, as this machine reaches it."""
+
+    url: str
+    """Without a slash at its end; empty: nothing is made there."""
+    key: pulumi.Output[str]
+    """Secret."""
+    adopt: str
+    """Id of a connector or inference endpoint that is there already; empty: one is made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElasticSettings:
+    """What is made in Elastic by `up`."""
+
+    kibana: ElasticProduct
+    space: str
+    """Empty: the default space."""
+    test: bool
+    """Whether Kibana is to test the connector."""
+    elasticsearch: ElasticProduct
+    ca: str
+    """PEM of the CA of both; empty: the system's store."""
+
+
+def elastic_settings(
+    problems: Problems, secrets: Mapping[str, pulumi.Output[str]], project_directory: Path
+) -> ElasticSettings:
+    """Check them, alone and together."""
+    deployment = problems.choice("elasticDeployment", DEPLOYMENTS)
+    ca = pem.text_or_file(problems, "elasticCa", project_directory)
+    settings = ElasticSettings(
+        kibana=_product(problems, secrets, "kibana", "kibanaConnectorId"),
+        space=_pattern(problems, "kibanaSpace", SPACE, "use the space's identifier, as in its address: /s/SPACE"),
+        test=problems.boolean("kibanaTest"),
+        elasticsearch=_product(problems, secrets, "elasticsearch", "inferenceEndpointId"),
+        ca=pem.as_text(pem.certificates(problems, "elasticCa", ca)) if ca else "",
+    )
+    for key in ("kibanaSpace", "kibanaTest"):
+        if problems.given(key) and not settings.kibana.url:
+            problems.add(key, "set, but there is no kibanaUrl", "set kibanaUrl and kibanaApiKey, or remove it")
+    if problems.given("elasticCa") and not (settings.kibana.url or settings.elasticsearch.url):
+        problems.add("elasticCa", "set, but there is no kibanaUrl or elasticsearchUrl", "set one of them, or remove it")
+    if deployment in {"hosted", "serverless"}:
+        _public(problems, deployment, settings)
+    if settings.elasticsearch.url and problems.values["clientCertificates"] != "[]":
+        problems.add(
+            "elasticsearchUrl",
+            "set, but an inference endpoint has no client certificate, which clientCertificates asks for",
+            "use the connector (kibanaUrl) alone, or set clientCertificates to []",
+        )
+    return settings
+
+
+def _public(problems: Problems, deployment: str, settings: ElasticSettings) -> None:
+    """Elastic Cloud trusts public certificates only, but for a connector on Hosted, whose settings may name a CA."""
+    staging = problems.values["tls"] == "letsencrypt" and problems.values["acmeServer"] == "staging"
+    private_ca = problems.values["tls"] == "self-signed" or problems.values["tlsCa"] or staging
+    if not private_ca:
+        return
+    fix = "use tls provided, with a certificate that everyone trusts"
+    if settings.elasticsearch.url:
+        problems.add(
+            "elasticsearchUrl", f"set, but Elasticsearch on {deployment} can't be told to trust a private CA", fix
+        )
+    # Together with a client certificate, a connector brings the CA along.
+    if settings.kibana.url and deployment == "serverless" and problems.values["clientCertificates"] == "[]":
+        problems.add("kibanaUrl", "set, but Kibana on serverless can't be told to trust a private CA", fix)
+
+
+def _product(
+    problems: Problems, secrets: Mapping[str, pulumi.Output[str]], product: str, adopt_key: str
+) -> ElasticProduct:
+    url_key, api_key = f"{product}Url", f"{product}ApiKey"
+    url = problems.values[url_key].rstrip("/")
+    if url:
+        _url(problems, url_key, url)
+    if url and not problems.values[api_key]:
+        fix = f"make an API key there, then `pulumi config set --secret {api_key}`"
+        problems.add(api_key, f"not set, but {url_key} is", fix)
+    for key in (api_key, adopt_key):
+        if problems.values[key] and not url:
+            problems.add(key, f"set, but there is no {url_key}", f"set {url_key}, or remove it")
+    if re.search(r"[^!-~]", problems.values[api_key]):
+        problems.add(
+            api_key, "holds spaces or signs that no API key has", "give the text called `encoded`, and no more"
+        )
+    adopt = _pattern(problems, adopt_key, ADOPTED[adopt_key], "use the id that Elastic shows, or leave it empty")
+    return ElasticProduct(url=url, key=secrets[api_key], adopt=adopt)
+
+
+def _url(problems: Problems, key: str, url: str) -> None:
+    fix = "give https://HOST[:PORT][/PATH], as this machine reaches it"
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        problems.add(key, "not a URL", fix)
+        return
+    if parts.scheme not in {"http", "https"} or not parts.hostname or re.search(r"\s", url):
+        problems.add(key, "not a URL", fix)
+    elif "@" in parts.netloc or parts.query or parts.fragment:
+        problems.add(key, "has a user, a query or a fragment", fix)
+    elif parts.scheme == "http" and parts.hostname not in LOOPBACK:
+        problems.add(key, "would send the API key unencrypted", "use https://")
+    elif "/s/" in f"{parts.path}/":
+        problems.add(key, "names a space", "leave /s/SPACE out and set kibanaSpace")
+    elif "/api/" in f"{parts.path}/" or "_inference" in parts.path:
+        problems.add(key, "is the address of an API", "give the address of the product itself, without the API's path")
+
+
+def _pattern(problems: Problems, key: str, pattern: re.Pattern[str], fix: str) -> str:
+    value = problems.values[key]
+    if value and not pattern.fullmatch(value):
+        problems.add(key, "not of the expected form", fix)
+    return value

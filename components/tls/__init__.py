@@ -1,0 +1,1 @@
+"""Certificates: of the endpoint, and of its clients."""

@@ -1,0 +1,110 @@
+"""The endpoint's certificate as the program knows it: from a CA of the stack's own, or provided."""
+
+import ipaddress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import pulumi
+import pulumi_tls as tls
+
+from components.settings.acme import AcmeSettings
+from components.settings.tls import ProvidedCertificate
+
+CA_HOURS = 10 * 365 * 24
+# The most that Mozilla's guideline has; some clients check private CAs like public ones, and refuse more than 397 days.
+SERVER_HOURS = 366 * 24
+RENEWAL_HOURS = 30 * 24
+WARNING_DAYS = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertificateArgs:
+    """What the certificate is for."""
+
+    host: pulumi.Input[str]
+    """The name or IP address that clients connect to."""
+    provided: ProvidedCertificate | None
+    """One that was made elsewhere."""
+    acme: AcmeSettings | None
+    """Where the server itself has one issued. Neither: one is made."""
+
+
+class Certificate(pulumi.ComponentResource):
+    """A server certificate for the endpoint exists: the one that was provided, or one signed by the stack's own CA.
+
+    Nothing is made where the server has its own issued (AcmeCertificate): what clients must trust is told all the same.
+
+    An `up` in the last 30 days of its 366 renews the latter; the CA lasts 10 years. Leaves trusting the CA to clients.
+    """
+
+    certificate_pem: pulumi.Output[str]
+    """The server's certificate followed by the CA's. With the key: empty where the server has its own issued."""
+    private_key_pem: pulumi.Output[str]
+    """Secret."""
+    ca_certificate_pem: pulumi.Output[str]
+    """Of the CA that clients must be told to trust; empty: a public one."""
+
+    def __init__(self, name: str, args: CertificateArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("elastic-vllm:index:Certificate", name, None, opts)
+        if args.provided:
+            self._take(args.provided)
+        elif args.acme:
+            self.certificate_pem = self.private_key_pem = pulumi.Output.from_input("")
+            self.ca_certificate_pem = pulumi.Output.from_input(args.acme.ca)
+        else:
+            self._make(name, args)
+        self.register_outputs({"caCertificatePem": self.ca_certificate_pem})
+
+    def _take(self, provided: ProvidedCertificate) -> None:
+        left = (provided.expires - datetime.now(UTC)).days
+        if left < WARNING_DAYS:
+            pulumi.log.warn(f"tlsCertificate expires in {left} days, on {provided.expires:%Y-%m-%d}: renew it", self)
+        self.certificate_pem = pulumi.Output.from_input(provided.chain)
+        self.private_key_pem = provided.private_key
+        self.ca_certificate_pem = pulumi.Output.from_input(provided.ca)
+
+    def _make(self, name: str, args: CertificateArgs) -> None:
+        child = pulumi.ResourceOptions(parent=self)
+        ca_key = tls.PrivateKey(f"{name}-ca-key", algorithm="ECDSA", ecdsa_curve="P256", opts=child)
+        ca = tls.SelfSignedCert(
+            f"{name}-ca",
+            private_key_pem=ca_key.private_key_pem,
+            subject=tls.SelfSignedCertSubjectArgs(common_name="elastic-vllm CA", organization="elastic-vllm"),
+            is_ca_certificate=True,
+            set_subject_key_id=True,
+            validity_period_hours=CA_HOURS,
+            allowed_uses=["cert_signing", "crl_signing"],
+            opts=child,
+        )
+        key = tls.PrivateKey(f"{name}-key", algorithm="ECDSA", ecdsa_curve="P256", opts=child)
+        host = pulumi.Output.from_input(args.host)
+        request = tls.CertRequest(
+            f"{name}-request",
+            private_key_pem=key.private_key_pem,
+            subject=tls.CertRequestSubjectArgs(common_name=host.apply(lambda name: name[:64])),
+            dns_names=host.apply(lambda name: None if _is_ip_address(name) else [name]),
+            ip_addresses=host.apply(lambda name: [name] if _is_ip_address(name) else None),
+            opts=child,
+        )
+        server = tls.LocallySignedCert(
+            f"{name}-server",
+            cert_request_pem=request.cert_request_pem,
+            ca_private_key_pem=ca_key.private_key_pem,
+            ca_cert_pem=ca.cert_pem,
+            set_subject_key_id=True,
+            validity_period_hours=SERVER_HOURS,
+            early_renewal_hours=RENEWAL_HOURS,
+            allowed_uses=["digital_signature", "server_auth"],
+            opts=child,
+        )
+        self.certificate_pem = pulumi.Output.concat(server.cert_pem, ca.cert_pem)
+        self.private_key_pem = key.private_key_pem
+        self.ca_certificate_pem = ca.cert_pem
+
+
+def _is_ip_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,86 @@
+"""Certificates for clients, from a certificate authority of their own."""
+
+from dataclasses import dataclass
+
+import pulumi
+import pulumi_tls as tls
+
+from components.tls.certificate import CA_HOURS, RENEWAL_HOURS, SERVER_HOURS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientCertificatesArgs:
+    """Who gets one."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientCertificate:
+    """What one client shows. PEM, the private key as PKCS#8, which is the only form that Kibana takes."""
+
+    certificate: pulumi.Output[str]
+    private_key: pulumi.Output[str]
+    """Secret."""
+
+
+class ClientCertificates(pulumi.ComponentResource):
+    """Each name has a certificate with that subject, from a CA that signs nothing else.
+
+    An `up` in the last 30 days of its 366 renews one, with the same key and name, so the old one works until it
+    expires. Leaves letting in only those whose name is in the list to Nginx.
+    """
+
+    ca_pem: pulumi.Output[str] | None
+    """None without names."""
+    of: dict[str, ClientCertificate]
+
+    def __init__(self, name: str, args: ClientCertificatesArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("elastic-vllm:index:ClientCertificates", name, None, opts)
+        child = pulumi.ResourceOptions(parent=self)
+        self.ca_pem, self.of = None, {}
+        if args.names:
+            ca_key = tls.PrivateKey(f"{name}-ca-key", algorithm="ECDSA", ecdsa_curve="P256", opts=child)
+            ca = tls.SelfSignedCert(
+                f"{name}-ca",
+                private_key_pem=ca_key.private_key_pem,
+                subject=tls.SelfSignedCertSubjectArgs(common_name="elastic-vllm clients", organization="elastic-vllm"),
+                is_ca_certificate=True,
+                set_subject_key_id=True,
+                validity_period_hours=CA_HOURS,
+                allowed_uses=["cert_signing", "crl_signing"],
+                opts=child,
+            )
+            self.ca_pem = ca.cert_pem
+            for client in args.names:
+                self.of[client] = _issue(f"{name}-of-{client}", client, ca_key, ca, child)
+        self.register_outputs({})
+
+
+def subject(name: str) -> str:
+    """A certificate's subject as Nginx shows it (RFC 2253)."""
+    return f"CN={name}"
+
+
+def _issue(
+    name: str, client: str, ca_key: tls.PrivateKey, ca: tls.SelfSignedCert, child: pulumi.ResourceOptions
+) -> ClientCertificate:
+    key = tls.PrivateKey(f"{name}-key", algorithm="ECDSA", ecdsa_curve="P256", opts=child)
+    request = tls.CertRequest(
+        f"{name}-request",
+        private_key_pem=key.private_key_pem,
+        subject=tls.CertRequestSubjectArgs(common_name=client),
+        opts=child,
+    )
+    certificate = tls.LocallySignedCert(
+        f"{name}-certificate",
+        cert_request_pem=request.cert_request_pem,
+        ca_private_key_pem=ca_key.private_key_pem,
+        ca_cert_pem=ca.cert_pem,
+        set_subject_key_id=True,
+        validity_period_hours=SERVER_HOURS,
+        early_renewal_hours=RENEWAL_HOURS,
+        allowed_uses=["digital_signature", "client_auth"],
+        opts=child,
+    )
+    return ClientCertificate(certificate=certificate.cert_pem, private_key=key.private_key_pem_pkcs8)

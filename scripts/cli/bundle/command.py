@@ -1,0 +1,149 @@
+"""What scripts/bundle does on a connected machine: build a bundle, and probe the server that it is for."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from components.bundle.manifest import BundleError
+from components.catalogue import models
+from components.settings import model as model_checks
+from components.settings import problems as setting_checks
+from components.settings.problems import Problems
+from components.settings.stack import as_text, defaults
+from scripts.cli.bundle import collect, guide, making, packages, probe, pulumi_cli, signature, weights
+from scripts.cli.bundle.making import Base
+from scripts.cli.bundle.probe import Probe
+from scripts.cli.bundle.wanted import Wanted
+from scripts.lib.stack_file import PREFIX, StackFile, StackFileError
+
+ROOT = Path(__file__).resolve().parents[3]
+# Panels and tracebacks would break "one line for each cause".
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command(name="probe")
+def probe_server(
+    stack: Annotated[str, typer.Option(help="The stack whose server is asked, over SSH.")],
+) -> None:
+    """Ask a stack's server what it is, over SSH: JSON on standard output, for build --probe.
+
+    Where this machine does not reach it: scripts/bundle probe --script is what to run there.
+    """
+    try:
+        typer.echo(probe.of_server(_values(StackFile(ROOT, stack)), defaults()), nl=False)
+    except (BundleError, StackFileError, OSError) as error:
+        raise _failed(error) from None
+
+
+@app.command()
+def build(  # noqa: PLR0917 - options all
+    stack: Annotated[str, typer.Option(help="The stack whose file in stacks/ says what is needed.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The bundle: a new directory, or one begun before.")],
+    weights_from: Annotated[
+        Path | None,
+        typer.Option("--weights", metavar="DIR", help="modelSource host: take the model's files from here."),
+    ] = None,
+    probe_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--probe", metavar="FILE", help="Of the server (scripts/bundle probe): packages it lacks come too."
+        ),
+    ] = None,
+    pulumi: Annotated[
+        str,
+        typer.Option(
+            metavar="download|none|DIR|URL",
+            help="The Pulumi CLI and plugins: from github.com (left out where that can't be reached), not at all,"
+            " from a directory with the archives and their checksum files, or from a mirror of github.com/pulumi.",
+        ),
+    ] = "download",
+    since: Annotated[
+        Path | None,
+        typer.Option(metavar="MANIFEST", help="A delta: leave out what the bundle of this manifest.json has."),
+    ] = None,
+    sign_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Sign with this SSH private key; its .pub travels apart.")
+    ] = None,
+) -> None:
+    """Collect what a stack needs into one directory, for a site where nothing can be fetched.
+
+    The stack must be pinned (scripts/pin). Images come from their registries (needs skopeo), those on localhost/ from
+    this machine's Docker; the model from the hub, a gated one with the token in the environment variable HF_TOKEN;
+    Debian packages from this machine's apt sources. Interrupted, run it again: it goes on. A second run fetches nothing
+    that is there and good.
+    """
+    try:
+        base = Base.read(since) if since else None
+        server = probe.read(probe_file) if probe_file else None
+        file = StackFile(ROOT, stack)
+        commit = collect.commit(ROOT)
+        wanted = _parts(file, commit, weights_from, server, pulumi)
+
+        def finish(parts: list[Wanted]) -> list[Wanted]:
+            told = guide.text(stack, parts, weights_directory=_values(file)["weightsDirectory"], base=base)
+            site = collect.text("guide", guide.PATH, told)
+            return [site, collect.bill_of_materials(output, [*parts, site])]
+
+        with making.alone(output):
+            made = making.build(output, making.about(stack, commit, base), wanted, finish, base)
+            if sign_key:
+                signature.sign(output, sign_key)
+    except (BundleError, StackFileError, OSError) as error:
+        raise _failed(error) from None
+    size = sum(file.bytes for file in made.carried) / 1e9
+    delta = f", a delta since {base.sha256[:12]}" if base else ""
+    typer.echo(f"{output}: {len(made.carried)} files, {size:.1f} GB{delta}; what to do with it: {output / guide.PATH}")
+    if not server:
+        typer.echo("no Debian packages: --probe FILE takes those that the server lacks (scripts/bundle probe)")
+    if not sign_key:
+        typer.echo("not signed: --sign-key FILE lets the site see that it comes from you")
+
+
+def _failed(error: Exception) -> typer.Exit:
+    fix = f"; fix: {error.fix}" if isinstance(error, StackFileError) else ""
+    typer.echo(f"bundle: {error}{fix}", err=True)
+    return typer.Exit(1)
+
+
+def _values(file: StackFile) -> dict[str, str]:
+    """All settings as texts, Pulumi.yaml's defaults among them."""
+    given = {key.removeprefix(PREFIX): as_text(value) for key, value in file.config.items() if key.startswith(PREFIX)}
+    return {**defaults(), **given}
+
+
+def _parts(file: StackFile, commit: str, given: Path | None, server: Probe | None, pulumi: str) -> list[Wanted]:
+    """What the stack needs, but for what tells of it. Raises BundleError."""
+    values = _values(file)
+    problems = Problems(values, defaults())
+    problems.unknown_keys()
+    catalogue = models.load_catalogue()
+    model = model_checks.model(problems, catalogue, model_checks.vllm_arguments(problems))
+    roles = ("vllm", "nginx", *(["dcgm"] if values["dcgmImage"] else []))
+    images = {role: setting_checks.image(problems, f"{role}Image") for role in roles}
+    from_hub, revision = problems.choice("modelSource", ("hub", "host")) == "hub", values["modelRevision"]
+    if from_hub and not model_checks.REVISION.fullmatch(revision):
+        problems.add("modelRevision", "not a commit of 40 hexadecimal digits", "run `scripts/pin --stack STACK`")
+    if from_hub and given:
+        problems.add("modelSource", "hub, so --weights is not for it", "leave --weights out, or set it to host")
+    if problems.found:
+        raise BundleError("settings are wrong; nothing was collected:\n  - " + "\n  - ".join(problems.found))
+    licence, architecture = models.licence(model.name), making.architecture()
+    parts = [collect.image(role, reference, architecture) for role, reference in images.items()]
+    if from_hub:
+        parts.append(weights.from_hub(model, revision, values["hubEndpoint"], licence))
+    elif given:
+        parts.append(weights.from_directory(model, given, licence))
+    if server:
+        runtime = values.get("containerRuntime", "docker")
+        lacking = packages.part(server, runtime=runtime, gpus=values["accelerator"] == "nvidia")
+        parts += [lacking] if lacking else []
+    archives = pulumi_cli.archives(ROOT / "requirements.txt", architecture, gcp=values["target"] == "gcp")
+    cli = pulumi_cli.part(archives, pulumi)
+    parts += [cli] if cli else []
+    parts += [collect.wheels(ROOT), collect.project(ROOT, commit)]
+    return [*parts, collect.text("stack", f"stack/{file.path.name}", file.path.read_text())]
+
+
+if __name__ == "__main__":
+    app(prog_name="scripts/bundle")

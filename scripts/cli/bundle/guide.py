@@ -1,0 +1,196 @@
+"""The document that travels in a bundle: what to do at the site, in order, each command as it is typed."""
+
+from collections.abc import Sequence
+
+from components.bundle.manifest import MANIFEST, SIGNATURE, SUMS
+from scripts.cli.bundle.making import Base
+from scripts.cli.bundle.signature import NAMESPACE, SIGNER
+from scripts.cli.bundle.wanted import Wanted
+
+PATH = "site/README.md"
+STORE = "/var/lib/elastic-vllm/bundle"
+"""Where the server keeps images and packages of its bundles."""
+
+
+def text(stack: str, parts: Sequence[Wanted], *, weights_directory: str, base: Base | None) -> str:
+    """Markdown, for the parts that there are."""
+    there = {part.name: part for part in parts}
+    sections = [
+        _carry(stack, base),
+        _check(),
+        _install(stack, pulumi="pulumi" in there, base=base),
+        _settings(stack, weights="weights" in there),
+        _up(stack, pulumi="pulumi" in there),
+        _space(there, weights_directory),
+        _update(stack),
+        _elastic(stack),
+    ]
+    return f"# The bundle of stack {stack}, at its site\n\n" + "\n".join(
+        section.replace("## ", f"## {number}. ", 1) for number, section in enumerate(sections, 1)
+    )
+
+
+def _carry(stack: str, base: Base | None) -> str:
+    delta = ""
+    if base:
+        delta = f"""
+This is a delta: it leaves out what the bundle before it has, the one whose {MANIFEST} has the SHA-256
+`{base.sha256}`. Where that one was never used, carry it too.
+"""
+    return f"""## What to carry
+
+- This directory, on any disk: whole, and nothing put into it.
+- The signer's public key, as `signer.pub`: another way than the disk, or it proves nothing.
+{delta}
+There are two machines at the site: the control machine, which runs the program and has Python with its venv module
+(version and architecture as {MANIFEST} says: `python`, `architecture`), an SSH client and the private key; and the
+server with the GPUs, which needs an SSH server only. The commands below run on the control machine, in this directory.
+The stack is `{stack}`. Where the project is to live there, and where the signer's public key is:
+
+    export PROJECT="$HOME/elastic-vllm" SIGNER="$HOME/signer.pub"
+"""
+
+
+def _check() -> str:
+    return f"""## Is it the one that was sent?
+
+Before anything in it is run, with the site's own tools:
+
+    echo "{SIGNER} $(cut -d ' ' -f 1,2 "$SIGNER")" > "$HOME/allowed"
+    ssh-keygen -Y verify -f "$HOME/allowed" -I {SIGNER} -n {NAMESPACE} -s {SIGNATURE} < {SUMS}
+    sha256sum --check --strict --quiet {SUMS}
+
+The first says `Good "{NAMESPACE}" signature`; the second says nothing when all is well.
+"""
+
+
+def _install(stack: str, *, pulumi: bool, base: Base | None) -> str:
+    cli = (
+        """
+The Pulumi CLI and its plugins are in `.pulumi` of the project then. In each shell that runs it:
+
+    cd "$PROJECT"
+    export PULUMI_HOME="$PWD/.pulumi" PATH="$PWD/.pulumi/bin:$PATH" PULUMI_SKIP_UPDATE_CHECK=true
+    pulumi login --local
+"""
+        if pulumi
+        else """
+There is no Pulumi CLI in this bundle. `scripts/rehearse` does the same without it, or install the CLI and the plugins
+that the project's README names from archives that you carry.
+"""
+    )
+    more = " --base BUNDLE-BEFORE" if base else ""
+    said = "\n`--base` is needed only where the control machine is new: it says so.\n" if base else ""
+    unless = "    # where the project is new, too" if base else ""
+    return f"""## Install, on the control machine
+
+Nothing is fetched.
+
+    mkdir -p "$PROJECT" && tar -xzf project/elastic-vllm.tar.gz --strip-components 1 -C "$PROJECT"{unless}
+    "$PROJECT/scripts/bundle" verify . --key "$SIGNER"
+    "$PROJECT/scripts/bundle" install .{more}
+    cp -n stack/Pulumi.{stack}.yaml "$PROJECT/stacks/"
+{said}
+`verify` names each bad, missing or extra file, and what in an archive would lead out of it; stop there if it does.
+(With `--layers` it looks into compressed layers of images too, as `build` did: minutes for a large image.)
+{cli}"""
+
+
+def _settings(stack: str, *, weights: bool) -> str:
+    of_host = (
+        ""
+        if weights
+        else """
+The weights are not in this bundle: they must be on the server already (`modelSource: host` stays).
+"""
+    )
+    return f"""## Settings
+
+In `stacks/Pulumi.{stack}.yaml` of the project, beside the server's address, user and host key:
+
+    elastic-vllm:artifacts: bundle
+    elastic-vllm:bundle: /media/disk/bundle
+    elastic-vllm:bundleKey: ~/signer.pub
+
+`bundle` is this directory, `bundleKey` the signer's public key: `up` checks the bundle once more before anything of it
+goes to the server. Model, revision and images come from it: leave `hubToken` out. Where the disk is plugged
+into the server, so that nothing large goes over SSH, this names the directory there, beside the above:
+
+    elastic-vllm:bundleOnHost: /media/disk/bundle
+
+`bundle` must then hold {MANIFEST}, {SUMS} and {SIGNATURE} at least; each file is checked on the server as it is copied.
+{of_host}"""
+
+
+def _up(stack: str, *, pulumi: bool) -> str:
+    up = (
+        f"pulumi stack init {stack}      # the first time\n    pulumi up --stack {stack}"
+        if pulumi
+        else (f"scripts/rehearse up --stack {stack}")
+    )
+    other = f"\nWithout the Pulumi CLI: `scripts/rehearse up --stack {stack}`.\n" if pulumi else ""
+    return f"""## Up
+
+    cd "$PROJECT"
+    {up}
+    scripts/verify --stack {stack}
+    scripts/handoff --stack {stack}
+
+What moves, and the room that it needs, is said before it moves. Cut off, run it again: it goes on where it stopped, and
+what is on the server already does not move again.
+{other}"""
+
+
+def _space(parts: dict[str, Wanted], weights_directory: str) -> str:
+    weights = parts.get("weights")
+    directory = weights.directory.removeprefix("weights/") if weights else "ORG--NAME--REVISION"
+    return f"""## Disks
+
+| where | what | room |
+| --- | --- | --- |
+| this disk | the bundle | `du -sh .` |
+| control machine | the project, its packages, the CLI | 1 GB; the bundle itself can stay on the disk |
+| server, {weights_directory}/{directory} | weights | `du -sh weights`, for each model that is kept |
+| server, {STORE} | image files, packages | `du -sh images packages` |
+| server, Docker's or Podman's own directory | the same images, unpacked | two to three times `du -sh images` |
+
+Weights of a model before stay until someone removes them: that is the way back.
+"""
+
+
+def _update(stack: str) -> str:
+    return f"""## Updates in the field
+
+On the connected machine, with the {MANIFEST} of the bundle that is here (a small file: carry it out once):
+
+    scripts/bundle build --stack {stack} --since {MANIFEST} --output /media/disk/delta --sign-key KEY
+
+The delta holds only what is new. Here: check it as above, `scripts/bundle install` it, then one setting and one
+command:
+
+    elastic-vllm:bundle: /media/disk/delta     # another model, revision or image comes with it
+    pulumi up --stack {stack}
+
+The way back is the same with the old directory in `bundle`: its weights are still on the server. When the new ones
+are good, remove the old model's directory on the server by hand. A changed server (kernel, packages) is probed again:
+`scripts/bundle probe --stack {stack} > probe.json`, carried out, for `build --probe`.
+"""
+
+
+def _elastic(stack: str) -> str:
+    return f"""## What the Elastic admin gets
+
+`scripts/handoff --stack {stack}` writes it: URL, key file, the CA's certificate, bodies for connector and inference
+endpoint. Kibana and Elasticsearch reach the server over the site's own network; nothing of this needs the internet. An
+air-gapped Elastic has needs of its own, which are not in this bundle:
+
+- Elastic's own guide: https://www.elastic.co/docs/deploy-manage/deploy/self-managed/air-gapped-install (package
+  registry for integrations, artifact registry, ELSER and other models). Kibana: `xpack.fleet.isAirGapped: true`.
+- Product documentation for the AI Assistants: a mirror of `kb-product-doc-PRODUCT-X.Y.zip` (elasticsearch, kibana,
+  observability, security; X.Y as Kibana's) that `xpack.productDocBase.artifactRepositoryUrl` in kibana.yml names
+  (https:// or file://). How:
+  https://www.elastic.co/docs/explore-analyze/ai-features/ai-chat-experiences/ai-assistant-host-doc-artifacts
+- The CA's certificate: for the connector in kibana.yml (`xpack.actions.customHostSettings`), for the inference endpoint
+  in the truststore of every Elasticsearch node. The hand-off says how.
+- `xpack.actions.allowedHosts` must let the server through where it is set.
+"""

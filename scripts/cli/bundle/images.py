@@ -1,0 +1,192 @@
+"""Container images as a bundle holds them: content-addressed blobs, and a manifest.json that `docker load` reads.
+
+A directory is loaded with `tar -C DIRECTORY -c . | docker load`, by Docker and Podman alike, whatever stored it; an
+image that shares layers with another shares files with it.
+"""
+
+import hashlib
+import json
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from components.bundle.manifest import BLOCK_BYTES, BundleError
+
+BLOBS = Path("blobs/sha256")
+LOCAL = "localhost/"
+LOAD = "manifest.json"
+"""What `docker load` looks for: github.com/moby/docker-image-spec, Combined Image JSON + Filesystem Changeset."""
+
+
+def local_name(role: str, reference: str, source: str) -> str:
+    """The name of an image at its site: never pulled, since it is on localhost, and another one for another content."""
+    tag = reference.partition("@")[0].rpartition(":")[2]
+    return f"{LOCAL}elastic-vllm/{role}:{tag}-{source.removeprefix('sha256:')[:12]}"
+
+
+def id_in_docker(reference: str) -> tuple[str, int]:
+    """Id and bytes of an image that this machine's Docker holds. Raises BundleError."""
+    command = ["docker", "image", "inspect", "--format", "{{.Id}} {{.Size}}", reference]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BundleError(f"there is no docker here for image {reference}: {error}; fix: install it") from error
+    if done.returncode:
+        said = " ".join(done.stderr.split())
+        raise BundleError(f"image {reference} can't be taken from Docker: {said}; fix: build or load it here first")
+    id_, _, size = done.stdout.strip().partition(" ")
+    return id_, int(size)
+
+
+def from_docker(reference: str, name: str, directory: Path, say: Callable[[str], None]) -> None:
+    """Take an image out of this machine's Docker. Raises BundleError."""
+    blobs = directory / BLOBS
+    blobs.mkdir(parents=True, exist_ok=True)
+    stored: dict[str, str] = {}  # entry -> its blob
+    links: dict[str, str] = {}
+    manifests: list[dict[str, object]] = []
+    progress = _Progress(say)
+    say("docker image save")
+    with subprocess.Popen(["docker", "image", "save", reference], stdout=subprocess.PIPE) as process:
+        assert process.stdout  # noqa: S101 - asked for
+        try:
+            with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
+                for entry in archive:
+                    if entry.issym() or entry.islnk():
+                        links[entry.name] = Path(entry.linkname).parent.name if entry.issym() else entry.linkname
+                    content = archive.extractfile(entry) if entry.isreg() else None
+                    if content and entry.name == LOAD:
+                        manifests = json.load(content)
+                    elif content:
+                        stored[entry.name] = _store(content, blobs, progress.add)
+        except tarfile.TarError as error:
+            process.kill()
+            raise BundleError(f"docker image save {reference} broke off: {error}; fix: run the same again") from error
+    if process.returncode or len(manifests) != 1:
+        raise BundleError(f"docker image save {reference} failed ({process.returncode}); fix: see its lines above")
+    # Older Dockers write a layer that comes twice as a link to ../LAYER/layer.tar.
+    for link, target in links.items():
+        stored[link] = stored[f"{target}/layer.tar" if f"{target}/layer.tar" in stored else target]
+    (image,) = manifests
+    layers = image["Layers"]
+    assert isinstance(layers, list)  # noqa: S101 - the format
+    _finish(directory, name, stored[str(image["Config"])], [stored[layer] for layer in layers])
+
+
+def from_registry(reference: str, name: str, architecture: str, directory: Path, say: Callable[[str], None]) -> None:
+    """Take an image from its registry by digest; what an earlier try brought is not fetched again. Raises BundleError.
+
+    The digest is checked by skopeo, that of each layer too. An image in Docker's own format becomes OCI's: same layers,
+    another id, and without HEALTHCHECK, SHELL and ONBUILD, which nothing here uses.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    target = f"oci:{directory}:image"
+    command = ["skopeo", *_platform(architecture), "copy", *_plain(reference, "--src-tls-verify=false")]
+    with _skopeo([*command, _without_tag(reference), target]) as process:
+        assert process.stdout  # noqa: S101 - asked for
+        said = ""
+        for line in process.stdout:
+            said = line.strip() or said
+            say(said)
+    if process.returncode:
+        raise BundleError(f"image {reference} can't be fetched: {said[-300:]}; fix: check its name and the network")
+    index = json.loads((directory / "index.json").read_text())
+    manifest = json.loads((directory / BLOBS / _hex(index["manifests"][0]["digest"])).read_text())
+    _finish(
+        directory, name, _hex(manifest["config"]["digest"]), [_hex(layer["digest"]) for layer in manifest["layers"]]
+    )
+
+
+def bytes_in_registry(reference: str, architecture: str) -> int:
+    """Bytes of an image's layers, as they are fetched. Raises BundleError."""
+    found = _manifest(reference)
+    if "manifests" in found:
+        wanted = {"os": "linux", "architecture": architecture}
+        fitting = [each for each in found["manifests"] if wanted.items() <= each.get("platform", {}).items()]
+        if not fitting:
+            raise BundleError(
+                f"image {reference} is not there for {architecture}; fix: pin another, or build elsewhere"
+            )
+        found = _manifest(f"{reference.partition('@')[0]}@{fitting[0]['digest']}")
+    return sum(int(layer["size"]) for layer in found["layers"])
+
+
+def _manifest(reference: str) -> dict[str, Any]:
+    """What the registry has under a reference: an image's manifest, or an index of several."""
+    command = ["skopeo", "inspect", "--raw", *_plain(reference, "--tls-verify=false"), _without_tag(reference)]
+    with _skopeo(command) as process:
+        text = process.communicate()[0]
+    if process.returncode:
+        said = " ".join(text.split())[-300:]
+        raise BundleError(f"the registry does not tell of {reference}: {said}; fix: check its name and the network")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def loaded_id(directory: Path) -> str:
+    """The id that the image has once it is loaded."""
+    (image,) = json.loads((directory / LOAD).read_text())
+    return f"sha256:{Path(image['Config']).name}"
+
+
+def _skopeo(command: list[str]) -> subprocess.Popen[str]:
+    try:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    except FileNotFoundError as error:
+        raise BundleError("there is no skopeo here, which fetches images; fix: apt-get install skopeo") from error
+
+
+def _platform(architecture: str) -> list[str]:
+    return ["--override-os", "linux", "--override-arch", architecture]
+
+
+def _plain(reference: str, option: str) -> list[str]:
+    """A registry on this machine needs no TLS, as for Docker itself."""
+    return [option] if reference.partition("/")[0].partition(":")[0] in {"localhost", "127.0.0.1"} else []
+
+
+def _without_tag(reference: str) -> str:
+    """skopeo takes a tag or a digest, not both."""
+    name, _, digest = reference.partition("@")
+    return f"docker://{name.rpartition(':')[0]}@{digest}"
+
+
+def _hex(digest: str) -> str:
+    return digest.removeprefix("sha256:")
+
+
+class _Progress:
+    """GB so far, and how fast."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._bytes, self._started = say, 0, time.monotonic()
+
+    def add(self, count: int) -> None:
+        self._bytes += count
+        rate = self._bytes / 1e6 / max(time.monotonic() - self._started, 0.001)
+        self._say(f"{self._bytes / 1e9:.1f} GB, {rate:.0f} MB/s")
+
+
+def _store(content: IO[bytes], blobs: Path, seen: Callable[[int], None]) -> str:
+    """Write a blob under its own checksum; returns that."""
+    state, part = hashlib.sha256(), blobs / "part"
+    with part.open("wb") as out:
+        while block := content.read(BLOCK_BYTES):
+            state.update(block)
+            out.write(block)
+            seen(len(block))
+    part.replace(blobs / state.hexdigest())
+    return state.hexdigest()
+
+
+def _finish(directory: Path, name: str, config: str, layers: list[str]) -> None:
+    """Leave what `docker load` reads, and nothing else."""
+    image = {"Config": f"{BLOBS}/{config}", "RepoTags": [name], "Layers": [f"{BLOBS}/{layer}" for layer in layers]}
+    (directory / LOAD).write_text(json.dumps([image]) + "\n")
+    kept = {LOAD, *(f"{BLOBS}/{blob}" for blob in (config, *layers))}
+    for path in list(directory.rglob("*")):
+        if path.is_file() and path.relative_to(directory).as_posix() not in kept:
+            path.unlink()

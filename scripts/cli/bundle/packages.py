@@ -1,0 +1,279 @@
+"""Debian packages that a probed server lacks, with all that they depend on, fetched by apt itself.
+
+apt works on the server's list of installed packages and in directories of its own: this machine's lists, caches and
+settings are read at most. It checks the repositories' signatures and each package's checksum.
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from components.bundle.manifest import BundleError
+from components.machine.gpu_driver import LEAST_DRIVER, TOOLKIT
+from scripts.cli.bundle import probe
+from scripts.cli.bundle.probe import Probe
+from scripts.cli.bundle.wanted import Say, Wanted
+
+SINCE: Mapping[str, Mapping[str, float]] = {
+    "debian": {"netavark": 13, "docker-cli": 13},
+    "ubuntu": {"netavark": 23.04, "docker-cli": 1000},
+}
+"""Distribution -> what podman or docker.io only recommend, and do not work without -> the release that has it so."""
+TOOLKIT_PACKAGES = (
+    "nvidia-container-toolkit",
+    "nvidia-container-toolkit-base",
+    "libnvidia-container-tools",
+    "libnvidia-container1",
+)
+PACKAGES_BYTES, DRIVER_BYTES = 400_000_000, 1_000_000_000
+"""What they take at most, roughly."""
+KEY_SECONDS = 60
+HOOKS = (
+    "APT::Update::Pre-Invoke",
+    "APT::Update::Post-Invoke",
+    "APT::Update::Post-Invoke-Success",
+    "DPkg::Pre-Install-Pkgs",
+    "DPkg::Post-Invoke",
+)
+
+
+def names(server: Probe, *, runtime: str, gpus: bool) -> list[str]:
+    """The packages to ask for; what the server has is left out. Raises BundleError where it can't have them."""
+    there = server.programs
+    kind, _, release = server.distribution.partition(" ")
+    # Testing has no number.
+    newer = {what: not release or float(release) >= first for what, first in SINCE.get(kind, {}).items()}
+    asked: list[str] = []
+    if runtime == "podman":
+        # netavark runs iptables to publish ports, and Debian's packages only suggest it.
+        asked += ["podman", "iptables"] if there["podman"] is None else []
+        # Before, CNI's plugins: netavark 1.4 publishes a port that is asked for by the API on 0.0.0.0 to nobody (seen).
+        network = ["netavark", "aardvark-dns"] if newer.get("netavark") else ["containernetworking-plugins"]
+        asked += network if there["podman"] is None else []
+        asked += ["podman-docker"] if there["docker"] is None else []
+        # components/files/containers/podman-with-gpus.sh
+        asked += ["runc"] if gpus and there["runc"] is None else []
+    elif there["docker"] is None:
+        asked += ["docker.io", *(["docker-cli"] if newer.get("docker-cli") else [])]
+    asked += ["ca-certificates", "curl"] if there["curl"] is None else []
+    asked += [package for program, package in (("nft", "nftables"), ("logrotate", "logrotate")) if not there[program]]
+    if gpus and not _has_driver(server):
+        asked += _driver(server)
+    if gpus and not _has_toolkit(server):
+        asked += [f"{package}={TOOLKIT['toolkit_version']}" for package in TOOLKIT_PACKAGES]
+    if asked and (kind not in SINCE or server.dpkg_status is None):
+        lacking = ", ".join(asked)
+        raise BundleError(
+            f"the probed server ({server.distribution or 'unknown'}) lacks {lacking}, and only Debian and Ubuntu are"
+            " installed to; fix: install them there by hand, then probe it again"
+        )
+    return asked
+
+
+def _has_driver(server: Probe) -> bool:
+    return server.nvidia_driver is not None and int(server.nvidia_driver.partition(".")[0]) >= LEAST_DRIVER
+
+
+def _has_toolkit(server: Probe) -> bool:
+    def numbers(version: str) -> list[int]:
+        return [int(part) for part in version.split(".")]
+
+    there = server.programs["nvidia-ctk"]
+    return there is not None and numbers(there) > numbers(TOOLKIT["toolkit_above"])
+
+
+def _driver(server: Probe) -> list[str]:
+    """Ubuntu's signed modules for exactly the kernel that runs there, as install-gpu-driver.sh wants them."""
+    if server.nvidia_driver:
+        raise BundleError(
+            f"the probed server has NVIDIA's driver {server.nvidia_driver}, which is too old: {LEAST_DRIVER} is needed;"
+            " fix: replace it there by hand, then probe it again"
+        )
+    if not server.distribution.startswith("ubuntu "):
+        raise BundleError(
+            f"the probed server ({server.distribution}) has no NVIDIA driver, and only Ubuntu's can be bundled;"
+            f" fix: install {LEAST_DRIVER} or newer there by hand, then probe it again"
+        )
+    branch = f"{LEAST_DRIVER}-server"
+    found = [f"linux-modules-nvidia-{branch}-open-{server.kernel}", f"nvidia-headless-no-dkms-{branch}-open"]
+    found.append(f"nvidia-utils-{branch}")
+    return found + ([f"nvidia-fabricmanager-{LEAST_DRIVER}"] if server.switches else [])
+
+
+def part(server: Probe, *, runtime: str, gpus: bool, here: Probe | None = None) -> Wanted | None:
+    """The packages for a server; None where it lacks none. Raises BundleError where they can't be had from here."""
+    asked = names(server, runtime=runtime, gpus=gpus)
+    if not asked:
+        return None
+    here = here or probe.this_machine()
+    for what in ("distribution", "codename", "architecture"):
+        if (ours := getattr(here, what)) != (theirs := getattr(server, what)):
+            raise BundleError(
+                f"the probed server's {what} is {theirs!r}, this machine's is {ours!r}, so its packages can't be had"
+                " here; fix: build on a machine (or in a container) of the server's kind, or leave --probe out"
+            )
+
+    def make(path: Path, say: Say) -> None:
+        download(server, asked, path, say)
+
+    return Wanted(
+        name="packages",
+        directory="packages",
+        source=f"{' '.join(asked)}, for probe {server.digest[:16]}",
+        bytes=lambda: PACKAGES_BYTES + (DRIVER_BYTES if gpus else 0),
+        make=make,
+        about={
+            "distribution": server.distribution,
+            "architecture": server.architecture,
+            "names": " ".join(name.partition("=")[0] for name in asked),
+        },
+    )
+
+
+def download(server: Probe, asked: Sequence[str], path: Path, say: Say) -> None:
+    """Fetch these packages, and what they need, into a directory; nothing else is there then. Raises BundleError."""
+    (path / "partial").mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="elastic-vllm-apt-") as directory:
+        apt = _Apt(Path(directory), server, say)
+        if any(name.startswith(TOOLKIT_PACKAGES) for name in asked):
+            apt.add_toolkit()
+        apt.run("update")
+        needed = apt.install(asked, Path(directory) / "none", "--print-uris")
+        # 'URL' FILE BYTES CHECKSUM
+        files = {line.split()[1] for line in needed if line.startswith("'")}
+        for name in files:
+            if (path / _stored(name)).is_file():
+                (path / _stored(name)).rename(path / name)  # as apt looks for it
+        for stranger in [each for each in path.iterdir() if each.is_file() and each.name not in files]:
+            stranger.unlink()
+        apt.install(asked, path.resolve(), "--download-only")
+    shutil.rmtree(path / "partial")
+    for package in sorted(path.iterdir()):
+        package.rename(path / _stored(package.name))
+
+
+def _stored(file: str) -> str:
+    """What a bundle calls a package's file: apt writes an epoch's colon as %3a; repositories leave the epoch out."""
+    name, version, rest = file.split("_")
+    return f"{name}_{version.rpartition('%3a')[2]}_{rest}"
+
+
+class _Apt:
+    """apt with directories of its own, on another machine's list of packages."""
+
+    def __init__(self, work: Path, server: Probe, say: Say) -> None:
+        self._work, self._say = work, say
+        for name in ("lists/partial", "none/partial", "cache", "state", "preferences", "sources.list.d"):
+            (work / name).mkdir(parents=True)
+        (work / "status").write_bytes(server.dpkg_status or b"")
+        sources = Path("/etc/apt/sources.list.d")
+        for source in [*sources.glob("*.list"), *sources.glob("*.sources")]:
+            (work / "sources.list.d" / source.name).symlink_to(source)
+        settings = {
+            "Dir::State": work / "state",
+            "Dir::State::lists": work / "lists",
+            "Dir::State::status": work / "status",
+            "Dir::State::extended_states": work / "state" / "extended_states",
+            "Dir::Cache": work / "cache",
+            "Dir::Cache::pkgcache": "",
+            "Dir::Cache::srcpkgcache": "",
+            "Dir::Etc::sourceparts": work / "sources.list.d",
+            "Dir::Etc::preferences": "/dev/null",
+            "Dir::Etc::preferencesparts": work / "preferences",
+            "Dir::Log": work / "state",
+            "APT::Architecture": server.architecture,
+            "APT::Sandbox::User": "root",
+            "APT::Keep-Downloaded-Packages": "true",
+            "Acquire::Retries": "3",
+            "Acquire::Languages": "none",
+            "Debug::NoLocking": "true",
+        }
+        lines = [f'{name} "{value}";' for name, value in settings.items()]
+        # Hooks would work on this machine's own directories.
+        lines += [f"#clear {group};" for group in HOOKS]
+        (work / "apt.conf").write_text("\n".join([*lines, ""]))
+
+    def install(self, asked: Sequence[str], archives: Path, how: str) -> list[str]:
+        """Work out what is needed and fetch it into `archives`, or say it. Raises BundleError."""
+        options = ("--yes", "--no-install-recommends", "--allow-change-held-packages", how)
+        return self.run("install", *options, "-o", f"Dir::Cache::archives={archives}", *asked)
+
+    def run(self, *arguments: str) -> list[str]:
+        """apt-get; what it says is shown, and returned. Raises BundleError."""
+        command = ["apt-get", "-q", "-c", str(self._work / "apt.conf"), *arguments]
+        environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+        said: list[str] = []
+        pipe, same = subprocess.PIPE, subprocess.STDOUT
+        try:
+            with subprocess.Popen(command, stdout=pipe, stderr=same, text=True, env=environment) as process:
+                assert process.stdout  # noqa: S101 - asked for
+                for line in process.stdout:
+                    said.append(line.strip())
+                    self._say(line)
+        except FileNotFoundError as error:
+            raise BundleError("there is no apt-get here; fix: build on a machine of the server's kind") from error
+        if process.returncode:
+            errors = [line[3:] for line in said if line.startswith("E: ")] or said[-1:]
+            unmet = [line for line in said if "Depends:" in line]
+            raise BundleError(
+                f"apt-get {arguments[0]}: {'; '.join([*errors, *unmet])[:400]}; fix: the packages must be in this"
+                " machine's apt sources, reachable and up to date"
+            )
+        return said
+
+    def add_toolkit(self) -> None:
+        """NVIDIA's own repository, if its key is the known one. Raises BundleError."""
+        url = TOOLKIT["toolkit_key"]
+        self._say(url)
+        key = self._work / "key"
+        try:
+            with urllib.request.urlopen(url, timeout=KEY_SECONDS) as answer:  # noqa: S310 - https
+                key.write_bytes(answer.read())
+        except OSError as error:
+            raise BundleError(
+                f"NVIDIA's package repository can't be reached: {url}: {error}; fix: let this machine reach it, or"
+                f" install nvidia-container-toolkit above {TOOLKIT['toolkit_above']} on the server and probe it again"
+            ) from error
+        keyring = self._work / "keyring.gpg"
+        check_key(key, TOOLKIT["toolkit_fingerprint"], keyring)
+        line = f"deb [signed-by={keyring}] {TOOLKIT['toolkit_repository']}/$(ARCH) /\n"
+        (self._work / "sources.list.d" / "nvidia-container-toolkit.list").write_text(line)
+
+
+def check_key(key: Path, fingerprint: str, keyring: Path) -> None:
+    """Write the keyring if the file's only primary key is the known one. Raises BundleError."""
+    with tempfile.TemporaryDirectory(prefix="elastic-vllm-gpg-") as home:
+        gpg = ["gpg", "--batch", "--quiet", "--homedir", home]
+        try:
+            shown = subprocess.run(
+                [*gpg, "--with-colons", "--show-keys", str(key)], capture_output=True, text=True, check=False
+            )
+        except FileNotFoundError as error:
+            raise BundleError("there is no gpg here, which checks keys; fix: apt-get install gpg") from error
+        found, primary = [], False
+        for line in shown.stdout.splitlines():
+            fields = line.split(":")
+            primary = primary or fields[0] == "pub"
+            if fields[0] == "fpr" and primary:
+                found.append(fields[9])
+                primary = False
+        if found != [fingerprint]:
+            raise BundleError(
+                f"the key of NVIDIA's package repository is not the known one: {' '.join(found) or 'none'} instead of"
+                f" {fingerprint}; fix: find out whether NVIDIA has announced a new key"
+            )
+        subprocess.run([*gpg, "--yes", "--dearmor", "--output", str(keyring), str(key)], check=True)
+
+
+def of_file(path: Path) -> tuple[str, str, str]:
+    """Name, version and architecture of a package. Raises BundleError."""
+    command = ["dpkg-deb", "--show", "--showformat", "${Package} ${Version} ${Architecture}", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    words = done.stdout.split()
+    if done.returncode or len(words) != 3:  # noqa: PLR2004
+        raise BundleError(f"{path.name}: {' '.join(done.stderr.split())}; fix: run the same again")
+    return words[0], words[1], words[2]

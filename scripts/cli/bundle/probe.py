@@ -1,0 +1,131 @@
+"""What a server is, as probe.sh told it there: what a bundle for it has to fit.
+
+The document is JSON: `format` (1); `distribution` (`id`, `version` and `codename` of os-release, empty where it has
+none); `architecture` (Debian's name); `kernel` (uname -r); `memory_bytes`; `disks`: each `path`, `bytes`,
+`free_bytes`; `pci`: NVIDIA's devices, each `class` and `device` as sysfs writes them; `nvidia_driver`: version, null
+where none works; `programs`: name -> version, null where it is not there; `dpkg_status`: dpkg's list of installed
+packages, gzip in Base64, null where there is no dpkg.
+"""
+
+import base64
+import gzip
+import hashlib
+import json
+import shlex
+import subprocess
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.bundle.manifest import BundleError
+from components.machine.host import STANDARD_SSH_PORT
+from components.settings import problems as setting_checks
+from components.settings import ssh as ssh_checks
+from components.settings.problems import Problems
+from components.settings.stack import PROJECT_DIRECTORY
+
+FORMAT = 1
+SCRIPT = Path(__file__).with_name("probe.sh")
+AGAIN = "run scripts/bundle probe at the site again"
+GPU_CLASS, SWITCH_CLASS = "0x03", "0x0680"
+SSH_SECONDS = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One server."""
+
+    distribution: str
+    """Such as `debian 12`."""
+    codename: str
+    architecture: str
+    kernel: str
+    nvidia_driver: str | None
+    gpus: int
+    switches: int
+    programs: Mapping[str, str | None]
+    dpkg_status: bytes | None
+    digest: str
+    """Of all that decides which packages it lacks."""
+
+
+def read(path: Path) -> Probe:
+    """The probe in a file. Raises BundleError."""
+    try:
+        return parse(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, zlib.error) as error:
+        raise BundleError(f"--probe {path}: {error}; fix: {AGAIN}") from error
+
+
+def parse(document: Any) -> Probe:
+    """Check what was read. Raises ValueError, LookupError, TypeError, AttributeError, EOFError, zlib.error."""
+    if document["format"] != FORMAT:
+        raise ValueError(f"it has format {document['format']}, this program knows {FORMAT}")
+    system = {key: str(document["distribution"][key]) for key in ("id", "version", "codename")}
+    programs = {str(name): None if said is None else str(said) for name, said in document["programs"].items()}
+    classes = [str(device["class"]) for device in document["pci"]]
+    packed, driver = document["dpkg_status"], document["nvidia_driver"]
+    status = None if packed is None else gzip.decompress(base64.b64decode(packed, validate=True))
+    decisive = [system, document["architecture"], document["kernel"], driver, programs, classes, packed]
+    return Probe(
+        distribution=f"{system['id']} {system['version']}".strip(),
+        codename=system["codename"],
+        architecture=str(document["architecture"]),
+        kernel=str(document["kernel"]),
+        nvidia_driver=None if driver is None else str(driver),
+        gpus=sum(name.startswith(GPU_CLASS) for name in classes),
+        switches=sum(name.startswith(SWITCH_CLASS) for name in classes),
+        programs=programs,
+        dpkg_status=status,
+        digest=hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest(),
+    )
+
+
+def this_machine() -> Probe:
+    """What a bundle is built on. Raises BundleError."""
+    done = subprocess.run(["bash", SCRIPT], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BundleError(f"this machine can't be probed: {' '.join(done.stderr.split())}; fix: build on Linux")
+    return parse(json.loads(done.stdout))
+
+
+def of_server(values: Mapping[str, str], defaults: Mapping[str, str]) -> str:
+    """Probe a stack's server over SSH, its host key checked; returns the document. Raises BundleError."""
+    problems = Problems(values, defaults)
+    key = ssh_checks.private_key(problems, PROJECT_DIRECTORY)
+    host_key = ssh_checks.host_key(problems, PROJECT_DIRECTORY)
+    host = problems.text("host", setting_checks.ADDRESS, "set it to the server's address or name")
+    user = problems.text("sshUser", setting_checks.USER, "use a Linux user name")
+    port = problems.integer("sshPort", 1, 65535)
+    if problems.found:
+        raise BundleError("settings are wrong; nothing was asked:\n  - " + "\n  - ".join(problems.found))
+    known = host if port == STANDARD_SSH_PORT else f"[{host}]:{port}"
+    options = {
+        "BatchMode": "yes",
+        "ConnectTimeout": "10",
+        "IdentitiesOnly": "yes",
+        "StrictHostKeyChecking": "yes",
+        "UserKnownHostsFile": "/dev/null",
+        "GlobalKnownHostsFile": "/dev/null",
+        "KnownHostsCommand": f"/bin/echo {known} {host_key}",
+    }
+    flags = [flag for name, value in options.items() for flag in ("-o", f"{name}={value}")]
+    ssh = ["ssh", "-i", str(key), *flags, "-p", str(port), f"{user}@{host}"]
+    command = [*ssh, f"bash -s -- {shlex.quote(values['weightsDirectory'])}"]
+    try:
+        done = subprocess.run(command, input=SCRIPT.read_bytes(), capture_output=True, timeout=SSH_SECONDS, check=False)
+        document = done.stdout.decode("utf-8", "replace")
+        if not done.returncode:
+            parse(json.loads(document))
+    except subprocess.TimeoutExpired as error:
+        raise BundleError(f"{user}@{host} does not answer within {SSH_SECONDS} s; fix: is the machine on") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise BundleError(
+            f"{user}@{host} answered something else: {error}; fix: its shell must print nothing"
+        ) from error
+    if done.returncode:
+        said = " ".join(done.stderr.decode("utf-8", "replace").split())[-300:]
+        raise BundleError(f"{user}@{host} can't be probed: {said}; fix: check host, sshUser, sshPort and sshHostKey")
+    return document

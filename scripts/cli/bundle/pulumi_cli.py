@@ -1,0 +1,162 @@
+"""The Pulumi CLI and the plugins of its providers, as their makers publish them, checked against what lies beside them.
+
+Names and checksum files: the release workflows of github.com/pulumi (the CLI's has SHA-256, a plugin's SHA-1).
+"""
+
+import hashlib
+import re
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+from components.bundle.manifest import BLOCK_BYTES, BundleError
+from scripts.cli.bundle.wanted import Say, UnreachableError, Wanted
+
+RELEASES = "https://github.com/pulumi"
+PLUGINS = ("command", "docker", "random", "tls")
+CLI_ARCHITECTURES = {"amd64": "x64", "arm64": "arm64"}
+LINE = re.compile(r"([0-9a-f]{64}|[0-9a-f]{40}) [ *](?:\./)?(\S+)")
+HASHES = {64: "sha256", 40: "sha1"}
+SECONDS = 30
+BY_HAND = "carry the archives with their checksum files yourself (--pulumi DIR), or none (--pulumi none)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """One file, and the one with its checksum."""
+
+    repository: str
+    version: str
+    name: str
+    checksums: str
+
+
+def archives(requirements: Path, architecture: str, gcp: bool) -> list[Archive]:
+    """What goes with the Python packages of requirements.txt: plugins have their SDKs' versions."""
+    pins = dict(re.findall(r"^(pulumi[\w-]*)==([\w.]+)", requirements.read_text(), re.MULTILINE))
+    cli = pins["pulumi"]
+    name = f"pulumi-v{cli}-linux-{CLI_ARCHITECTURES.get(architecture, architecture)}.tar.gz"
+    found = [Archive(repository="pulumi", version=cli, name=name, checksums=f"pulumi-{cli}-checksums.txt")]
+    for plugin in (*PLUGINS, *(["gcp"] if gcp else [])):
+        version = pins[f"pulumi-{plugin}"]
+        found.append(
+            Archive(
+                repository=f"pulumi-{plugin}",
+                version=version,
+                name=f"pulumi-resource-{plugin}-v{version}-linux-{architecture}.tar.gz",
+                checksums=f"pulumi-{plugin}_{version}_checksums.txt",
+            )
+        )
+    return found
+
+
+def part(wanted: Sequence[Archive], given: str) -> Wanted | None:
+    """What `--pulumi` asks for: a directory, `download`, a mirror's URL, or None for `none`. Raises BundleError."""
+    if given == "none":
+        return None
+    remote = given == "download" or re.match(r"https?://", given)
+    base = (RELEASES if given == "download" else given).rstrip("/")
+    directory = Path(given).expanduser()
+    missing = [name for each in wanted for name in (each.name, each.checksums) if not (directory / name).is_file()]
+    if not remote and missing:
+        raise BundleError(f"--pulumi {given}: there is no {missing[0]}; fix: put it there, from {RELEASES}, releases")
+
+    def url(each: Archive, name: str) -> str:
+        return f"{base}/{each.repository}/releases/download/v{each.version}/{name}"
+
+    def size() -> int:
+        if not remote:
+            return sum((directory / each.name).stat().st_size for each in wanted)
+        return sum(_size(url(each, each.name)) for each in wanted)
+
+    def make(path: Path, say: Say) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        for each in wanted:
+            say(each.name)
+            target = path / each.name
+            sums = _text(url(each, each.checksums)) if remote else (directory / each.checksums).read_text()
+            checksum = _checksum(sums, each)
+            if target.is_file() and _hash(target, checksum) == checksum:
+                continue
+            if remote:
+                _fetch(url(each, each.name), target, say)
+            else:
+                shutil.copyfile(directory / each.name, target)
+            if (found := _hash(target, checksum)) != checksum:
+                target.unlink()
+                where = url(each, each.name) if remote else directory / each.name
+                raise BundleError(
+                    f"{where} has checksum {found}, {each.checksums} says {checksum}; fix: download both again"
+                )
+        for stranger in {entry.name for entry in path.iterdir()} - {each.name for each in wanted}:
+            (path / stranger).unlink()
+
+    return Wanted(
+        name="pulumi",
+        directory="pulumi",
+        source=" ".join(each.name for each in wanted),
+        bytes=size,
+        make=make,
+        licence="Apache-2.0",
+        about={each.repository: each.version for each in wanted},
+        optional=given == "download",
+    )
+
+
+def _checksum(sums: str, archive: Archive) -> str:
+    known = {match[2]: match[1] for match in map(LINE.fullmatch, sums.splitlines()) if match}
+    if archive.name not in known:
+        raise BundleError(f"{archive.checksums} does not name {archive.name}; fix: {BY_HAND}")
+    return known[archive.name]
+
+
+def _hash(path: Path, like: str) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, HASHES[len(like)]).hexdigest()
+
+
+def _open(url: str, headers: Mapping[str, str], method: str = "GET") -> "urllib.request._UrlopenRet":
+    request = urllib.request.Request(url, headers=dict(headers), method=method)  # noqa: S310 - http(s), as given
+    return urllib.request.urlopen(request, timeout=SECONDS)  # noqa: S310
+
+
+def _size(url: str) -> int:
+    try:
+        with _open(url, {}, "HEAD") as answer:
+            return int(answer.headers["Content-Length"] or 0)
+    except (OSError, HTTPException) as error:
+        raise UnreachableError(f"{url}: {error}; fix: {BY_HAND}") from error
+
+
+def _text(url: str) -> str:
+    try:
+        with _open(url, {}) as answer:
+            return str(answer.read().decode("utf-8", "replace"))
+    except (OSError, HTTPException) as error:
+        raise UnreachableError(f"{url}: {error}; fix: {BY_HAND}") from error
+
+
+def _fetch(url: str, target: Path, say: Say) -> None:
+    """Download a file; goes on with what an earlier try left as TARGET.part."""
+    begun = target.with_name(f"{target.name}.part")
+    there = begun.stat().st_size if begun.exists() else 0
+    try:
+        with _open(url, {"Range": f"bytes={there}-"} if there else {}) as answer:
+            resumed = answer.status == 206  # noqa: PLR2004 - partial content
+            left = int(answer.headers["Content-Length"] or 0)
+            with begun.open("ab" if resumed else "wb") as file:
+                while block := answer.read(BLOCK_BYTES):
+                    file.write(block)
+                    left -= len(block)
+                    say(f"{target.name}: {file.tell() / 1e6:.0f} MB")
+    except (OSError, HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError) and error.code == 416:  # noqa: PLR2004 - more than there is
+            begun.unlink(missing_ok=True)
+        raise BundleError(f"{url}: {error}; fix: run the same again: it goes on where it stopped") from error
+    if left > 0:
+        raise BundleError(f"{url}: broke off {left} bytes before its end; fix: run the same again: it goes on there")
+    begun.replace(target)

@@ -1,0 +1,42 @@
+"""Signing a bundle's checksums with an SSH key: `ssh-keygen`, which signs and checks, is wherever SSH is."""
+
+import subprocess
+import tempfile
+from pathlib import Path
+
+from components.bundle.manifest import SIGNATURE, SUMS, BundleError
+
+NAMESPACE = "elastic-vllm-bundle"
+"""Keeps a signature that the key gave for something else from passing for one of a bundle."""
+SIGNER = "bundle"
+
+
+def sign(directory: Path, private_key: Path) -> None:
+    """Sign SHA256SUMS; asks for a passphrase where the key has one. Raises BundleError."""
+    (directory / SIGNATURE).unlink(missing_ok=True)
+    command = ["ssh-keygen", "-Y", "sign", "-q", "-f", str(private_key), "-n", NAMESPACE, str(directory / SUMS)]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        said = " ".join(done.stderr.split()) or f"ssh-keygen ended with {done.returncode}"
+        raise BundleError(f"--sign-key {private_key}: {said}; fix: give a private key that ssh-keygen can use")
+
+
+def flaw(directory: Path, public_key: Path) -> str:
+    """What is wrong with the signature; empty if it is this key's, of these checksums. Raises BundleError."""
+    try:
+        lines = [line for line in public_key.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"--key {public_key}: {error}; fix: give the signer's public key file") from error
+    words = lines[0].split() if len(lines) == 1 else []
+    if len(words) < 2 or "PRIVATE" in lines[0]:  # noqa: PLR2004 - a key's type and the key
+        raise BundleError(f"--key {public_key}: no public key; fix: give the signer's public key file, such as key.pub")
+    if not (directory / SIGNATURE).is_file() or not (directory / SUMS).is_file():
+        return f"not signed: there is no {SIGNATURE}"
+    with tempfile.NamedTemporaryFile("w") as allowed, (directory / SUMS).open("rb") as signed:
+        allowed.write(f'{SIGNER} namespaces="{NAMESPACE}" {words[0]} {words[1]}\n')
+        allowed.flush()
+        command = ["ssh-keygen", "-Y", "verify", "-f", allowed.name, "-I", SIGNER, "-n", NAMESPACE]
+        done = subprocess.run(
+            [*command, "-s", str(directory / SIGNATURE)], stdin=signed, capture_output=True, text=True, check=False
+        )
+    return "" if done.returncode == 0 else f"{SUMS} was not signed with this key, or was changed since"

@@ -1,0 +1,181 @@
+"""Check a bundle: complete, unaltered, signed, and nothing in it that leads out of where it is unpacked.
+
+Python's own library only: it runs at the site before anything of the bundle does.
+"""
+
+import argparse
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from components.bundle import manifest
+from components.bundle.manifest import MANIFEST, SIGNATURE, SUMS, BundleError, File
+from scripts.cli.bundle import archives, signature
+
+HEARTBEAT_SECONDS = 5.0
+
+
+class Progress:
+    """Bytes that were read, of how many."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.seen, self.started = total, 0, time.monotonic()
+        self._lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        """Safe from many threads."""
+        with self._lock:
+            self.seen += count
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """A line every few seconds until the block ends."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(HEARTBEAT_SECONDS):
+                print(f"checked {self}", flush=True)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def __str__(self) -> str:
+        rate = self.seen / 1e6 / max(time.monotonic() - self.started, 0.001)
+        return f"{self.seen / 1e9:.1f} of {self.total / 1e9:.1f} GB, {rate:.0f} MB/s"
+
+
+def problems(
+    directory: Path, public_key: Path | None, *, listing: bool = False, compressed_layers: bool = False
+) -> Iterator[str]:
+    """What is wrong with a bundle, a line each; `public_key` None: unsigned ones are good enough.
+
+    Of a delta, what it carries is checked. `listing`: the manifest, its checksums and their signature alone; the files
+    that it names are elsewhere. `compressed_layers`: look into those of images too. Raises BundleError where it can't
+    be checked at all.
+    """
+    if not (directory / SUMS).is_file():
+        raise BundleError(
+            f"{directory} is no finished bundle: there is no {SUMS}; fix: run scripts/bundle build again there"
+        )
+    if public_key and (said := signature.flaw(directory, public_key)):
+        # Whatever else is in it was said by nobody in particular.
+        yield f"{SIGNATURE}: {said}"
+        return
+    try:
+        sums = manifest.parse_sums((directory / SUMS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        yield f"{SUMS}: {error}"
+        return
+    if not listing:
+        yield from _unlisted(directory, sums)
+    if MANIFEST not in sums or not _is_file(directory / MANIFEST):
+        yield f"{MANIFEST}: missing"
+    elif manifest.sha256(directory / MANIFEST) != sums[MANIFEST]:
+        yield f"{MANIFEST}: altered"
+    elif not listing:
+        yield from _contents(directory, manifest.read(directory).carried, sums, compressed_layers)
+
+
+def _contents(
+    directory: Path, files: Sequence[File], sums: Mapping[str, str], compressed_layers: bool
+) -> Iterator[str]:
+    if {file.path: file.sha256 for file in files} != {path: sums[path] for path in sums if path != MANIFEST}:
+        yield f"{SUMS}: it lists other files than {MANIFEST}"
+        return
+    good = []
+    for file in files:
+        path = directory / file.path
+        if not _is_file(path):
+            yield f"{file.path}: missing"
+        elif (size := path.stat().st_size) != file.bytes:
+            yield f"{file.path}: {size} bytes instead of {file.bytes}"
+        else:
+            good.append(file)
+    progress = Progress(sum(file.bytes for file in good))
+    # The large ones first, so that no core is left alone with one at the end. Python hashes without its lock.
+    good.sort(key=lambda file: -file.bytes)
+    with progress.shown(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        for found in pool.map(lambda file: list(_flaws_of_content(directory, file, progress, compressed_layers)), good):
+            yield from found
+    print(f"checked {progress}", flush=True)
+
+
+def _flaws_of_content(directory: Path, file: File, progress: Progress, compressed_layers: bool) -> Iterator[str]:
+    path = directory / file.path
+    try:
+        same = manifest.sha256(path, progress.add) == file.sha256
+    except OSError as error:  # a disk that goes bad on its way is why one looks
+        yield f"{file.path}: can't be read: {error.strerror}"
+        return
+    if not same:
+        yield f"{file.path}: altered"
+        return
+    for said in archives.flaws(path, file.path, compressed_layers=compressed_layers):
+        yield f"{file.path}: {said}"
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _unlisted(directory: Path, sums: dict[str, str]) -> Iterator[str]:
+    """What is there besides; links of any kind, since they lead somewhere else."""
+    known = {*sums, SUMS, SIGNATURE}
+    for place, directories, files in os.walk(directory):
+        for name in sorted([*directories, *files]):
+            path = Path(place) / name
+            relative = path.relative_to(directory).as_posix()
+            if path.is_symlink():
+                yield f"{relative}: a symbolic link, which no bundle has"
+            elif not path.is_dir() and relative not in known:
+                yield f"{relative}: not in {SUMS}"
+
+
+def main() -> None:
+    """Exit code 0: all is well; 1: something is wrong with the bundle; 2: it can't be checked."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/bundle verify",
+        description="Check a bundle: complete, unaltered and signed, with nothing else in it. Needs Python alone.",
+    )
+    parser.add_argument("directory", metavar="DIR", type=Path, help="the bundle")
+    trust = parser.add_mutually_exclusive_group(required=True)
+    trust.add_argument("--key", metavar="FILE", type=Path, help="the signer's public key, which travels apart")
+    trust.add_argument("--unsigned", action="store_true", help="take one whose origin nobody vouches for")
+    parser.add_argument("--listing", action="store_true", help="the manifest alone: the files are on another machine")
+    parser.add_argument(
+        "--layers", action="store_true", help="look into compressed layers of images too: slow, and checked by build"
+    )
+    given = parser.parse_args()
+    try:
+        found = 0
+        key = None if given.unsigned else given.key
+        for problem in problems(given.directory, key, listing=given.listing, compressed_layers=given.layers):
+            print(f"bad: {problem}", flush=True)
+            found += 1
+        if found:
+            print(f"{found} problem{'s' * (found > 1)}; fix: carry it over again, or build it anew", file=sys.stderr)
+            sys.exit(1)
+        bundle = manifest.read(given.directory)
+    except (BundleError, OSError) as error:
+        print(f"bundle: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    signed = "not signed" if given.unsigned else f"signed by {given.key}"
+    size = sum(file.bytes for file in bundle.carried) / 1e9
+    delta = f"; a delta since the bundle whose {MANIFEST} has SHA-256 {bundle.since}" if bundle.since else ""
+    print(f"complete and unaltered, {signed}: stack {bundle.stack}, {len(bundle.carried)} files, {size:.1f} GB{delta}")
+
+
+if __name__ == "__main__":
+    main()

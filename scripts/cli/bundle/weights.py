@@ -1,0 +1,108 @@
+"""The model's weights as a bundle holds them: the files of one revision in a directory of its own."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from components import render
+from components.bundle import manifest
+from components.bundle.manifest import BundleError
+from components.catalogue.models import GB, Model
+from scripts.cli.bundle.wanted import Say, Wanted
+
+
+def from_hub(model: Model, revision: str, endpoint: str, licence: str | None) -> Wanted:
+    """A model's files of one commit, each checked against the hub's checksum; goes on with what was begun."""
+
+    def make(path: Path, say: Say) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        script = (render.FILES / "weights/download_weights.py").read_text()
+        # It ends with this process: two at once would write to the same files. -P: nothing is imported from here.
+        command = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            sys.executable,
+            "-P",
+            "-c",
+            script,
+            model.name,
+            revision,
+            str(path),
+        ]
+        command += [json.dumps(list(model.unneeded_files)), "elastic-vllm-bundle"]
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": endpoint,
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HOME": "/nonexistent",
+        }
+        # By standard input only.
+        token = environment.pop("HF_TOKEN", "")
+        pipe, same = subprocess.PIPE, subprocess.STDOUT
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=same, text=True, env=environment) as process:
+            assert process.stdin  # noqa: S101 - asked for
+            assert process.stdout  # noqa: S101 - asked for
+            process.stdin.write(token)
+            process.stdin.close()
+            said = ""
+            for line in process.stdout:
+                said = line.strip() or said
+                say(said)
+        if process.returncode:
+            raise BundleError(said.replace("hubToken to a token", "the environment variable HF_TOKEN to a token"))
+
+    return Wanted(
+        name="weights",
+        directory=directory(model, revision),
+        source=f"{endpoint}/{model.name}/tree/{revision}",
+        bytes=lambda: int(model.weights_gb * GB),
+        make=make,
+        licence=licence,
+        about={"model": model.name, "revision": revision},
+    )
+
+
+def from_directory(model: Model, given: Path, licence: str | None) -> Wanted:
+    """A model's files as they lie in a directory here; `revision` tells their names and content."""
+    files = sorted(path for path in given.rglob("*") if path.is_file()) if given.is_dir() else []
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise BundleError(f"--weights {given}: no .safetensors file in it; fix: give the model's own directory")
+    # Python hashes without its lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        sums = dict(zip(files, pool.map(manifest.sha256, files), strict=True))
+    listing = json.dumps([(path.relative_to(given).as_posix(), checksum) for path, checksum in sums.items()])
+    revision = f"files-{hashlib.sha256(listing.encode()).hexdigest()[:16]}"
+
+    def make(path: Path, say: Say) -> None:
+        targets = {file: path / file.relative_to(given) for file in files}
+        for stranger in {each for each in path.rglob("*") if each.is_file()} - set(targets.values()):
+            stranger.unlink()
+        for number, (file, target) in enumerate(targets.items(), 1):
+            say(f"{number} of {len(files)} files")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_file() and manifest.sha256(target) == sums[file]:
+                continue
+            shutil.copyfile(file, target)
+            if manifest.sha256(target) != sums[file]:
+                raise BundleError(f"{file} changed while it was copied; fix: run the same again")
+
+    return Wanted(
+        name="weights",
+        directory=directory(model, revision),
+        source=f"{model.name}, {revision}",
+        bytes=lambda: sum(file.stat().st_size for file in files),
+        make=make,
+        licence=licence,
+        about={"model": model.name, "revision": revision},
+    )
+
+
+def directory(model: Model, revision: str) -> str:
+    """Of one revision's files, in a bundle."""
+    return f"weights/{model.directory_name}--{revision[:12]}"

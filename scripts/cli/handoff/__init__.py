@@ -1,0 +1,1 @@
+"""The document for the Elastic admin."""

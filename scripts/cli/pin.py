@@ -1,0 +1,183 @@
+"""Pin a stack's images by digest, its model by commit and its VM's image by name, and record them in the stack's file.
+
+Runs on a connected machine: it asks the images' registries, the hub and Google Cloud, and downloads nothing else.
+"""
+
+import re
+from collections.abc import MutableMapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import httpx2
+import requests
+import typer
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from rich.console import Console
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+from scripts.cli.preflight.google import Google, NoCredentialsError, RefusedError, find_identity
+from scripts.cli.preflight.report import NotCheckedError
+from scripts.lib.stack_file import PREFIX, StackFile, StackFileError
+
+ROOT = Path(__file__).resolve().parents[2]
+DEFAULTS = {
+    "vllmImage": "docker.io/vllm/vllm-openai:v0.32.0",
+    "nginxImage": "docker.io/library/nginx:1.30.6",
+    "model": "mistralai/Mistral-Small-3.2-24B-Instruct-2506",
+    "modelSource": "hub",
+    "hubEndpoint": "https://huggingface.co",
+    "target": "existing",
+    "osImage": "accelerator",
+}
+# Public image families of Ubuntu 24.04, with their projects: with NVIDIA's driver 580 inside, and plain.
+VM_IMAGES = {
+    "accelerator": ("ubuntu-os-accelerator-images", "ubuntu-accelerator-2404-amd64-with-nvidia-580"),
+    "plain": ("ubuntu-os-cloud", "ubuntu-2404-lts-amd64"),
+}
+GOOGLE_BASE = ""
+NAME_AND_TAG = re.compile(r"[a-z0-9][a-z0-9._:-]*(/[a-z0-9._-]+)+:[\w.-]+")
+DOCKER_HUB = "registry-1.docker.io"
+# The index of a multi-platform image first: its digest serves every platform.
+MANIFEST_TYPES = ", ".join(
+    (
+        "application/vnd.oci.image.index.v1+json",
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+        "application/vnd.oci.image.manifest.v1+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+    )
+)
+# Panels and tracebacks would break "one line for each cause".
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+console = Console(highlight=False, soft_wrap=True)
+
+
+def image_digest(reference: str) -> str:
+    """The digest (`sha256:...`) that the registry gives for `HOST/NAME:TAG` now.
+
+    Raises OSError (requests' errors are), KeyError or ValueError when the registry does not answer as one should.
+    """
+    name, tag = reference.rsplit(":", 1)
+    host, repository = name.split("/", 1)
+    # A registry on this machine needs no TLS, as for Docker itself.
+    scheme = "http" if host.split(":")[0] in {"localhost", "127.0.0.1"} else "https"
+    url = f"{scheme}://{DOCKER_HUB if host == 'docker.io' else host}/v2/{repository}/manifests/{tag}"
+    headers = {"Accept": MANIFEST_TYPES}
+    answer = requests.head(url, headers=headers, timeout=30)
+    if answer.status_code == HTTPStatus.UNAUTHORIZED:
+        # Public registries want a token too, which anyone gets: distribution.github.io/distribution/spec/auth/token
+        challenge = dict(re.findall(r'(\w+)="([^"]*)"', answer.headers.get("WWW-Authenticate", "")))
+        token = requests.get(challenge.pop("realm"), params=challenge, timeout=30).json()["token"]
+        answer = requests.head(url, headers={**headers, "Authorization": f"Bearer {token}"}, timeout=30)
+    answer.raise_for_status()
+    return answer.headers["Docker-Content-Digest"]
+
+
+def with_registry(reference: str) -> str:
+    """The reference with its registry written out, as Docker completes it, and without a digest."""
+    reference = reference.partition("@")[0]
+    first, slash, _ = reference.partition("/")
+    if slash and ("." in first or ":" in first or first == "localhost"):
+        return reference
+    return f"docker.io/{reference}" if slash else f"docker.io/library/{reference}"
+
+
+@app.command()
+def main(
+    stack: Annotated[str, typer.Option(help="The stack whose file in stacks/ is completed.")],
+    vllm: Annotated[str, typer.Option(help="Take this vLLM image (NAME:TAG) in place of the recorded one.")] = "",
+    nginx: Annotated[str, typer.Option(help="Take this Nginx image (NAME:TAG) in place of the recorded one.")] = "",
+    new_vm: Annotated[
+        bool, typer.Option("--new-vm", help="Take the newest VM image, though another is recorded: replaces the VM.")
+    ] = False,
+) -> None:
+    """Record what the stack's image tags and model mean today: image digests and the model's commit.
+
+    Images on localhost/ are left alone: they are on the server already. A private or gated model needs the
+    hub's token in the environment variable HF_TOKEN. For target gcp the newest image of osImage's family is recorded
+    as vmImage too, unless one of that family is recorded; that takes credentials as scripts/preflight does.
+    """
+    try:
+        file = StackFile(ROOT, stack)
+    except StackFileError as error:
+        _fail(str(error), error.fix)
+    config = file.config
+    for key, given in (("vllmImage", vllm), ("nginxImage", nginx)):
+        reference = with_registry(given or _setting(config, key))
+        if reference.startswith("localhost/"):
+            continue
+        if not NAME_AND_TAG.fullmatch(reference):
+            _fail(f"{key} = {reference!r} is no image's name with a tag", "give NAME:TAG, e.g. " + DEFAULTS[key])
+        console.print(f"asking {reference.split('/')[0]} for {reference}")
+        try:
+            config[PREFIX + key] = f"{reference}@{image_digest(reference)}"
+        except (OSError, KeyError, ValueError) as error:
+            _fail(f"no answer for {reference}: {error}", f"check the image's name ({key}) and this machine's network")
+        console.print(f"  {config[PREFIX + key]}")
+    if _setting(config, "modelSource") == "hub":
+        # Quoted: one of digits alone would be a number in YAML.
+        config[PREFIX + "modelRevision"] = DoubleQuotedScalarString(
+            commit(_setting(config, "model"), _setting(config, "hubEndpoint"))
+        )
+        console.print(f"  {config[PREFIX + 'modelRevision']}")
+    if _setting(config, "target") == "gcp":
+        _pin_vm_image(config, take_newest=new_vm)
+    file.save()
+    console.print(f"recorded in {file.name}")
+
+
+def commit(model: str, endpoint: str) -> str:
+    """The commit that the hub's main branch of `model` points to now."""
+    console.print(f"asking the hub for {model}")
+    try:
+        return str(HfApi(endpoint=endpoint).model_info(model, timeout=30).sha)
+    except HfHubHTTPError as error:
+        answer = error.response.status_code
+        _fail(f"the hub refused {model}: {answer}", "check the model's name; for gated models set HF_TOKEN")
+    except HFValidationError:
+        _fail(f"model = {model!r} is no name on the hub", "give ORGANISATION/NAME")
+    except (OSError, httpx2.HTTPError) as error:
+        _fail(f"the hub does not answer: {error}", "check hubEndpoint and this machine's network")
+
+
+def _pin_vm_image(config: MutableMapping[str, Any], *, take_newest: bool) -> None:
+    os_image, recorded = _setting(config, "osImage"), str(config.get(PREFIX + "vmImage") or "")
+    newest = vm_image(os_image)
+    if recorded and recorded != newest and not take_newest and recorded.startswith(newest.rpartition("-v")[0]):
+        console.print(f"  kept {recorded}; the newest is {newest}: --new-vm takes it, and replaces the VM")
+        return
+    config[PREFIX + "vmImage"] = newest
+    console.print(f"  {newest}")
+
+
+def vm_image(os_image: str) -> str:
+    """The newest image of the family that `os_image` stands for: projects/PROJECT/global/images/NAME."""
+    if os_image not in VM_IMAGES:
+        _fail(f"osImage = {os_image!r} is unknown", f"use {' or '.join(VM_IMAGES)}")
+    project, family = VM_IMAGES[os_image]
+    console.print(f"asking Google Cloud for the newest image of {family}")
+    try:
+        google = Google(find_identity(), GOOGLE_BASE)
+        found = google.find(project, f"global/images/family/{family}")
+    except (NoCredentialsError, RefusedError, NotCheckedError) as error:
+        _fail(f"Google Cloud does not say: {error}", "log in (gcloud auth application-default login), or set vmImage")
+    if not found:
+        _fail(f"{project} has no image of family {family}", "set osImage to the other kind, or set vmImage")
+    return f"projects/{project}/global/images/{found['name']}"
+
+
+def _setting(config: MutableMapping[str, Any], key: str) -> str:
+    value = config.get(PREFIX + key) or DEFAULTS[key]
+    if not isinstance(value, str):
+        _fail(f"{key} = {value!r} is no text", f"write it as text, e.g. {DEFAULTS[key]}")
+    return value
+
+
+def _fail(problem: str, fix: str) -> NoReturn:
+    console.print(f"pin: {' '.join(problem.split())}\n  fix: {fix}", style="red", markup=False)
+    raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app(prog_name="scripts/pin")

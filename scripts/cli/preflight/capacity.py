@@ -1,0 +1,149 @@
+"""Checks of what is to be had: quotas, the reservation, zone, machine type and boot image."""
+
+from scripts.cli.preflight.hardware import family_of
+from scripts.cli.preflight.report import NotCheckedError, Outcome, Verdict, failed, ok, warning
+from scripts.cli.preflight.survey import QUOTA_PAGE, Survey
+
+NO_SOURCE = "no source names the quota for it: see " + QUOTA_PAGE
+
+
+def gpu_quota(survey: Survey) -> Outcome:
+    """Room in the region for the GPUs, in the quota of the capacity."""
+    return _compute_quota(survey, family_of(survey.gcp.machine_type).gpu_quota, survey.gcp.machine_type.gpus)
+
+
+def cpu_quota(survey: Survey) -> Outcome:
+    """Room in the region for the virtual CPUs of an A2."""
+    return _compute_quota(
+        survey, family_of(survey.gcp.machine_type).cpu_quota, survey.gcp.machine_type.vcpus, "PREEMPTIBLE_CPUS"
+    )
+
+
+def all_gpus_quota(survey: Survey) -> Outcome:
+    """Room in the project for GPUs of any kind. Of spot and flex-start, sources differ on whether it counts them."""
+    outcome = _room(survey, "", "GPUS_ALL_REGIONS", survey.gcp.machine_type.gpus)
+    if outcome.verdict is Verdict.FAILED and survey.preemptible:
+        return Outcome(Verdict.WARNING, f"{outcome.detail} (it may not count for capacity {survey.gcp.capacity})")
+    return outcome
+
+
+def disk_quota(survey: Survey) -> Outcome:
+    """Room in the region for the disks that `up` makes, in GB: balanced persistent disks count as SSD."""
+    gcp = survey.gcp
+    if gcp.machine_type.disk_type.startswith("hyperdisk"):
+        raise NotCheckedError(f"Hyperdisk: {NO_SOURCE}?project={gcp.project}")
+    gigabytes = 0 if gcp.parked else gcp.boot_disk_gb
+    if survey.makes_disk and not survey.google.find(gcp.project, f"zones/{gcp.zone}/disks/{gcp.name}-weights"):
+        gigabytes += gcp.weights_disk_gb
+    return _room(survey, f"regions/{gcp.region}", "SSD_TOTAL_GB", gigabytes)
+
+
+def address_quota(survey: Survey) -> Outcome:
+    """Room in the region for a static address."""
+    gcp = survey.gcp
+    if survey.google.find(gcp.project, f"regions/{gcp.region}/addresses/{gcp.name}"):
+        return ok(f"{gcp.name} exists and is counted")
+    return _room(survey, f"regions/{gcp.region}", "STATIC_ADDRESSES", 1)
+
+
+def _compute_quota(survey: Survey, standard: str, needed: int, preemptible: str = "") -> Outcome:
+    """What a VM needs. Spot takes the preemptible quota, and where none was ever granted the standard one.
+
+    Source: docs.cloud.google.com/compute/docs/instances/spot, "Quotas for Spot VMs".
+    """
+    if not standard:
+        raise NotCheckedError(f"{survey.gcp.machine_type.name}: {NO_SOURCE}?project={survey.gcp.project}")
+    where = f"regions/{survey.gcp.region}"
+    if not survey.preemptible:
+        return _room(survey, where, standard, needed)
+    own = preemptible or f"PREEMPTIBLE_{standard}"
+    if survey.quotas(where).get(own, (1, 0))[0] > 0:
+        return _room(survey, where, own, needed)
+    instead = _room(survey, where, standard, needed)
+    if instead.verdict is not Verdict.OK:
+        return Outcome(instead.verdict, f"{own} is 0; {instead.detail}")
+    return warning(
+        f"{own} in {survey.gcp.region} is 0; Google takes {standard} in its place ({instead.detail})",
+        "not so if preemptible quota was ever asked for there; then ask for more",
+    )
+
+
+def _room(survey: Survey, path: str, metric: str, needed: float) -> Outcome:
+    gcp = survey.gcp
+    quotas = survey.quotas(path)
+    region = path.removeprefix("regions/") or "the whole project"
+    page = f"{QUOTA_PAGE}?project={gcp.project}"
+    if metric not in quotas:
+        raise NotCheckedError(f"Compute Engine lists no {metric} for {region}: see {page}")
+    limit, usage = quotas[metric]
+    seen = f"{metric} in {region}: {needed:g} needed, {limit - usage:g} of {limit:g} free"
+    if limit - usage >= needed:
+        return ok(seen)
+    if survey.vm_exists():
+        return warning(seen, f"fine if only {gcp.name}, which exists and is counted, is changed or replaced")
+    return failed(seen, f"ask for more at {page}, or use another zone or machineType")
+
+
+def reservation(survey: Survey) -> Outcome:
+    """The reservation exists in the zone, is of the machine type and has room for one VM more."""
+    gcp = survey.gcp
+    found = survey.google.find(gcp.project, f"zones/{gcp.zone}/reservations/{gcp.reservation}")
+    if found is None:
+        return failed(f"{gcp.zone} of {gcp.project} has no reservation {gcp.reservation}", "check reservation and zone")
+    if found["status"] != "READY":
+        return failed(f"{gcp.reservation} is {found['status']}", "wait until it is READY")
+    reserved = found["specificReservation"]
+    machine_type = reserved["instanceProperties"]["machineType"].rpartition("/")[2]
+    if machine_type != gcp.machine_type.name:
+        return failed(f"{gcp.reservation} is of {machine_type}", f"set machineType to {machine_type}")
+    count, used = int(reserved["count"]), int(reserved["inUseCount"])
+    if used < count:
+        return ok(f"{gcp.reservation}: {count - used} of {count} {machine_type} free")
+    if survey.vm_exists():
+        return warning(
+            f"{gcp.reservation}: all {count} are in use", f"fine if {gcp.name}, which exists, is one of them"
+        )
+    return failed(f"{gcp.reservation}: all {count} are in use", "make it larger")
+
+
+def zone(survey: Survey) -> Outcome:
+    """The zone exists and is up."""
+    gcp = survey.gcp
+    found = survey.google.find(gcp.project, f"zones/{gcp.zone}")
+    if found is None:
+        return failed(f"there is no zone {gcp.zone}", "check zone")
+    if found["status"] != "UP":
+        return failed(f"{gcp.zone} is {found['status']}", "wait, or use another zone")
+    return ok(f"{gcp.zone} is UP")
+
+
+def machine_type(survey: Survey) -> Outcome:
+    """The zone has the machine type, and it is what components/catalogue/machine_types.yaml says."""
+    gcp, wanted = survey.gcp, survey.gcp.machine_type
+    found = survey.google.find(gcp.project, f"zones/{gcp.zone}/machineTypes/{wanted.name}")
+    if found is None:
+        return failed(f"{gcp.zone} has no {wanted.name}", f"use another zone, e.g. {', '.join(wanted.zones)}")
+    gpus = {gpu["guestAcceleratorType"]: gpu["guestAcceleratorCount"] for gpu in found.get("accelerators", [])}
+    seen = f"{wanted.name} in {gcp.zone}: {found['guestCpus']} vCPUs, {gpus or 'no GPU'}"
+    # Where Google's name for the GPU is not known here, their number must do.
+    accelerator = family_of(wanted).accelerator or next(iter(gpus), "")
+    if found["guestCpus"] != wanted.vcpus or gpus != {accelerator: wanted.gpus}:
+        expected = f"{wanted.vcpus} vCPUs and {wanted.gpus} {accelerator}"
+        return failed(seen, f"components/catalogue/machine_types.yaml expects {expected}: correct it there")
+    return ok(f"{wanted.name} in {gcp.zone}: {wanted.vcpus} vCPUs, {wanted.gpus} x {accelerator}")
+
+
+def image(survey: Survey) -> Outcome:
+    """The boot image exists and can be used, and the boot disk holds it."""
+    gcp = survey.gcp
+    _, project, path = gcp.image.split("/", 2)
+    name, pin = path.rpartition("/")[2], "take a newer one: scripts/pin --stack STACK"
+    found = survey.google.find(project, path)
+    if found is None:
+        return failed(f"{project} has no image {name}", pin)
+    state = found.get("deprecated", {}).get("state", "ACTIVE")
+    if found["status"] != "READY" or state in {"OBSOLETE", "DELETED"}:
+        return failed(f"{name} is {found['status']} and {state}", pin)
+    if int(found["diskSizeGb"]) > gcp.boot_disk_gb:
+        return failed(f"{name} needs {found['diskSizeGb']} GB", "set bootDiskGb to as much or more")
+    return ok(f"{name} of {project}" + (", which has a newer one" if state == "DEPRECATED" else ""))

@@ -1,0 +1,95 @@
+"""Checks a Google Cloud stack before any money is spent, with the user's own credentials: a line for each check."""
+
+import json
+import logging
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from components.settings.gcp import GcpSettings
+from components.settings.stack import Settings, SettingsError
+from scripts.cli.preflight.google import Google, NoCredentialsError, find_identity
+from scripts.cli.preflight.report import Result, Verdict, format_result, summary
+from scripts.cli.preflight.run import checks_of, run
+from scripts.cli.verify import Heartbeat
+from scripts.lib import stack_settings
+
+EXIT_CHECK_FAILED = 1
+GOOGLE_BASE = ""
+"""http://HOST:PORT that stands in place of Google's APIs, for tests."""
+
+# Locals of a traceback would show the token; panels and markup would break "one line each".
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command()
+def main(
+    stack: Annotated[str, typer.Option(help="Stack with target gcp.")],
+    sets: Annotated[list[str] | None, typer.Option("--set", help="key=value: a setting changed, for this run.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")] = False,
+) -> None:
+    """Check that `pulumi up` of a Google Cloud stack can succeed, and what it will cost. Changes nothing.
+
+    Exit status: 0 no check failed, 1 one failed or the settings are wrong, 2 bad input. A check that could not be
+    made says so and why, and does not count as failed.
+
+    Credentials: $GOOGLE_OAUTH_ACCESS_TOKEN, else Application Default Credentials, else the login of gcloud. A gated
+    or private model needs the hub's token in $HF_TOKEN.
+    """
+    try:
+        settings, gcp = load(stack, sets or [])
+    except SettingsError as error:
+        typer.echo(f"preflight: {error}", err=True)
+        raise typer.Exit(EXIT_CHECK_FAILED) from error
+    for library in ("google", "urllib3"):  # each check says what was wrong, in its own line
+        logging.getLogger(library).setLevel(logging.ERROR)
+    heartbeat = Heartbeat()
+
+    def show(result: Result) -> None:
+        heartbeat.stop()
+        if not as_json:
+            typer.echo(format_result(result))
+
+    try:
+        heartbeat.start("credentials")
+        google, reason = _google()
+        heartbeat.stop()
+        redact = google.redact if google else str
+        checks = checks_of(settings, gcp, google, reason)
+        results = run(checks, redact=redact, on_start=heartbeat.start, on_result=show)
+    finally:
+        heartbeat.stop()
+    failed = any(result.verdict is Verdict.FAILED for result in results)
+    if as_json:
+        document = {"stack": stack, "project": gcp.project, "ok": not failed, "summary": summary(results)}
+        typer.echo(json.dumps(document | {"checks": [asdict(result) for result in results]}, indent=2))
+    else:
+        typer.echo("\n".join(summary(results)))
+    if failed:
+        raise typer.Exit(EXIT_CHECK_FAILED)
+
+
+def _google() -> tuple[Google | None, str]:
+    """Google's APIs, or why they can't be asked."""
+    try:
+        return Google(find_identity(), GOOGLE_BASE), ""
+    except NoCredentialsError as error:
+        return None, str(error)
+
+
+def load(stack: str, overrides: list[str]) -> tuple[Settings, GcpSettings]:
+    """The settings of a stack as the program reads them; `overrides` are `key=value`.
+
+    Raises typer.BadParameter for a stack that is not there or has another target, SettingsError for wrong settings.
+    """
+    settings = stack_settings.load(stack, stack_settings.overrides(overrides))
+    if settings.gcp is None:
+        raise typer.BadParameter(
+            f"target of {stack} is not gcp: nothing of it is in Google Cloud", param_hint="--stack"
+        )
+    return settings, settings.gcp
+
+
+if __name__ == "__main__":
+    app(prog_name="scripts/preflight")

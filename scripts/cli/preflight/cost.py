@@ -1,0 +1,158 @@
+"""The hourly cost, from Google's own price list: the Cloud Billing Catalog API. No price is written here."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from scripts.cli.preflight.hardware import family_of
+from scripts.cli.preflight.report import NotCheckedError, Outcome, ok
+from scripts.cli.preflight.survey import Survey
+
+CATALOG = "cloudbilling.googleapis.com"
+COMPUTE_ENGINE = "services/6F81-5844-456A"
+PAGE_SIZE = "5000"  # the most that skus.list gives at once
+CURRENCY = "USD"
+# A partition of Local SSD (docs.cloud.google.com/compute/docs/disks/local-ssd; the A2 and A3 series have no others).
+LOCAL_SSD_GIB = 375
+GIB = 2**30
+SECONDS_AN_HOUR = 3600
+
+# How a SKU's description begins for each capacity: of cores and memory, of GPUs and of Local SSD.
+# flex-start is "DWS Defined Duration" there (Dynamic Workload Scheduler).
+SERIES_PREFIX = {"standard": "", "spot": "Spot Preemptible ", "flex-start": "DWS Defined Duration "}
+ATTACHED = {
+    "standard": "",
+    "spot": " attached to Spot Preemptible VMs",
+    "flex-start": " attached to DWS Defined Duration VMs",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the bill: `amount` of what SKUs whose whole description matches `pattern` count."""
+
+    name: str
+    amount: int
+    unit: str
+    """The catalog's: h, GiBy.h (GiB hours) or GiBy.mo (GiB months)."""
+    pattern: str
+
+
+@dataclass(frozen=True)
+class Price:
+    """What one unit of a part costs in an hour."""
+
+    description: str
+    hourly: Decimal
+    since: str
+    """The day from which the price holds, as in effectiveTime."""
+
+
+def hourly_cost(survey: Survey) -> Outcome:
+    """The VM and its disks in USD an hour, and what it is made of; NotCheckedError unless every part is clear."""
+    gcp = survey.gcp
+    if gcp.capacity == "reservation" and not gcp.parked:
+        raise NotCheckedError("a reservation is paid for whether it is used or not, at the price of its kind")
+    parts = _parts(survey)
+    found = _skus(survey, parts)
+    prices = {}
+    for part in parts:
+        matching = found[part.name]
+        if len(matching) != 1:
+            several = f": {', '.join(sorted(sku['description'] for sku in matching))}" if matching else ""
+            raise NotCheckedError(
+                f"the price list has {len(matching) or 'no'} SKU{'' if len(matching) == 1 else 's'} for {part.name} "
+                f"in {gcp.region} ({part.pattern}){several}"
+            )
+        prices[part] = _price(matching[0], part)
+    total = sum((part.amount * price.hourly for part, price in prices.items()), Decimal(0))
+    lines = [
+        f"{part.amount} x {price.hourly:.6f} {price.description} (since {price.since})"
+        for part, price in prices.items()
+    ]
+    state = " while parked" if gcp.parked else ""
+    return ok(
+        f"{total:.3f} {CURRENCY} an hour{state} by {CATALOG}, asked on {datetime.now(UTC):%Y-%m-%d}, before tax and "
+        f"discounts, without address and traffic = {' + '.join(lines)}"
+    )
+
+
+def _parts(survey: Survey) -> list[Part]:
+    gcp, kind = survey.gcp, survey.gcp.machine_type
+    disks = (0 if gcp.parked else gcp.boot_disk_gb) + (gcp.weights_disk_gb if survey.makes_disk else 0)
+    if disks and kind.disk_type.startswith("hyperdisk"):
+        raise NotCheckedError(f"no source says how the price list calls the disks of {kind.name}")
+    parts = [Part("disks", disks, "GiBy.mo", r"Balanced PD Capacity( in .+)?")] if disks else []
+    if gcp.parked:
+        return parts
+    family = family_of(kind)
+    if not family.series:
+        raise NotCheckedError(f"no source says how the price list calls the parts of {kind.name}")
+    series, attached = re.escape(SERIES_PREFIX[gcp.capacity] + family.series), re.escape(ATTACHED[gcp.capacity])
+    # "Instance" is left out in some of flex-start's.
+    parts += [
+        Part("vCPUs", kind.vcpus, "h", rf"{series} (Instance )?Core running in .+"),
+        Part("memory", kind.memory_gib, "GiBy.h", rf"{series} (Instance )?Ram running in .+"),
+        Part("GPUs", kind.gpus, "h", rf"{re.escape(family.gpu_sku)}{attached} running in .+"),
+    ]
+    if kind.local_ssd_bundled:
+        # "Bills ... for their attached GPUs, predefined vCPU, memory, and bundled Local SSD":
+        # docs.cloud.google.com/compute/docs/accelerator-optimized-machines
+        where = f"zones/{gcp.zone}/machineTypes/{kind.name}"
+        described = survey.google.find(gcp.project, where) or {}
+        partitions = described.get("bundledLocalSsds", {}).get("partitionCount")
+        if not partitions:
+            raise NotCheckedError(f"Compute Engine does not say how much Local SSD {kind.name} has")
+        size = partitions * LOCAL_SSD_GIB
+        parts.append(Part("Local SSD", size, "GiBy.mo", rf"SSD backed Local Storage{attached}( (running )?in .+)?"))
+    return parts
+
+
+def _skus(survey: Survey, parts: list[Part]) -> dict[str, list[dict[str, Any]]]:
+    """The SKUs of the region for each part, by the part's name."""
+    found: dict[str, list[dict[str, Any]]] = {part.name: [] for part in parts}
+    for sku in _listed(survey):
+        if survey.gcp.region not in sku.get("serviceRegions", []):
+            continue
+        for part in parts:
+            if re.fullmatch(part.pattern, sku["description"]):
+                found[part.name].append(sku)
+    return found
+
+
+def _listed(survey: Survey) -> Iterator[dict[str, Any]]:
+    """Every SKU of Compute Engine: tens of thousands, some pages of them."""
+    page = ""
+    while True:
+        query = {"pageSize": PAGE_SIZE, "currencyCode": CURRENCY} | ({"pageToken": page} if page else {})
+        answer = survey.google.ask(CATALOG, f"v1/{COMPUTE_ENGINE}/skus", query=query)
+        yield from answer.get("skus", [])
+        page = answer.get("nextPageToken", "")
+        if not page:
+            return
+
+
+def _price(sku: dict[str, Any], part: Part) -> Price:
+    """The price that holds now. Raises NotCheckedError for one that depends on how much is used, or is free."""
+    now = datetime.now(UTC)
+    held = [p for p in sku["pricingInfo"] if datetime.fromisoformat(p["effectiveTime"]) <= now]
+    if not held:
+        raise NotCheckedError(f"{sku['description']} has no price yet")
+    newest = max(held, key=lambda p: datetime.fromisoformat(p["effectiveTime"]))
+    expression = newest["pricingExpression"]
+    rates = expression["tieredRates"]
+    if len(rates) != 1 or expression["usageUnit"] != part.unit or rates[0]["unitPrice"]["currencyCode"] != CURRENCY:
+        raise NotCheckedError(f"{sku['description']} is not priced as one rate in {CURRENCY} per {part.unit}")
+    money = rates[0]["unitPrice"]
+    price = Decimal(money.get("units", 0)) + Decimal(money.get("nanos", 0)) / 10**9
+    if price <= 0:
+        raise NotCheckedError(f"{sku['description']} is listed at {price}")
+    if part.unit == "GiBy.mo":
+        # The catalog itself says how many byte seconds its month has.
+        if expression["baseUnit"] != "By.s":
+            raise NotCheckedError(f"{sku['description']} is counted in {expression['baseUnit']}")
+        price *= Decimal(GIB * SECONDS_AN_HOUR) / Decimal(expression["baseUnitConversionFactor"])
+    return Price(sku["description"], price, newest["effectiveTime"][:10])

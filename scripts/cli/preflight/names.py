@@ -1,0 +1,59 @@
+"""Checks of names: those that `up` gives are free, those that the settings give exist."""
+
+from scripts.cli.preflight.report import Outcome, failed, ok, warning
+from scripts.cli.preflight.survey import Survey
+
+
+def free_names(survey: Survey) -> Outcome:
+    """What `up` makes is not there yet under its name."""
+    gcp, name = survey.gcp, survey.gcp.name
+    paths = {} if gcp.parked else {f"VM {name}": f"zones/{gcp.zone}/instances/{name}"}
+    if not gcp.network:
+        paths[f"network {name}"] = f"global/networks/{name}"
+        paths[f"subnetwork {name}"] = f"regions/{gcp.region}/subnetworks/{name}"
+    paths[f"address {name}"] = f"regions/{gcp.region}/addresses/{name}"
+    paths |= {f"firewall {name}-{role}": f"global/firewalls/{name}-{role}" for role in ("https", "ssh")}
+    if gcp.cloud_nat:
+        paths[f"router {name}"] = f"regions/{gcp.region}/routers/{name}"
+    if survey.makes_disk:
+        paths[f"disk {name}-weights"] = f"zones/{gcp.zone}/disks/{name}-weights"
+    there = [what for what, path in paths.items() if survey.google.find(gcp.project, path) is not None]
+    if there:
+        return warning(
+            f"exists in {gcp.project}: {', '.join(there)}",
+            "fine if this stack made it; else `pulumi import` it (a disk: set weightsDisk), or use another stack name",
+        )
+    return ok(f"free in {gcp.project}: {', '.join(paths)}")
+
+
+def weights_disk(survey: Survey) -> Outcome:
+    """The disk that the settings name is in the zone, and no other VM has it."""
+    gcp = survey.gcp
+    found = survey.google.find(gcp.project, f"zones/{gcp.zone}/disks/{gcp.weights_disk}")
+    if found is None:
+        return failed(f"{gcp.zone} of {gcp.project} has no disk {gcp.weights_disk}", "check weightsDisk and zone")
+    users = [user.rpartition("/")[2] for user in found.get("users", [])]
+    if set(users) - {gcp.name}:
+        return failed(f"{gcp.weights_disk} is attached to {', '.join(users)}", "detach it there")
+    return ok(f"{gcp.weights_disk} in {gcp.zone}, {found['sizeGb']} GB")
+
+
+def network(survey: Survey) -> Outcome:
+    """The network and subnetwork that the settings name exist and fit."""
+    gcp = survey.gcp
+    if survey.google.find(gcp.project, f"global/networks/{gcp.network}") is None:
+        return failed(f"{gcp.project} has no network {gcp.network}", "check network")
+    found = survey.google.find(gcp.project, f"regions/{gcp.region}/subnetworks/{gcp.subnetwork}")
+    if found is None:
+        return failed(f"{gcp.region} has no subnetwork {gcp.subnetwork}", "check subnetwork and zone")
+    owner = found["network"].rpartition("/")[2]
+    if owner != gcp.network:
+        return failed(f"subnetwork {gcp.subnetwork} is of network {owner}", f"set network to {owner}")
+    if not found.get("privateIpGoogleAccess"):
+        cause = f"subnetwork {gcp.subnetwork} has no Private Google Access"
+        fix = (
+            f"gcloud compute networks subnets update {gcp.subnetwork} --region {gcp.region} --project {gcp.project} "
+            "--enable-private-ip-google-access"
+        )
+        return warning(cause, fix) if gcp.external_address else failed(cause, fix)
+    return ok(f"{gcp.network}/{gcp.subnetwork} in {gcp.region}, with Private Google Access")

@@ -1,0 +1,99 @@
+"""Checks of the project: credentials, APIs, permissions."""
+
+from itertools import groupby
+
+from scripts.cli.preflight.google import RefusedError
+from scripts.cli.preflight.report import Outcome, failed, ok, warning
+from scripts.cli.preflight.survey import Survey
+
+IAP = "iap.googleapis.com"
+MANAGER = "cloudresourcemanager.googleapis.com"
+UNAUTHORIZED = 401
+
+INSTANCE_ADMIN = "roles/compute.instanceAdmin.v1"
+NETWORK_ADMIN = "roles/compute.networkAdmin"
+SECURITY_ADMIN = "roles/compute.securityAdmin"
+TUNNEL_USER = "roles/iap.tunnelResourceAccessor"
+ACCOUNT_USER = "roles/iam.serviceAccountUser"
+
+
+def credentials(survey: Survey) -> Outcome:
+    """Whether Google takes the credentials; any answer but 401 says that it does."""
+    kind = survey.google.identity.kind
+    try:
+        survey.google.ask(MANAGER, f"v3/projects/{survey.gcp.project}")
+    except RefusedError as error:
+        if error.status == UNAUTHORIZED:
+            return failed(f"Google refuses the {kind} (401: {error})", survey.google.identity.renewal)
+    return ok(f"{kind}, {survey.google.account() or 'of an account that Google does not name'}")
+
+
+def api(survey: Survey, name: str) -> Outcome:
+    """Whether the API `name` is enabled in the project."""
+    project = survey.gcp.project
+    found = survey.google.ask("serviceusage.googleapis.com", f"v1/projects/{project}/services/{name}")
+    if found["state"] == "ENABLED":
+        return ok(f"{name} is enabled in {project}")
+    return failed(f"{name} is not enabled in {project}", f"gcloud services enable {name} --project {project}")
+
+
+def permissions_needed(survey: Survey) -> dict[str, str]:
+    """Permission -> the smallest predefined role that brings it, for what these settings create, change and delete.
+
+    Which role brings what: roles/ in darkbitio/gcp-iam-role-permissions at 8962839b (2026-08-22). Which are needed:
+    Google's "Create a Flex-start VM", and the requests of the resources that the program declares.
+    """
+    gcp = survey.gcp
+    words = "instances.create instances.delete instances.get instances.setLabels instances.setMetadata"
+    needed = dict.fromkeys(
+        [*words.split(), "instances.setTags", "disks.create", "disks.get", "disks.setLabels", "disks.use"],
+        INSTANCE_ADMIN,
+    )
+    if survey.makes_disk:
+        needed["disks.delete"] = INSTANCE_ADMIN
+    if gcp.deletion_protection:
+        needed["instances.setDeletionProtection"] = INSTANCE_ADMIN
+    firewalls = ["firewalls.create", "firewalls.delete", "firewalls.get", "firewalls.update"]
+    needed |= dict.fromkeys(firewalls, SECURITY_ADMIN)
+    network = ["networks.get", "networks.updatePolicy", "subnetworks.get", "subnetworks.use"]
+    if not gcp.network:
+        network += ["networks.create", "networks.delete", "subnetworks.create", "subnetworks.delete"]
+    network += ["addresses.get"]
+    if gcp.external_address:
+        network += ["addresses.create", "addresses.delete", "addresses.use", "subnetworks.useExternalIp"]
+    else:
+        network += ["addresses.createInternal", "addresses.deleteInternal", "addresses.useInternal"]
+    if gcp.cloud_nat:
+        network += ["routers.create", "routers.delete", "routers.get", "routers.update"]
+    needed |= dict.fromkeys(network, NETWORK_ADMIN)
+    if gcp.service_account:
+        needed["instances.setServiceAccount"] = INSTANCE_ADMIN
+    roles = {f"compute.{name}": role for name, role in needed.items()}
+    if gcp.ssh_via == "iap":
+        roles["iap.tunnelInstances.accessViaIAP"] = TUNNEL_USER
+    if gcp.service_account:
+        roles["iam.serviceAccounts.actAs"] = ACCOUNT_USER
+    return roles
+
+
+def permissions(survey: Survey) -> Outcome:
+    """Whether the user has on the project what these settings need (testIamPermissions)."""
+    needed, project = permissions_needed(survey), survey.gcp.project
+    held: set[str] = set()
+    # A permission that can't be tested on a project would spoil the answer for those asked with it.
+    for _, names in groupby(sorted(needed), key=lambda name: name.split(".")[0]):
+        asked = {"permissions": list(names)}
+        held |= set(
+            survey.google.ask(MANAGER, f"v3/projects/{project}:testIamPermissions", asked).get("permissions", [])
+        )
+    missing = {name: role for name, role in needed.items() if name not in held}
+    if not missing:
+        return ok(f"all {len(needed)} that these settings need, on {project}")
+    by_role = {role: [name for name in missing if missing[name] == role] for role in dict.fromkeys(missing.values())}
+    cause = "missing: " + "; ".join(f"{', '.join(names)} ({role})" for role, names in by_role.items())
+    who = survey.google.account()
+    member = f"{'serviceAccount' if who.endswith('.gserviceaccount.com') else 'user'}:{who}" if who else "MEMBER"
+    fix = f"gcloud projects add-iam-policy-binding {project} --member={member} --role=ROLE, for each role"
+    if set(by_role) == {ACCOUNT_USER}:
+        return warning(cause, f"fine if it is granted on {survey.gcp.service_account} itself; else {fix}")
+    return failed(cause, fix)

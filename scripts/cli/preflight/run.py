@@ -1,0 +1,115 @@
+"""Which checks a stack needs, in order, and how each becomes a line: an error is a result, never an exception."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from components.settings.gcp import GcpSettings
+from components.settings.stack import Settings
+from scripts.cli.preflight import capacity, cost, hub, names, project
+from scripts.cli.preflight.google import COMPUTE, Google, RefusedError
+from scripts.cli.preflight.report import NotCheckedError, Outcome, Result, Verdict
+from scripts.cli.preflight.survey import Survey
+
+CHECK_SECONDS = 120.0
+"""The longest that one check may take: the price list is some pages, and each request may be repeated."""
+
+
+class Check(NamedTuple):
+    """A check: its name in the report, and what to run."""
+
+    name: str
+    run: Callable[[], Outcome]
+
+
+def checks_of(settings: Settings, gcp: GcpSettings, google: Google | None, reason: str = "") -> list[Check]:
+    """The checks that these settings need; without credentials (`google` None, and why) only the hub's can be made."""
+    model = Check("model", partial(hub.model, settings))
+    if google is None:
+        return [Check("credentials", lambda: Outcome(Verdict.FAILED, reason)), *_impossible(gcp), model]
+    survey = Survey(settings, gcp, google)
+    checks = [Check("credentials", partial(project.credentials, survey))]
+    checks += [Check(name, partial(check, survey)) for name, check in _of_google(gcp)]
+    return [*checks, model, Check("cost", partial(cost.hourly_cost, survey))]
+
+
+def _of_google(gcp: GcpSettings) -> list[tuple[str, Callable[[Survey], Outcome]]]:
+    """What is asked of Google, between the credentials and the cost."""
+    running = not gcp.parked
+    listed: list[tuple[bool, str, Callable[[Survey], Outcome]]] = [
+        (True, "api-compute", partial(project.api, name=COMPUTE)),
+        (gcp.ssh_via == "iap", "api-iap", partial(project.api, name=project.IAP)),
+        (True, "permissions", project.permissions),
+        (True, "zone", capacity.zone),
+        (running, "machine-type", capacity.machine_type),
+        (running and gcp.capacity == "reservation", "reservation", capacity.reservation),
+        # What a reservation holds was counted when it was made.
+        (running and gcp.capacity != "reservation", "quota-gpus", capacity.gpu_quota),
+        (running and gcp.capacity != "reservation", "quota-all-gpus", capacity.all_gpus_quota),
+        (
+            running and gcp.capacity != "reservation" and gcp.machine_type.name.startswith("a2-"),
+            "quota-vcpus",
+            capacity.cpu_quota,
+        ),
+        (running or not gcp.weights_disk, "quota-disks", capacity.disk_quota),
+        (gcp.external_address, "quota-addresses", capacity.address_quota),
+        (running, "image", capacity.image),
+        (bool(gcp.network), "network", names.network),
+        (bool(gcp.weights_disk), "weights-disk", names.weights_disk),
+        (True, "names", names.free_names),
+    ]
+    return [(name, check) for wanted, name, check in listed if wanted]
+
+
+def _impossible(gcp: GcpSettings) -> list[Check]:
+    outcome = Outcome(Verdict.NOT_CHECKED, "no credentials")
+    return [Check(name, lambda: outcome) for name in [*(name for name, _ in _of_google(gcp)), "cost"]]
+
+
+def run(
+    checks: list[Check],
+    *,
+    redact: Callable[[str], str] = str,
+    on_start: Callable[[str], None] = lambda _name: None,
+    on_result: Callable[[Result], None] = lambda _result: None,
+    limit: float = CHECK_SECONDS,
+) -> list[Result]:
+    """Makes the checks one after another, each within `limit` seconds.
+
+    `on_start` gets a check's name before it, `on_result` its result right after; `redact` takes secrets out of it.
+    """
+    results = []
+    for check in checks:
+        on_start(check.name)
+        started = time.monotonic()
+        verdict, detail = _within(limit, check)
+        seconds = round(time.monotonic() - started, 3)
+        results.append(Result(check.name, verdict, redact(detail), seconds))
+        on_result(results[-1])
+    return results
+
+
+def _within(limit: float, check: Check) -> Outcome:
+    """The check's outcome; one that takes longer is left behind, and ends with the program."""
+    outcomes: queue.Queue[Outcome] = queue.Queue()
+    threading.Thread(target=lambda: outcomes.put(_outcome(check)), daemon=True).start()
+    try:
+        return outcomes.get(timeout=limit)
+    except queue.Empty:
+        return Outcome(Verdict.NOT_CHECKED, f"not done within {limit:g} s")
+
+
+def _outcome(check: Check) -> Outcome:
+    try:
+        return check.run()
+    except NotCheckedError as error:
+        return Outcome(Verdict.NOT_CHECKED, str(error))
+    except RefusedError as error:
+        said = f"{error.host} answered {error.status} {error.reason}: {error}"
+        return Outcome(Verdict.NOT_CHECKED, said)
+    except Exception as error:
+        # What Google's documentation does not promise: nothing can be concluded from it.
+        return Outcome(Verdict.NOT_CHECKED, f"the answer is not of the expected form ({type(error).__name__}: {error})")

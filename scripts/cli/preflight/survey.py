@@ -1,0 +1,42 @@
+"""What every check gets."""
+
+from dataclasses import dataclass
+
+from components.settings.gcp import GcpSettings
+from components.settings.stack import Settings
+from scripts.cli.preflight.google import COMPUTE, Google
+
+QUOTA_PAGE = "https://console.cloud.google.com/iam-admin/quotas"
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The settings of a stack with target gcp, and whom to ask about them."""
+
+    settings: Settings
+    gcp: GcpSettings
+    google: Google
+
+    @property
+    def preemptible(self) -> bool:
+        """Whether Google counts the VM as one.
+
+        Spot: docs.cloud.google.com/compute/docs/instances/spot; flex-start: "consume preemptible quota" in Google's
+        "Introducing Flex-start VMs" of 2025-09-25.
+        """
+        return self.gcp.capacity in {"spot", "flex-start"}
+
+    @property
+    def makes_disk(self) -> bool:
+        """Whether the weights' disk is this stack's own."""
+        return not self.gcp.weights_disk
+
+    def vm_exists(self) -> bool:
+        """Whether the stack's VM is there already; raises as Google.find does."""
+        return self.google.find(self.gcp.project, f"zones/{self.gcp.zone}/instances/{self.gcp.name}") is not None
+
+    def quotas(self, path: str = "") -> dict[str, tuple[float, float]]:
+        """Quota -> limit and usage, of the whole project or of `regions/REGION`."""
+        where = f"compute/v1/projects/{self.gcp.project}" + (f"/{path}" if path else "")
+        listed = self.google.ask(COMPUTE, where).get("quotas", [])
+        return {quota["metric"]: (float(quota["limit"]), float(quota["usage"])) for quota in listed}

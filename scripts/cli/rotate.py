@@ -1,0 +1,298 @@
+"""Gives a stack's key a new version without a failed request, and drops the old one once nobody uses it.
+
+Where a rotation stands follows from the stack's file, its outputs and Nginx's log alone: it can be stopped at any
+point, and the next run goes on.
+"""
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx2
+import typer
+
+from components.settings import keys as key_settings
+from components.settings.keys import DEFAULT
+from components.settings.problems import Problems
+from components.settings.stack import as_text, defaults
+from scripts.lib.stack_file import StackFile, StackFileError
+from scripts.lib.stack_outputs import BadInputError, first_client, is_rehearsed, stack_outputs
+from scripts.lib.verification.endpoint import CHAT_PATH, Endpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_IN_USE = 1, 2, 3
+SSH_SECONDS = 120
+SHOWN_CLIENTS = 5
+# The server's own clock, how far the log reaches back, and each client's last use of the label. A log without a line
+# reaches back to the container's creation; a rotated one only to its first line.
+LOOK = """set -eo pipefail
+date -u +'now %Y-%m-%dT%H:%M:%S'
+echo "since $({engine} inspect --format '{{{{json .Created}}}}' {container} | tr -d '"')"
+{engine} logs --timestamps {container} 2>/dev/null | awk -v label={label} '
+  NR == 1 {{ print "since", $1 }}
+  $4 == label {{ last[$2] = $1 }}
+  END {{ for (client in last) print client, last[client] }}'
+"""
+
+# Locals of a traceback would show keys.
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+class FailedError(Exception):
+    """A step that did not work: cause and fix."""
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """One key of one stack."""
+
+    stack: str
+    key: str
+    up_options: Sequence[str]
+
+    def begin(self, versions: tuple[int, ...]) -> None:
+        """Record one version more in the stack's file, with the current one still accepted."""
+        self._record((versions[0] + 1, versions[0]))
+
+    def drop(self, versions: tuple[int, ...]) -> None:
+        """Record that the current version alone is accepted."""
+        self._record(versions[:1])
+
+    def in_file(self) -> tuple[int, ...]:
+        """The versions that the stack's file asks for. Raises BadInputError."""
+        file = self._file()
+        names = ("keyVersion", "acceptPreviousKey", "keys")
+        given = {name: as_text(file.get(name)) for name in names if file.get(name) is not None}
+        problems = Problems({**defaults(), **given}, defaults())
+        versions = key_settings.key_versions(problems)
+        if problems.found:
+            raise BadInputError(f"{file.name}: {problems.found[0]}")
+        if self.key not in versions:
+            raise BadInputError(
+                f"--key {self.key}: no such key in {file.name}: there are {', '.join(versions)}; add it to the setting "
+                "keys and run up to have it made"
+            )
+        return versions[self.key]
+
+    def _file(self) -> StackFile:
+        try:
+            return StackFile(ROOT, self.stack.rpartition("/")[2])
+        except StackFileError as error:
+            raise BadInputError(f"{error}: {error.fix}") from error
+
+    def _record(self, versions: tuple[int, ...]) -> None:
+        file = self._file()
+        if self.key == DEFAULT:
+            file.set("keyVersion", versions[0])
+            file.set("acceptPreviousKey", len(versions) > 1)
+        else:
+            entry = f"{self.key}={','.join(map(str, versions))}"
+            keys = [str(each) for each in file.get("keys") or []]
+            file.set("keys", [entry if each.partition("=")[0].strip() == self.key else each for each in keys])
+        file.save()
+        typer.echo(f"recorded in {file.name}: {_told(self.key, versions)}")
+
+    def up(self) -> None:
+        """Bring the endpoint to what the file says, with Pulumi or, where there is none, in the rehearsal."""
+        program = ["scripts/rehearse", "up"] if is_rehearsed(self.stack) else ["pulumi", "up", "--yes"]
+        typer.echo(f"running {' '.join(program)} --stack {self.stack}")
+        if subprocess.run([*program, "--stack", self.stack, *self.up_options], cwd=ROOT, check=False).returncode:
+            raise FailedError("up failed (see above): put it right and run this again, it goes on here")
+
+
+@app.command()
+def main(
+    *,
+    stack: Annotated[str, typer.Option(help="Stack that is up, in Pulumi or as a rehearsal.")],
+    key: Annotated[
+        str, typer.Option(help="Name of the key, as in the setting keys; default is the connector's own.")
+    ] = DEFAULT,
+    unused_minutes: Annotated[
+        int, typer.Option(min=1, help="Drop the old version once the log shows no use of it for so long.")
+    ] = 60,
+    drop_now: Annotated[
+        bool, typer.Option("--drop-now", help="Drop the old version although it may be in use.")
+    ] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Say where the rotation stands, and change nothing.")
+    ] = False,
+    up_options: Annotated[list[str] | None, typer.Argument(help="Options for `up`, after --.")] = None,
+) -> None:
+    """Rotate a key: run it once for a new version, bring that to the clients, run it again to drop the old version.
+
+    The first run makes the new version and leaves the old one working. Connectors that `up` makes have the new one
+    then; others need it from the hand-off. The second run drops the old version if it is unused. Stopped at any point,
+    the next run goes on. Exit status: 0 done, 1 a step failed, 2 bad input, 3 the old version is still in use.
+    """
+    rotation = Rotation(stack, key, up_options or [])
+    try:
+        wanted = rotation.in_file()
+        outputs: Mapping[str, Any] = stack_outputs(stack)
+        accepted = _accepted(outputs, key, stack)
+        if status:
+            _say_status(rotation, wanted, accepted, outputs)
+            return
+        if wanted != accepted:
+            typer.echo(f"the last run was stopped: {_told(key, accepted)} now, {_told(key, wanted)} wanted")
+            _bring_about(rotation, wanted, outputs)
+        elif len(accepted) == 1:
+            rotation.begin(accepted)
+            _bring_about(rotation, rotation.in_file(), outputs)
+        else:
+            # The run that made the new version may have been stopped before it saw that it works.
+            for version in accepted:
+                name = key_settings.label(key, version)
+                _require_status(stack, outputs, outputs["acceptedKeys"][name], name, HTTPStatus.OK)
+            if not drop_now:
+                _require_unused(rotation, accepted[1], outputs, unused_minutes)
+            rotation.drop(accepted)
+            _bring_about(rotation, rotation.in_file(), outputs)
+    except BadInputError as error:
+        typer.echo(f"rotate: {error}", err=True)
+        raise typer.Exit(EXIT_BAD_INPUT) from error
+    except FailedError as error:
+        typer.echo(f"rotate: {error}", err=True)
+        raise typer.Exit(EXIT_FAILED) from error
+
+
+def _bring_about(rotation: Rotation, wanted: tuple[int, ...], before: Mapping[str, Any]) -> None:
+    """Run `up`, then see that exactly the wanted versions work."""
+    rotation.up()
+    outputs: Mapping[str, Any] = stack_outputs(rotation.stack)
+    known = {**before.get("acceptedKeys", {}), **outputs.get("acceptedKeys", {})}
+    for version in sorted({*wanted, wanted[0] - 1} - {0}, reverse=True):
+        name = key_settings.label(rotation.key, version)
+        if name in known:
+            expected = HTTPStatus.OK if version in wanted else HTTPStatus.UNAUTHORIZED
+            _require_status(rotation.stack, outputs, known[name], name, expected)
+    _say_next(rotation, wanted, outputs)
+
+
+def _say_next(rotation: Rotation, wanted: tuple[int, ...], outputs: Mapping[str, Any]) -> None:
+    if len(wanted) == 1:
+        typer.echo(f"done: {_told(rotation.key, wanted)} only")
+        return
+    managed = [name for name in ("kibanaConnectorId", "inferenceEndpointId") if outputs.get(name)]
+    if managed and rotation.key == DEFAULT:
+        typer.echo(f"Elastic has the new version ({', '.join(str(outputs[name]) for name in managed)})")
+    else:
+        option = "" if rotation.key == DEFAULT else f" --key {rotation.key}"
+        typer.echo(f"give the Elastic admin the new version: scripts/handoff --stack {rotation.stack}{option}")
+    typer.echo("when it is in use everywhere, run this again to drop the old one")
+
+
+def _say_status(
+    rotation: Rotation, wanted: tuple[int, ...], accepted: tuple[int, ...], outputs: Mapping[str, Any]
+) -> None:
+    typer.echo(f"accepted: {_told(rotation.key, accepted)}")
+    if wanted != accepted:
+        typer.echo(f"wanted: {_told(rotation.key, wanted)}: the next run brings it about")
+    for version in accepted:
+        _, since, uses = _uses(rotation, version, outputs)
+        last = (
+            f"last used {max(uses.values()):%Y-%m-%d %H:%M} UTC" if uses else f"unused since {since:%Y-%m-%d %H:%M} UTC"
+        )
+        typer.echo(f"{key_settings.label(rotation.key, version)}: {last}")
+
+
+def _require_unused(rotation: Rotation, version: int, outputs: Mapping[str, Any], minutes: int) -> None:
+    """Raises typer.Exit where the log shows that the version is in use, or does not reach back far enough to tell."""
+    name = key_settings.label(rotation.key, version)
+    typer.echo(f"looking in Nginx's log for uses of {name}")
+    now, since, uses = _uses(rotation, version, outputs)
+    limit = now - timedelta(minutes=minutes)
+    recent = {client: time for client, time in uses.items() if time > limit}
+    if recent:
+        typer.echo(f"rotate: {name} was used in the last {minutes} minutes, by:", err=True)
+        newest = sorted(recent.items(), key=lambda use: use[1], reverse=True)
+        for client, time in newest[:SHOWN_CLIENTS]:
+            typer.echo(f"  {client}, last at {time:%Y-%m-%d %H:%M:%S} UTC", err=True)
+        typer.echo("  fix: give them the new version, or run this with --drop-now to lock them out", err=True)
+        raise typer.Exit(EXIT_IN_USE)
+    if since > limit:
+        typer.echo(
+            f"rotate: the log reaches back to {since:%Y-%m-%d %H:%M:%S} UTC only, not {minutes} minutes\n"
+            "  fix: wait, or take fewer --unused-minutes, or --drop-now if you know that nobody uses it",
+            err=True,
+        )
+        raise typer.Exit(EXIT_IN_USE)
+
+
+def _uses(
+    rotation: Rotation, version: int, outputs: Mapping[str, Any]
+) -> tuple[datetime, datetime, dict[str, datetime]]:
+    """The server's time, how far its log reaches back, and of each client that used this version when it did last."""
+    ssh = outputs.get("ssh")
+    if not isinstance(ssh, dict):
+        raise BadInputError(f"--stack {rotation.stack}: it has no output ssh (is it parked?): run up first")
+    engine = str(outputs.get("containerRuntime") or "docker")
+    look = LOOK.format(
+        engine=engine, container=outputs["containers"]["nginx"], label=key_settings.label(rotation.key, version)
+    )
+    command = [
+        "ssh",
+        *ssh["options"],
+        "-o",
+        "BatchMode=yes",
+        "-p",
+        str(int(ssh["port"])),
+        ssh["destination"],
+        "bash -s",
+    ]
+    try:
+        done = subprocess.run(command, input=look, capture_output=True, text=True, timeout=SSH_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise FailedError(f"{ssh['destination']} did not answer within {SSH_SECONDS} s: is SSH open?") from error
+    if done.returncode:
+        said = " ".join(done.stderr.split())
+        raise FailedError(f"cannot read Nginx's log on {ssh['destination']}: {said}: is SSH open, and {engine} up?")
+    times = {client: _time(text) for client, text in (line.split() for line in done.stdout.splitlines())}
+    return times.pop("now"), times.pop("since"), times
+
+
+def _time(text: str) -> datetime:
+    """Docker's time, to the second: 2026-01-31T12:00:00.123456789Z."""
+    return datetime.fromisoformat(text[:19]).replace(tzinfo=UTC)
+
+
+def _accepted(outputs: Mapping[str, Any], key: str, stack: str) -> tuple[int, ...]:
+    versions = outputs.get("keyVersions")
+    if outputs.get("parked"):
+        raise BadInputError(f"--stack {stack}: it is parked, so nothing answers: unpark it first")
+    if not isinstance(versions, dict) or key not in versions:
+        raise BadInputError(f"--stack {stack}: it is up without the key {key}: run up first, with this version")
+    return tuple(int(version) for version in versions[key])
+
+
+def _require_status(stack: str, outputs: Mapping[str, Any], key: str, name: str, expected: int) -> None:
+    endpoint = Endpoint(
+        url=outputs["connectorUrl"],
+        key=key,
+        model=outputs["model"],
+        ca_certificate=outputs.get("caCertificate"),
+        client_certificate=first_client(outputs),
+    )
+    headers = {"Authorization": f"Bearer {key}"}
+    try:
+        with httpx2.Client(verify=endpoint.tls_context(), trust_env=False, timeout=30) as client:
+            found = client.get(endpoint.url.removesuffix(CHAT_PATH) + "/v1/models", headers=headers).status_code
+    except httpx2.HTTPError as error:
+        fix = "can this machine reach it? Then run this again"
+        raise FailedError(f"the endpoint does not answer at {endpoint.url}: {error}: {fix}") from error
+    if found != expected:
+        raise FailedError(
+            f"{name} is answered {found}, not {expected}: see scripts/verify --stack, then run this again"
+        )
+    typer.echo(f"{name} is answered {found}, as it should be")
+
+
+def _told(key: str, versions: tuple[int, ...]) -> str:
+    return " and ".join(key_settings.label(key, version) for version in versions)
+
+
+if __name__ == "__main__":
+    app(prog_name="scripts/rotate")

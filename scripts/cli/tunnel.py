@@ -1,0 +1,375 @@
+"""Keep Google's IAP tunnel to a stack's private VM open, beside or around `pulumi up`.
+
+The tunnel is `gcloud compute start-iap-tunnel`, begun anew as often as needed: while there is no VM yet, and whenever
+it ends. gcloud tries the VM's port 22 first and listens only then, so before that the local port refuses connections.
+After that it stays: where the VM goes away, it closes each connection at once, and finds a new VM of the same name.
+"""
+
+import fcntl
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, TextIO
+
+import typer
+from rich.console import Console
+
+from components.settings.stack import Settings, SettingsError
+from scripts.lab.processes import listener
+from scripts.lib.stack_settings import load, overrides
+
+LOOPBACK = "127.0.0.1"
+LOOK_SECONDS = 0.1
+PAUSE_SECONDS = 3.0
+"""Between two tries: gcloud alone takes a second of CPU time for each."""
+LINE_SECONDS = 10.0
+FIRST_TRY_SECONDS = 30.0
+"""How long a command waits for the outcome of the first try; one try of gcloud's can take a minute."""
+END_SECONDS = 5.0
+
+# What gcloud 528 says (its source, the program itself before a stand-in of IAP, and users' logs) where another try may
+# succeed, and what that means.
+NO_NETWORK = "Google cannot be reached from this machine"
+WAITS = {
+    r"/instances/[^/']+' was not found": "there is no such VM yet",
+    r"Error while connecting \[(4047|4051):": "IAP does not find it, or it is not running yet",
+    # 1000, 4009 and 4010: its sshd has taken the connection and closed it.
+    r"Error while connecting \[(4003|4009|4010|1000):": "IAP gets no answer on its port 22 yet",
+    r"Error while connecting \[(?!\d{4}:|Handshake status 4)": NO_NETWORK,
+    r"Unexpected error while connecting": NO_NETWORK,
+    r"gcloud crashed \((ConnectionError|ConnectTimeout|ReadTimeout|SSLError|TransportError|ServerNotFoundError)\)": (
+        NO_NETWORK
+    ),
+}
+PORT_FIX = "end what listens there, or set another tunnelPort"
+FIXES = {
+    r"\[4033:|Handshake status 4": "give your account roles/iap.tunnelResourceAccessor in project {project}",
+    r"Required '[^']+' permission": "give your account that permission in project {project}",
+    r"has not been used in project|not enabled on project|SERVICE_DISABLED": (
+        "gcloud services enable compute.googleapis.com iap.googleapis.com --project={project}"
+    ),
+    r"active account|gcloud auth login|eauthentication|invalid_grant": "gcloud auth login",
+    r"/projects/[^/']+' was not found|'projects/[^/']+' was not found|Unknown zone|Unknown project": (
+        "check the settings gcpProject ({project}) and zone ({zone})"
+    ),
+    r"Local port \[\d+\] is not available|Unable to open socket": PORT_FIX,
+}
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class TunnelError(Exception):
+    """What waiting cannot mend; the message names cause and fix and is shown as it is."""
+
+    def __init__(self, problem: str, fix: str) -> None:
+        super().__init__(f"{problem}\n  fix: {fix}")
+
+
+@dataclass(frozen=True)
+class Target:
+    """The VM, and the local port that leads to its SSH."""
+
+    project: str
+    zone: str
+    vm: str
+    port: int
+
+    @property
+    def gcloud(self) -> list[str]:
+        """The command that is the tunnel."""
+        place = [f"--zone={self.zone}", f"--project={self.project}"]
+        return ["gcloud", "compute", "start-iap-tunnel", self.vm, "22", f"--local-host-port={self.address}", *place]
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return f"{LOOPBACK}:{self.port}"
+
+
+class Tunnel:
+    """One gcloud at a time, and what is known of it. Nothing happens but in `step`, which returns at once."""
+
+    def __init__(self, target: Target, *, shared: bool) -> None:
+        """`shared`: another process's tunnel to the same VM serves as well; it is followed when it ends."""
+        self.tried = False
+        """Whether the first try has had an outcome, be it that there is no VM yet."""
+        self._target = target
+        self._shared = shared
+        self._claim: TextIO | None = None
+        self._gcloud: subprocess.Popen[bytes] | None = None
+        self._said = ""
+        self._open = False
+        self._why = ""
+        self._began = self._waiting_since = self._next_try = self._next_line = time.monotonic()
+
+    def step(self) -> None:
+        """Look at what there is and do what is due. Raises TunnelError for what no other try can mend."""
+        if self._claim is None and not self._claimed():
+            return
+        now = time.monotonic()
+        if self._gcloud is None:
+            if now >= self._next_try:
+                self._start()
+        else:
+            ended = self._gcloud.poll() is not None  # before the last words are read
+            self._hear(self._gcloud)
+            if ended:
+                self._after(self._gcloud)
+            elif not self._open and _listens(self._target.port):
+                self._open = self.tried = True
+                _say(f"open: {self._target.address} leads to SSH on VM {self._target.vm}")
+        self.tried |= now >= self._began + FIRST_TRY_SECONDS
+        if not self._open and now >= self._next_line:
+            self._next_line = now + LINE_SECONDS
+            why = f": {self._why}" if self._why else ""
+            _say(f"waiting for VM {self._target.vm} ({now - self._waiting_since:.0f} s){why}")
+
+    def close(self) -> None:
+        """End gcloud and all that it started."""
+        if self._gcloud:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                if self._gcloud.poll() is None:
+                    with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                        os.killpg(self._gcloud.pid, number)
+                        self._gcloud.wait(END_SECONDS)
+            self._gcloud = None
+        if self._claim:
+            self._claim.close()
+            self._claim = None
+
+    def _claimed(self) -> bool:
+        """Take the port for this process: it must be one tunnel's also while nothing listens yet."""
+        directory = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "elastic-vllm"
+        target = self._target
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            file = (directory / f"tunnel-{target.port}").open("a+")
+        except OSError as error:
+            raise TunnelError(f"cannot write to {directory}: {error}", "set XDG_CACHE_HOME to a directory") from error
+        place = f"{target.project}/{target.zone}/{target.vm}"
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            pid, _, other = file.read().partition(" ")
+            file.close()
+            if not self._shared or (other and other != place):
+                raise TunnelError(
+                    f"there is a tunnel on {target.address} already: process {pid or 'unknown'}, to {other or 'a VM'}",
+                    f"use it, or end it (kill {pid})" if other == place else "end it, or set another tunnelPort",
+                ) from None
+            if not self.tried:
+                _say(f"using the tunnel on {target.address} that process {pid} keeps")
+            self.tried = True
+            return False
+        file.truncate(0)
+        file.write(f"{os.getpid()} {place}")
+        file.flush()
+        self._claim = file
+        if _taken(target.port):
+            raise TunnelError(f"{listener(target.port)} listens on {target.address} already", PORT_FIX)
+        return True
+
+    def _start(self) -> None:
+        # In a session of its own: the terminal's Ctrl-C must not end it before the command that uses it has ended.
+        # With setpriv (Linux) it also ends where this process is killed.
+        setpriv = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+        self._gcloud = subprocess.Popen(
+            [*setpriv, *self._target.gcloud],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        assert self._gcloud.stdout  # noqa: S101 (for mypy)
+        os.set_blocking(self._gcloud.stdout.fileno(), False)
+        self._said = ""
+
+    def _hear(self, gcloud: subprocess.Popen[bytes]) -> None:
+        """Take what gcloud says; once it is open, its errors are of single connections, and are passed on."""
+        assert gcloud.stdout  # noqa: S101 (for mypy)
+        new = (gcloud.stdout.read() or b"").decode(errors="replace")
+        self._said = (self._said + new)[-20_000:]
+        if self._open:
+            for line in new.splitlines():
+                if line.startswith("ERROR:"):
+                    self._pass_on(re.sub(r"^ERROR: (\[\d+\] )?(Error during local connection to \[.*?\]: )?", "", line))
+
+    def _pass_on(self, error: str) -> None:
+        """Say why a connection through the open tunnel failed; clients try again often, so not each time."""
+        now = time.monotonic()
+        if error != self._why or now >= self._next_line:
+            self._why, self._next_line = error, now + LINE_SECONDS
+            meaning = _meaning(error)
+            _say(f"no connection to VM {self._target.vm}: {meaning}" if meaning else f"gcloud: {error}")
+
+    def _after(self, gcloud: subprocess.Popen[bytes]) -> None:
+        """Gcloud has ended: arrange another try, or raise TunnelError."""
+        error = self._said[self._said.find("ERROR:") :].strip() if "ERROR:" in self._said else ""
+        meaning = _meaning(error)
+        if self._open:
+            why = "the tunnel has ended"
+        elif meaning:
+            why = meaning
+        elif gcloud.returncode < 0:
+            why = "gcloud was killed"
+        else:
+            place = {"project": self._target.project, "zone": self._target.zone}
+            fixes = [fix.format(**place) for pattern, fix in FIXES.items() if re.search(pattern, error)]
+            again = f"see what it means, and try it by hand: {shlex.join(self._target.gcloud)}"
+            said = error or self._said.strip() or f"gcloud ended with exit code {gcloud.returncode}"
+            raise TunnelError(f"no tunnel to VM {self._target.vm}; gcloud says:\n{said}", fixes[0] if fixes else again)
+        now = time.monotonic()
+        if self._open:
+            self._waiting_since = now
+        if self._open or why != self._why:  # news
+            self._next_line = now
+        # One that was open begins again at once.
+        self._next_try = now if self._open else now + PAUSE_SECONDS
+        self._why, self._open, self._gcloud = why, False, None
+        self.tried = True
+
+
+def keep_open(target: Target, command: list[str], signals: list[int]) -> int:
+    """Keep the tunnel open until `command` ends, whose exit code is returned, or without one until a signal comes.
+
+    `signals` are those received and not yet handled. Raises TunnelError.
+    """
+    _require("gcloud", "install it (https://cloud.google.com/sdk/docs/install), then gcloud auth login")
+    if command:
+        _require(command[0], "check the command behind --")
+    tunnel = Tunnel(target, shared=bool(command))
+    running: subprocess.Popen[bytes] | None = None
+    failure: TunnelError | None = None
+    try:
+        while True:
+            if running and (code := running.poll()) is not None:
+                if failure:
+                    raise failure
+                return code if code >= 0 else 128 - code
+            if signals and not running:
+                return 128 + signals[0] if command else 0
+            if running:
+                _forward(signals, running)
+            try:
+                if not failure:
+                    tunnel.step()
+            except TunnelError as error:
+                if not running:
+                    raise
+                failure = error
+                _say(f"{error}\ntunnel: interrupting {command[0]}, which cannot go on without it")
+                running.send_signal(signal.SIGINT)
+            if command and not running and tunnel.tried:
+                running = subprocess.Popen(command)
+            time.sleep(LOOK_SECONDS)
+    finally:
+        if running and running.poll() is None:
+            running.terminate()
+        tunnel.close()
+
+
+def _meaning(error: str) -> str | None:
+    """What an error of gcloud's means, None for one that waiting cannot mend."""
+    return next((meaning for pattern, meaning in WAITS.items() if re.search(pattern, error)), None)
+
+
+def _forward(signals: list[int], command: subprocess.Popen[bytes]) -> None:
+    while signals:
+        number = signals.pop(0)
+        # A terminal has sent Ctrl-C to the command as well: with a second one Pulumi would stop at once.
+        if number != signal.SIGINT or not sys.stdin.isatty():
+            command.send_signal(number)
+
+
+def _require(program: str, fix: str) -> None:
+    if not shutil.which(program):
+        raise TunnelError(f"there is no {program} on PATH", fix)
+
+
+def _listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection((LOOPBACK, port), timeout=1):
+        return True
+    return False
+
+
+def _taken(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return True
+    return False
+
+
+def _say(text: str) -> None:
+    console.print(f"tunnel: {text}", markup=False)
+
+
+def target_of(settings: Settings) -> Target | None:
+    """The VM that is reached through IAP, None where the stack's machine is reached otherwise."""
+    gcp = settings.gcp
+    if gcp is None or gcp.ssh_via != "iap":
+        return None
+    return Target(project=gcp.project, zone=gcp.zone, vm=gcp.name, port=gcp.tunnel_port)
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def main(
+    stack: Annotated[str, typer.Option(help="The stack, by its file in stacks/.")],
+    set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="A setting, over the file's.")] = [],  # noqa: B006
+    command: Annotated[list[str] | None, typer.Argument(metavar="-- COMMAND", help="Run while it is open.")] = None,
+) -> None:
+    """Open the IAP tunnel to a stack's private VM (sshVia: iap), and keep it open.
+
+    The program reaches the VM through it, so it must be there while `pulumi up` runs. Best so:
+
+    \b
+        scripts/tunnel --stack prod-private -- pulumi up --stack prod-private
+
+    which ends with the command and passes on its exit code; where a tunnel to that VM is open already, it is used.
+    Or, in another terminal, `scripts/tunnel --stack prod-private`, until Ctrl-C.
+
+    It may be begun before there is a VM: it waits for it, without limit, and reconnects when the tunnel ends or the VM
+    is replaced. While it says for long that port 22 gives no answer although the VM runs, the firewall keeps IAP's
+    range 35.235.240.0/20 out. What waiting cannot mend (not logged in, no permission, wrong project) ends it with exit
+    code 1 and gcloud's own words; a command that runs is interrupted then.
+
+    Needs gcloud, logged in with an account that has roles/iap.tunnelResourceAccessor. Listens on 127.0.0.1 only, on
+    the setting tunnelPort. With sshVia address or bastion nothing has to be opened: the command is just run.
+    """
+    signals: list[int] = []
+
+    def received(number: int, _frame: FrameType | None) -> None:
+        signals.append(number)
+
+    try:
+        target = target_of(load(stack, overrides(set_)))
+        if target is None:
+            _say(f"stack {stack} is not reached through IAP: nothing to open")
+            if command:
+                _require(command[0], "check the command behind --")
+                os.execvp(command[0], command)  # noqa: S606
+            return
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, received)
+        code = keep_open(target, command or [], signals)
+    except (TunnelError, SettingsError) as error:
+        console.print(f"tunnel: {error}", style="red", markup=False)
+        raise typer.Exit(1) from error
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,203 @@
+"""Proves that an endpoint keeps its promises: TLS, key, allow-list, chat, streams and tool calls, a line for each."""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from scripts.lib.stack_outputs import BadInputError, first_client, parsed, stack_outputs
+from scripts.lib.verification.endpoint import Endpoint, InvalidEndpointError
+from scripts.lib.verification.run import CheckResult, format_result, verify
+
+__all__ = ["CheckResult", "Endpoint", "InvalidEndpointError", "format_result", "verify"]
+
+KEY_VARIABLE = "ELASTIC_VLLM_KEY"
+HEARTBEAT_SECONDS = 10.0
+SPINNER_SECONDS = 1.0
+EXIT_CHECK_FAILED = 1
+EXIT_BAD_INPUT = 2
+# What pulumi prints for a secret unless told to show it.
+HIDDEN = "[secret]"
+CLIENT = "clientCertificates"
+# Of each field of an Endpoint: the stack's output, and the option that overrides it.
+NAMES = {
+    "url": ("connectorUrl", "--url"),
+    "model": ("model", "--model"),
+    "key": ("connectorApiKey", "--key-file"),
+    "ca_certificate": ("caCertificate", "--ca"),
+    "client_certificate": (CLIENT, "--client-pem"),
+}
+OPTIONAL = ("ca_certificate", "client_certificate")
+
+# Locals of a traceback would show the key; panels and markup would break "one line each".
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command()
+def main(
+    *,
+    url: Annotated[str | None, typer.Option(help="Connector URL: https://HOST[:PORT]/v1/chat/completions.")] = None,
+    model: Annotated[str | None, typer.Option(help="Served model's name or alias.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="CA certificate to trust, PEM (default: the system's store).")] = None,
+    key_file: Annotated[
+        Path | None, typer.Option(help=f"File with the key (else ${KEY_VARIABLE}, else a prompt).")
+    ] = None,
+    client_pem: Annotated[
+        Path | None, typer.Option(help="File with a client certificate and its private key, PEM, where one is needed.")
+    ] = None,
+    outputs: Annotated[
+        str | None,
+        typer.Option(help="File, or - for stdin, from `pulumi stack output --json --show-secrets`."),
+    ] = None,
+    stack: Annotated[str | None, typer.Option(help="Stack to take URL, key, model and CA from.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")] = False,
+    no_tools: Annotated[
+        bool, typer.Option("--no-tools", help="Leave out tool calls, for a model without them.")
+    ] = False,
+) -> None:
+    """Prove that an endpoint keeps its promises. Exit status: 0 it does, 1 a check failed, 2 bad input.
+
+    Give --url and --model, or --outputs, or --stack; --model, --ca and --key-file override what outputs say.
+    """
+    heartbeat = Heartbeat()
+    try:
+        given = _given(url, outputs, stack, heartbeat)
+        if model is not None:
+            given["model"] = model
+        if ca is not None:
+            given["caCertificate"] = _read(ca, "--ca")
+        if key_file is not None:
+            given["connectorApiKey"] = _read(key_file, "--key-file").strip()
+        elif not given.get("connectorApiKey"):
+            given["connectorApiKey"] = _key_elsewhere()
+        if client_pem is not None:
+            given[CLIENT] = _read(client_pem, "--client-pem")
+        elif shown := first_client(given):
+            given[CLIENT] = shown
+        has_tools = given.get("nativeFunctionCalling") is not False
+        endpoint = _endpoint(given, supports_tools=has_tools and not no_tools)
+    except BadInputError as error:
+        typer.echo(f"verify: {error}", err=True)
+        raise typer.Exit(EXIT_BAD_INPUT) from error
+
+    def show(result: CheckResult) -> None:
+        heartbeat.stop()
+        if not as_json:
+            typer.echo(format_result(result))
+
+    try:
+        results = verify(endpoint, on_start=heartbeat.start, on_result=show)
+    finally:
+        heartbeat.stop()
+    failed = sum(not result.ok for result in results)
+    if as_json:
+        document = {"url": endpoint.url, "model": endpoint.model, "ok": not failed}
+        typer.echo(json.dumps(document | {"checks": [asdict(result) for result in results]}, indent=2))
+    else:
+        typer.echo(f"{failed} of {len(results)} checks failed" if failed else f"all {len(results)} checks passed")
+    if failed:
+        raise typer.Exit(EXIT_CHECK_FAILED)
+
+
+def _given(url: str | None, outputs: str | None, stack: str | None, heartbeat: "Heartbeat") -> dict[str, object]:
+    """What the source chosen says, under the names of the stack's outputs."""
+    if sum(source is not None for source in (url, outputs, stack)) != 1:
+        raise BadInputError("give one of --url, --outputs and --stack")
+    if url is not None:
+        return {"connectorUrl": url}
+    if outputs is not None:
+        text = sys.stdin.read() if outputs == "-" else _read(Path(outputs), "--outputs")
+        return parsed(text, f"--outputs {outputs}")
+    heartbeat.start(f"outputs of stack {stack}")
+    try:
+        return stack_outputs(str(stack))
+    finally:
+        heartbeat.stop()
+
+
+def _read(path: Path, option: str) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise BadInputError(f"{option} {path}: {error.strerror}: pass a file that can be read") from error
+    except UnicodeDecodeError as error:
+        raise BadInputError(f"{option} {path}: not text: pass PEM, JSON or a key as text") from error
+
+
+def _key_elsewhere() -> str:
+    """The key from the environment or a prompt; never from an option: arguments show in process lists."""
+    if key := os.environ.get(KEY_VARIABLE, "").strip():
+        return key
+    if sys.stdin.isatty():
+        return str(typer.prompt("Connector key", hide_input=True, err=True)).strip()
+    raise BadInputError(f"no key: pass --key-file FILE or set {KEY_VARIABLE}")
+
+
+def _endpoint(given: Mapping[str, object], *, supports_tools: bool) -> Endpoint:
+    values: dict[str, str | None] = {}
+    for field, (output, option) in NAMES.items():
+        value = given.get(output)
+        if value is None and field not in OPTIONAL:
+            raise BadInputError(f"{option} ({output} of the outputs) is missing: pass it")
+        if value is not None and not isinstance(value, str):
+            raise BadInputError(f"{option} ({output} of the outputs) must be a string")
+        if value == HIDDEN:
+            raise BadInputError(f"{option} ({output} of the outputs) is hidden: add --show-secrets")
+        values[field] = value
+    try:
+        return Endpoint(
+            url=values["url"] or "",
+            model=values["model"] or "",
+            key=values["key"] or "",
+            ca_certificate=values["ca_certificate"],
+            client_certificate=values["client_certificate"],
+            supports_tools=supports_tools,
+        )
+    except InvalidEndpointError as error:
+        output, option = NAMES[error.field]
+        raise BadInputError(f"{option} ({output} of the outputs) {error}") from error
+
+
+class Heartbeat:
+    """Shows on stderr what is being waited for and how long: a spinner on a terminal, else a line now and then."""
+
+    def __init__(self, seconds: float = HEARTBEAT_SECONDS) -> None:
+        self._console = Console(stderr=True)
+        self._seconds = SPINNER_SECONDS if self._console.is_terminal else seconds
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, what: str) -> None:
+        """Begins a wait; `stop` ends it."""
+        self._done.clear()
+        self._thread = threading.Thread(target=self._beat, args=(what,), daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the wait: nothing more is written until the next `start`."""
+        self._done.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _beat(self, what: str) -> None:
+        started = time.monotonic()
+        if not self._console.is_terminal:
+            while not self._done.wait(self._seconds):
+                typer.echo(f"still waiting: {what}, {time.monotonic() - started:.0f} s", err=True)
+            return
+        with self._console.status(escape(what)) as status:
+            while not self._done.wait(self._seconds):
+                status.update(escape(f"{what}, {time.monotonic() - started:.0f} s"))
+
+
+if __name__ == "__main__":
+    app(prog_name="scripts/verify")

@@ -1,0 +1,336 @@
+"""The command line: `scripts/rehearse up | verify | down | outputs | setup`."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import pulumi
+import typer
+
+from scripts.lab import RehearsalError, machine, podman, simulated_vm
+from scripts.lab.display import Display
+from scripts.lab.emulator import (
+    command_adapter,
+    docker_adapters,
+    docker_ssh,
+    dynamic_adapter,
+    engine,
+    google_adapters,
+    local_adapter,
+    tls_adapters,
+)
+from scripts.lab.emulator.config import StackConfig, read_config
+from scripts.lab.emulator.resource import Adapter
+from scripts.lab.emulator.state import ROOT, State, load, locked
+from scripts.lab.errors import SetupError
+from scripts.lab.in_place_of_google import is_for_google, rehearsed, serving_hub
+from scripts.lab.ssh_keys import write_keys
+from scripts.lab.tiny_models import MODELS
+
+PROJECT = Path(__file__).resolve().parents[2]
+ADAPTERS = {
+    "command:remote:Command": command_adapter.COMMAND,
+    "command:local:Command": local_adapter.COMMAND,
+    **docker_adapters.ADAPTERS,
+    **dynamic_adapter.ADAPTERS,
+    **tls_adapters.ADAPTERS,
+}
+INTERRUPTED = 130
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
+
+Stack = Annotated[str, typer.Option(help="The stack: stacks/Pulumi.<stack>.yaml.")]
+Sets = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting for this run, over the stack's file. Repeatable."),
+]
+SetFiles = Annotated[
+    list[str],
+    typer.Option("--set-file", metavar="KEY=PATH", help="A secret setting, read from a file. Repeatable."),
+]
+ShowSecrets = Annotated[bool, typer.Option("--show-secrets", help="Show secrets in clear.")]
+
+
+@app.callback()
+def main() -> None:
+    """Run the unmodified Pulumi program without the Pulumi CLI, each resource doing the real thing."""
+
+
+@app.command()
+def up(
+    *,
+    stack: Stack = "local",
+    sets: Sets = [],  # noqa: B006 (typer copies it)
+    set_files: SetFiles = [],  # noqa: B006
+    verify: Annotated[bool, typer.Option("--verify", help="Then prove that the endpoint keeps its promises.")] = False,
+    show_secrets: ShowSecrets = False,
+    delays: Annotated[
+        list[str],
+        typer.Option(
+            "--delay", metavar="RESOURCE=SECONDS", help="Let one take longer to make (make bench). Repeatable."
+        ),
+    ] = [],  # noqa: B006
+) -> None:
+    """Bring the stack up, or up to date: what `pulumi up --refresh` does."""
+    with _user_errors():
+        machine.require_root()
+        slow = _seconds(delays)
+        config = _config(stack, sets, set_files)
+        with locked(ROOT, stack) as interrupted, _cut_off(stack), Display() as display:
+            state = load(ROOT, stack)
+            _set_up(config, state, display, interrupted=interrupted, check_first=True)
+            _note_what_is_kept(config, state)
+            with serving_hub(config):
+                engine.up(PROJECT, config, state, _adapters(config), display, delays=slow)
+        display.line(display.counts())
+        display.line(display.timeline())
+        outputs = engine.outputs(stack)
+        failed = _verify(outputs) if verify and not outputs["parked"]["value"] else 0
+        _print_connector(outputs, stack, show_secrets=show_secrets)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def setup(*, stack: Stack = "local", sets: Sets = []) -> None:  # noqa: B006
+    """Only make this machine ready for the stack: packages, dockerd, sshd, images, the tiny model."""
+    with _user_errors():
+        machine.require_root()
+        config = _config(stack, sets, [])
+        if not _is_here(config):
+            raise RehearsalError(
+                f"stack {stack} is for a host of its own ({config.get('host')}): nothing to set up here"
+            )
+        with locked(ROOT, stack) as interrupted, _cut_off(stack), Display() as display:
+            _set_up(config, load(ROOT, stack), display, interrupted=interrupted, check_first=False)
+        display.line(display.timeline())
+
+
+@app.command()
+def verify(*, stack: Stack = "local") -> None:
+    """Prove that a stack that is up keeps its promises."""
+    with _user_errors():
+        machine.require_root()
+        failed = _verify(engine.outputs(stack))
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def outputs(
+    *,
+    stack: Stack = "local",
+    as_json: Annotated[bool, typer.Option("--json", help="As `pulumi stack output --json`.")] = False,
+    show_secrets: ShowSecrets = False,
+) -> None:
+    """Show a stack's outputs."""
+    with _user_errors():
+        machine.require_root()
+        found = engine.outputs(stack)
+        shown = {
+            name: "[secret]" if each["secret"] and not show_secrets else each["value"] for name, each in found.items()
+        }
+        if as_json:
+            typer.echo(json.dumps(shown, indent=2))
+            return
+        for name, value in shown.items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            typer.echo(f"{name:<20} " + text.strip().replace("\n", "\n" + " " * 21))
+
+
+@app.command()
+def lose(*, stack: Stack = "prod") -> None:
+    """Take a stack's simulated VM away, as Google takes a spot VM: the next `up` brings another."""
+    with _user_errors():
+        machine.require_root()
+        with locked(ROOT, stack):
+            if not simulated_vm.find(stack):
+                raise RehearsalError(f"stack {stack} has no simulated VM")
+            simulated_vm.destroy(stack)
+        typer.echo(f"the VM of stack {stack} is gone")
+
+
+@app.command()
+def down(*, stack: Stack = "local") -> None:
+    """Remove all that the stack consists of, and what the rehearsal started for it."""
+    with _user_errors():
+        machine.require_root()
+        with locked(ROOT, stack) as interrupted, _cut_off(stack), Display() as display:
+            state = load(ROOT, stack)
+            if not state.path.exists() and not machine.is_set_up():
+                shutil.rmtree(state.path.parent)
+                machine.tear_down(stack, display)
+                display.line(f"stack {stack}: there is nothing to take down")
+                return
+            _destroy(stack, state, display, interrupted=interrupted)
+            kept = dict(state.kept)
+            shutil.rmtree(state.path.parent)
+            machine.tear_down(stack, display)
+        display.line(display.counts())
+        if kept:
+            display.line("kept, and how to remove it:")
+        for what, remove in kept.items():
+            display.line(f"  {what}: {remove}")
+
+
+def _config(stack: str, sets: list[str], set_files: list[str]) -> StackConfig:
+    config = read_config(PROJECT, stack, sets, set_files)
+    if not is_for_google(config):
+        return config
+    return rehearsed(config, {f"{config.project}:{each.partition('=')[0]}" for each in [*sets, *set_files]})
+
+
+def _seconds(delays: list[str]) -> dict[str, float]:
+    try:
+        return {name: float(seconds) for name, seconds in (each.split("=") for each in delays)}
+    except ValueError:
+        raise RehearsalError(f"--delay {' '.join(delays)}: write --delay RESOURCE=SECONDS") from None
+
+
+def _is_here(config: StackConfig) -> bool:
+    """Whether this machine is the stack's host, or stands for it."""
+    return machine.is_private(config) or is_for_google(config)
+
+
+def _adapters(config: StackConfig) -> dict[str, Adapter]:
+    return {**ADAPTERS, **google_adapters.adapters(config)}
+
+
+def _note_what_is_kept(config: StackConfig, state: State) -> None:
+    if not is_for_google(config):
+        directory = config.get("weightsDirectory")
+        state.kept[f"weights in {directory} on {config.get('host')}"] = f"rm -r {directory}"
+        return
+    state.kept[f"the tiny model in {MODELS}"] = f"rm -r {MODELS}"
+    disk = config.get("weightsDisk") or f"elastic-vllm-{config.stack}-weights"
+    what, file = f"the disk {disk}, to be used again with --set weightsDisk={disk}", simulated_vm.disk_file(disk)
+    if config.get("keepWeightsDisk") or config.get("weightsDisk"):
+        state.kept[what] = f"rm {file}"
+    else:
+        state.kept.pop(what, None)
+
+
+def _set_up(config: StackConfig, state: State, display: Display, *, interrupted: bool, check_first: bool) -> None:
+    here = _is_here(config)
+    if here:
+        write_keys(ROOT / "ssh")  # the settings name them
+        state.save()
+    if is_for_google(config):
+        display.line(
+            f"rehearsing {config.stack}: Google Cloud is simulated, this machine stands for the VM, on its CPU with "
+            f"the tiny model {config.get('model')}"
+        )
+    if check_first:
+        # Images take minutes: a bad setting is to be told before.
+        with display.task("settings", "set-up"):
+            engine.check(PROJECT, config)
+    if here:
+        if interrupted:
+            machine.end_sessions(config.stack)
+        machine.set_up(config, state, display)
+
+
+def _destroy(stack: str, state: State, display: Display, *, interrupted: bool) -> None:
+    if state.on_this_machine and state.resources:
+        if interrupted:
+            machine.end_sessions(stack)
+        # What is removed is reached through them.
+        machine.start_daemons(state.ssh_port, display, with_podman=podman.is_used(state))
+        vm = simulated_vm.find(stack)
+        if vm:
+            simulated_vm.start(stack, vm)
+    simulated = any(record.type.startswith(("gcp:", "pulumi:providers:gcp")) for record in state.resources.values())
+    for record in state.resources.values():
+        if record.type == "docker:index/remoteImage:RemoteImage" and record.inputs.get("keepLocally"):
+            image, provider = record.inputs["name"], state.resources.get(record.provider)
+            in_podman = provider is not None and podman.is_behind(provider.inputs)
+            what = f"image {image} in Podman" if in_podman else f"image {image}"
+            state.kept[what] = f"{'podman' if in_podman else 'docker'} image rm {image}"
+    state.save()
+
+    def remove_leftovers() -> None:
+        if simulated:
+            simulated_vm.destroy(stack)  # and whatever is on it
+            return
+        for record in list(state.resources.values()):
+            for removed in docker_adapters.remove_leftovers(record.inputs, stack):
+                display.line(f"{'deleted':<10} {removed}, left by a run that was cut off")
+
+    config = StackConfig(project="", stack=stack, values={}, secrets=frozenset())
+    engine.destroy(config, state, _adapters(config), display, remove_leftovers)
+
+
+def _verify(outputs: dict[str, dict[str, Any]]) -> int:
+    """Print a line for each check; returns how many failed."""
+    from scripts.cli.verify import Endpoint, format_result, verify  # noqa: PLC0415 (brings the openai client)
+    from scripts.lib.stack_outputs import first_client  # noqa: PLC0415 (a circle: it reads rehearsals' outputs)
+
+    values = {name: each["value"] for name, each in outputs.items()}
+    endpoint = Endpoint(
+        url=values["connectorUrl"],
+        key=values["connectorApiKey"],
+        model=values["model"],
+        ca_certificate=values.get("caCertificate") or None,
+        client_certificate=first_client(values),
+    )
+    with Display() as display:
+        results = []
+        with display.task("verify", "checks") as task:
+            results = verify(endpoint, on_start=task.say, on_result=lambda result: display.line(format_result(result)))
+            failed = sum(not result.ok for result in results)
+            task.outcome = "failed" if failed else "verified"
+    typer.echo(f"{failed} of {len(results)} checks failed" if failed else f"all {len(results)} checks passed")
+    return failed
+
+
+def _print_connector(outputs: dict[str, dict[str, Any]], stack: str, *, show_secrets: bool) -> None:
+    how = f"shown by: scripts/rehearse outputs --stack {stack} --show-secrets"
+    names = {"URL": "connectorUrl", "API key": "connectorApiKey", "model": "model"}
+    typer.echo()
+    for label, name in names.items():
+        if name in outputs:
+            hidden = outputs[name]["secret"] and not show_secrets
+            typer.echo(f"{label + ':':<9} {how if hidden else outputs[name]['value']}")
+
+
+@contextmanager
+def _user_errors() -> Iterator[None]:
+    """What the user can put right is shown as a message; anything else is a bug and shows where it was."""
+    try:
+        yield
+    except (RehearsalError, SetupError, pulumi.RunError) as error:
+        typer.echo(f"\nerror: {error}", err=True)
+        raise typer.Exit(1) from None
+    finally:
+        _quietly(command_adapter.close_all)
+        _quietly(docker_ssh.close_all)
+
+
+@contextmanager
+def _cut_off(stack: str) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the run at once, though threads are still waiting for a command's end."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        again = f"scripts/rehearse up --stack {stack}"
+        typer.echo(f"\ninterrupted; what was done is kept: `{again}` goes on from here", err=True)
+        _quietly(command_adapter.close_all)
+        _quietly(docker_ssh.close_all)
+        machine.end_sessions(stack)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)  # inside the lock, so that no thread changes the state after it is free
+
+
+def _quietly(close: Callable[[], None]) -> None:
+    try:
+        close()
+    except Exception as error:  # the run is over: how it went has been said
+        typer.echo(f"while closing connections: {error}", err=True)

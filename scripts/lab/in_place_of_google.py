@@ -1,0 +1,78 @@
+"""What differs when a stack for Google Cloud is rehearsed: a tiny model, images of this machine, values left empty."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from scripts.lab import hub
+from scripts.lab.emulator.config import StackConfig
+from scripts.lab.emulator.state import ROOT
+from scripts.lab.tiny_models import MODELS, recipe_of
+
+MODEL = "rehearsal/tiny"
+HUB_PORT = 22080
+WHERE = "203.0.113.0/24"  # for documentation (RFC 5737): nobody's
+
+
+def is_for_google(config: StackConfig) -> bool:
+    """Whether the stack's host is a VM in Google Cloud."""
+    return str(config.get("target")) == "gcp"
+
+
+def rehearsed(config: StackConfig, given: set[str]) -> StackConfig:
+    """The configuration that can be rehearsed here; what was `given` for this run (full keys) stays as it is."""
+    values = {**_own_settings(config), **_for_empty_ones(config)}
+    full = {f"{config.project}:{key}": value for key, value in values.items()}
+    return replace(config, values={**config.values, **{key: full[key] for key in full.keys() - given}})
+
+
+def _own_settings(config: StackConfig) -> dict[str, Any]:
+    model = MODEL
+    if str(config.get("model")).startswith("rehearsal/"):
+        model = config.get("model")
+    return {
+        "model": model,
+        "modelSource": "hub",
+        "modelRevision": revision(model),
+        "hubEndpoint": f"http://127.0.0.1:{HUB_PORT}",
+        "hubToken": "",
+        "contextTokens": 0,
+        "vllmArguments": [],
+        "weightsDirectory": f"/mnt/elastic-vllm-{config.stack}",
+        "vllmImage": "localhost/elastic-vllm/vllm-cpu:0.32.0",
+        "nginxImage": "localhost/elastic-vllm/nginx:debian",
+        "vmImage": "projects/rehearsal/global/images/this-machine",
+        # cloud-init would make the user: this machine has root.
+        "sshUser": "root",
+        "sshPrivateKeyPath": str(ROOT / "ssh" / "id_ed25519"),
+    }
+
+
+def _for_empty_ones(config: StackConfig) -> dict[str, Any]:
+    values: dict[str, Any] = {"gcpProject": "rehearsal", "httpsSources": [WHERE]}
+    if config.get("sshVia") != "iap":
+        values["sshSources"] = [WHERE]
+    return {key: value for key, value in values.items() if not config.get(key)}
+
+
+def revision(model: str) -> str:
+    """In place of a commit: it changes with the tiny model."""
+    return recipe_of(model)[:40]
+
+
+@contextmanager
+def serving_hub(config: StackConfig) -> Iterator[None]:
+    """A hub on loopback that has the tiny model, for as long as an `up` runs."""
+    model = str(config.get("model"))
+    directory = MODELS / model.replace("/", "--")
+    if config.get("hubEndpoint") != f"http://127.0.0.1:{HUB_PORT}" or not directory.is_dir():
+        yield
+        return
+    files = {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    }
+    with hub.running(model, files, commit=revision(model), port=HUB_PORT):
+        yield

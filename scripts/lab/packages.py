@@ -1,0 +1,83 @@
+"""Debian and Ubuntu packages for the programs that this machine lacks."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from scripts.lab import RehearsalError
+
+# A program (or file) -> the package that brings it.
+PROGRAMS = {
+    "ssh": "openssh-client",
+    "/usr/sbin/sshd": "openssh-server",
+    "nft": "nftables",
+    "iptables": "iptables",
+    "curl": "curl",
+    "mmdebstrap": "mmdebstrap",
+    "/etc/ssl/certs/ca-certificates.crt": "ca-certificates",
+}
+SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+LOCK_SECONDS = 300  # how long apt waits for another apt
+
+
+def install_missing(
+    say: Callable[[str], None], *, need_docker: bool, need_podman: bool = False, log: Path
+) -> list[str]:
+    """Install what is missing, without starting a service; returns the packages installed.
+
+    Raises RehearsalError with cause and fix. Apt's output goes to `log`, so that apt survives this process.
+    """
+    wanted = (
+        PROGRAMS | ({"dockerd": "docker.io"} if need_docker else {}) | ({"podman": "podman"} if need_podman else {})
+    )
+    missing = [package for program, package in wanted.items() if not _is_there(program)]
+    if not missing:
+        return []
+    if not shutil.which("apt-get"):
+        raise RehearsalError(
+            f"this machine lacks {', '.join(missing)} and is no Debian or Ubuntu: install them in its own way"
+        )
+    say(f"installing {' '.join(missing)}")
+    options = ["-q", "-o", f"DPkg::Lock::Timeout={LOCK_SECONDS}", "-o", "Acquire::Retries=2"]
+    install = ["apt-get", *options, "install", "-y", "--no-install-recommends", *missing]
+    _run(["apt-get", *options, "update"], say, log)
+    code, said = _run(install, say, log)
+    if "dpkg was interrupted" in said:
+        _run(["dpkg", "--configure", "-a"], say, log)
+        code, said = _run(install, say, log)
+    if code != 0:
+        raise RehearsalError(f"apt-get can't install {', '.join(missing)}: {_cause(said)}; all it said: {log}")
+    return missing
+
+
+def _is_there(program: str) -> bool:
+    path = f"{os.environ.get('PATH', os.defpath)}:{SBIN}"
+    return shutil.which(program, path=path) is not None or Path(program).is_file()
+
+
+def _run(command: list[str], say: Callable[[str], None], log: Path) -> tuple[int, str]:
+    # RUNLEVEL and SYSTEMD_OFFLINE keep a package's scripts from starting its service.
+    quiet = {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1", "SYSTEMD_OFFLINE": "1", "LC_ALL": "C.UTF-8"}
+    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with log.open("w+b") as file:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=os.environ | quiet
+        )
+        while process.poll() is None:
+            time.sleep(0.2)
+            say(log.read_text(errors="replace")[-300:])
+    return process.returncode, log.read_text(errors="replace")
+
+
+def _cause(said: str) -> str:
+    if "Could not get lock" in said or "Unable to acquire the dpkg" in said:
+        return f"another apt or dpkg has been running for over {LOCK_SECONDS} s: wait until it is done"
+    if any(sign in said for sign in ("Temporary failure resolving", "Could not connect", "Failed to fetch")):
+        return "the package servers can't be reached: check the network, or install these packages by hand"
+    if "Unable to locate package" in said or "has no installation candidate" in said:
+        return "no apt source has such a package: check /etc/apt/sources.list.d"
+    errors = [line for line in said.splitlines() if line.startswith("E:")]
+    return " ".join(errors) or said[-300:].strip()

@@ -1,0 +1,48 @@
+"""A stack's settings for scripts that run beside Pulumi: its file over Pulumi.yaml's defaults, checked as a whole."""
+
+from collections.abc import Iterable, Mapping
+
+import pulumi
+import typer
+import yaml
+
+from components.catalogue.models import load_catalogue
+from components.settings.problems import ENCRYPTED, SECRETS
+from components.settings.stack import PROJECT_DIRECTORY, Settings, parse_settings
+from scripts.lab import RehearsalError
+from scripts.lab.emulator.config import read_config
+
+
+def load(stack: str, overrides: Mapping[str, str]) -> Settings:
+    """The checked settings of `stack`, with `overrides` (setting -> text) over its file's.
+
+    Raises SettingsError for settings that are wrong and typer.BadParameter for a stack that isn't there.
+    """
+    given = [f"{key}={value}" for key, value in {**dict.fromkeys(_encrypted(stack), ENCRYPTED), **overrides}.items()]
+    try:
+        config = read_config(PROJECT_DIRECTORY, stack, given, [])
+    except RehearsalError as error:
+        raise typer.BadParameter(str(error), param_hint="--stack") from error
+    prefix = f"{config.project}:"
+    values = {key.removeprefix(prefix): text for key, text in config.for_pulumi().items() if key.startswith(prefix)}
+    secrets = {name: pulumi.Output.secret(values[name]) for name in SECRETS}
+    return parse_settings(values, stack, secrets, load_catalogue())
+
+
+def overrides(given: Iterable[str]) -> dict[str, str]:
+    """What `--set KEY=VALUE`, given any number of times, asks for."""
+    pairs = [text.partition("=") for text in given]
+    wrong = [key for key, separator, _ in pairs if not separator or not key]
+    if wrong:
+        raise typer.BadParameter(f"{wrong[0]}: write --set KEY=VALUE", param_hint="--set")
+    return {key.strip(): value for key, _, value in pairs}
+
+
+def _encrypted(stack: str) -> list[str]:
+    """The keys of the stack's file whose values are `secure: ...`. None where the file cannot be read."""
+    try:
+        content = yaml.safe_load((PROJECT_DIRECTORY / "stacks" / f"Pulumi.{stack}.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):  # read_config says what is wrong
+        return []
+    config = content.get("config") if isinstance(content, dict) else None
+    return [key for key, value in (config or {}).items() if isinstance(value, dict) and "secure" in value]

@@ -1,0 +1,129 @@
+"""The connections that the checks share: plain HTTP for refusals, the official OpenAI client for the rest."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx2
+import openai
+from openai.types.chat import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionToolChoiceOptionParam,
+    ChatCompletionToolParam,
+)
+
+from scripts.lib.verification.endpoint import Endpoint
+from scripts.lib.verification.failures import CONNECT_SECONDS
+
+GENERATION_SECONDS = 600.0
+# For what does not generate: Nginx refuses by itself, and vLLM lists its models at once.
+ANSWER_SECONDS = 30.0
+
+
+@dataclass
+class Probe:
+    """The connections to one endpoint, and what earlier checks learnt about it."""
+
+    endpoint: Endpoint
+    http: httpx2.Client
+    client: openai.OpenAI
+    served: Sequence[str] = ()
+    max_tokens: int = sys.maxsize
+    """What the model's context leaves for an answer."""
+    last_read: float = 0.0
+    """When a body's newest bytes came in: what came at once has one time, however slowly it is parsed."""
+
+    def request(self, method: str, path: str, key: str | None) -> httpx2.Response:
+        """The answer to a request outside the OpenAI client; a POST carries the smallest chat request."""
+        body = {
+            "model": self.endpoint.model,
+            "messages": [{"role": "user", "content": "Hello"}],
+            "max_tokens": 1,
+        }
+        return self.http.request(
+            method,
+            self.endpoint.root + path,
+            headers={} if key is None else {"Authorization": f"Bearer {key}"},
+            json=body if method == "POST" else None,
+        )
+
+    def complete(
+        self,
+        prompt: str,
+        max_tokens: int,
+        tools: Sequence[ChatCompletionToolParam] = (),
+        tool_choice: ChatCompletionToolChoiceOptionParam | openai.Omit = openai.omit,
+    ) -> ChatCompletion:
+        """The plain answer; raises TypeError where the endpoint answers 200 with something else."""
+        completion = self.client.chat.completions.create(
+            model=self.endpoint.model,
+            messages=[{"role": "user", "content": prompt}],
+            max_tokens=min(max_tokens, self.max_tokens),
+            temperature=0,
+            tools=tools or openai.omit,
+            tool_choice=tool_choice,
+        )
+        # The client hands on a body that is not JSON as a string.
+        if not isinstance(completion, ChatCompletion):
+            raise TypeError("the body is no JSON")
+        return completion
+
+    def stream(
+        self,
+        prompt: str,
+        max_tokens: int,
+        tools: Sequence[ChatCompletionToolParam] = (),
+        tool_choice: ChatCompletionToolChoiceOptionParam | openai.Omit = openai.omit,
+    ) -> Iterator[ChatCompletionChunk]:
+        """The answer's chunks as they arrive, the last one with the usage and no choices."""
+        chunks = self.client.chat.completions.create(
+            model=self.endpoint.model,
+            messages=[{"role": "user", "content": prompt}],
+            max_tokens=min(max_tokens, self.max_tokens),
+            temperature=0,
+            tools=tools or openai.omit,
+            tool_choice=tool_choice,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        with chunks:
+            yield from chunks
+
+
+class _TimedBody(httpx2.SyncByteStream):
+    def __init__(self, body: httpx2.SyncByteStream, probe: Probe) -> None:
+        self._body = body
+        self._probe = probe
+
+    def __iter__(self) -> Iterator[bytes]:
+        for piece in self._body:
+            self._probe.last_read = time.monotonic()
+            yield piece
+
+    def close(self) -> None:
+        self._body.close()
+
+
+@contextmanager
+def probing(endpoint: Endpoint) -> Iterator[Probe]:
+    """A probe of the endpoint, without retries, redirects or proxies: they would hide what it does."""
+    limit = httpx2.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
+    with httpx2.Client(verify=endpoint.tls_context(), trust_env=False, timeout=limit) as http:
+        client = openai.OpenAI(
+            api_key=endpoint.key,
+            base_url=endpoint.root + "/v1",
+            max_retries=0,
+            timeout=httpx2.Timeout(GENERATION_SECONDS, connect=CONNECT_SECONDS),
+            http_client=http,
+        )
+        probe = Probe(endpoint, http, client)
+
+        def time_reads(response: httpx2.Response) -> None:
+            if isinstance(response.stream, httpx2.SyncByteStream):
+                response.stream = _TimedBody(response.stream, probe)
+
+        http.event_hooks = {"response": [time_reads]}
+        yield probe

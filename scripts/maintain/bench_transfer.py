@@ -1,0 +1,168 @@
+"""`make bench`, its third part: what carrying a bundle costs, against `scp` and `sha256sum`, into docs/benchmarks.md.
+
+    python -m scripts.maintain.bench_transfer [--rounds N] [--gb N]
+
+A file of random bytes travels over an sshd of this machine: with scp, and as `up` sends it (files/bundle/transfer.py),
+with its checksum taken on arrival. Then the same bytes, in two files, are checked by two sha256sum side by side, and by
+scripts/bundle verify. Each has its turn in each round. Memory is the most that any process of it had.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from components import render
+from components.bundle import manifest as bundle_manifest
+from components.bundle.manifest import SUMS, File, Manifest, Part
+from scripts.lab.emulator.state import ROOT as REHEARSAL
+from scripts.lab.machine import start_sshd, stop_sshd
+from scripts.lab.ssh_keys import write_keys
+from scripts.maintain.price import document
+
+ROOT = Path(__file__).resolve().parents[2]
+PORT = 22023
+BLOCK_BYTES = 1 << 20
+PROMISED_SHARE = 0.8
+PROMISED_MB = 300
+HELD = (
+    "import resource, subprocess, sys\n"
+    "code = subprocess.call(sys.argv[1:])\n"
+    "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)\n"
+    "sys.exit(code)"
+)
+"""Runs a command, then says the most memory (KiB) that a process of it had."""
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+console = Console(highlight=False)
+
+
+@app.command()
+def main(
+    rounds: Annotated[int, typer.Option(help="How often each has its turn; the median counts.", min=1)] = 3,
+    gb: Annotated[float, typer.Option(help="Size of the file in GB.", min=0.1)] = 2,
+) -> None:
+    """Measure transfer against scp, and verify against sha256sum."""
+    # Not in /tmp: sshd takes no keys from below a directory that all may write to.
+    REHEARSAL.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=REHEARSAL, prefix="transfer-") as scratch, ExitStack() as cleanup:
+        place = Path(scratch)
+        write_keys(place / "ssh")
+        start_sshd(place / "ssh", PORT)
+        cleanup.callback(stop_sshd, place / "ssh")
+        size = int(gb * 10**9)
+        bundle = _bundle(place / "bundle", size)
+        ways: dict[str, Callable[[], Sequence[str]]] = {
+            "scp": lambda: _scp(place, bundle),
+            "up": lambda: _transfer(place, bundle, size),
+            "two sha256sum": lambda: ["sh", "-c", f"sha256sum {bundle}/one >/dev/null & sha256sum {bundle}/two; wait"],
+            "verify": lambda: [str(ROOT / "scripts" / "bundle"), "verify", str(bundle), "--unsigned"],
+        }
+        rates: dict[str, list[float]] = {way: [] for way in ways}
+        memory: dict[str, int] = dict.fromkeys(ways, 0)
+        for number in range(1, rounds + 1):
+            for way, made in ways.items():
+                shutil.rmtree(place / "arrived", ignore_errors=True)
+                seconds, kib = _timed(made())
+                moved = size if way in {"scp", "up"} else 2 * size
+                rates[way].append(moved / 1e6 / seconds)
+                memory[way] = max(memory[way], kib)
+                console.print(f"round {number}: {way}: {rates[way][-1]:.0f} MB/s, {kib // 1024} MiB")
+    command = f"python -m scripts.maintain.bench_transfer --rounds {rounds} --gb {gb:g}"
+    document.write("transfer", _table(rates, memory, gb), command)
+
+
+def _bundle(directory: Path, size: int) -> Path:
+    """Two files of random bytes and their checksums, as a bundle."""
+    directory.mkdir()
+    console.print(f"two files of {size / 1e9:g} GB ...")
+    for name in ("one", "two"):
+        with (directory / name).open("wb") as file:
+            for begin in range(0, size, BLOCK_BYTES):
+                file.write(os.urandom(min(BLOCK_BYTES, size - begin)))
+    files = tuple(
+        File(path=name, bytes=size, sha256=bundle_manifest.sha256(directory / name)) for name in ("one", "two")
+    )
+    about = {"stack": "bench", "commit": "-", "made": "-", "architecture": "-", "python": "-"}
+    parts = {"all": Part(source="random", licence=None, about={}, files=files)}
+    manifest = Manifest(**about, parts=parts)
+    bundle_manifest.write(directory, manifest)
+    (directory / SUMS).write_text(bundle_manifest.sums(directory, manifest))
+    return directory
+
+
+def _ssh(place: Path) -> list[str]:
+    key = ["-i", str(place / "ssh" / "id_ed25519")]
+    return [*key, *("-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null")]
+
+
+def _scp(place: Path, bundle: Path) -> list[str]:
+    (place / "arrived").mkdir()
+    return ["scp", "-q", *_ssh(place), "-P", str(PORT), str(bundle / "one"), f"root@127.0.0.1:{place}/arrived/one"]
+
+
+def _transfer(place: Path, bundle: Path, size: int) -> list[str]:
+    script = render.script(
+        "bundle/receive-files.sh",
+        engine="docker",
+        destination=str(place / "arrived"),
+        alike="/nonexistent",
+        source="",
+        part="",
+        image="",
+    )
+    order = {
+        "ssh": ["ssh", *_ssh(place), "-p", str(PORT), "root@127.0.0.1", "bash -s"],
+        "script": f"{{\n{script}\nexit\n}}\n",
+        "title": "one",
+        "directory": str(bundle),
+        "files": [
+            {"path": "one", "sha256": bundle_manifest.sha256(bundle / "one"), "bytes": size, "carried": True},
+        ],
+    }
+    (place / "order.json").write_text(json.dumps(order))
+    return ["sh", "-c", f"exec python3 {ROOT}/components/files/bundle/transfer.py < {place}/order.json"]
+
+
+def _timed(command: Sequence[str]) -> tuple[float, int]:
+    """Seconds of a command, and the most KiB that one of its processes had."""
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", HELD, *command], capture_output=True, text=True, check=False)
+    seconds = time.monotonic() - began
+    if done.returncode:
+        console.print(done.stdout, done.stderr)
+        raise typer.Exit(1)
+    return seconds, int(done.stderr.split()[-1])
+
+
+def _table(rates: dict[str, list[float]], memory: dict[str, int], gb: float) -> str:
+    median = {way: statistics.median(values) for way, values in rates.items()}
+    rows = [
+        ("`scp` of one file", "scp", "", ""),
+        ("the same by `up`, checked on arrival", "up", "scp", PROMISED_SHARE),
+        ("two `sha256sum` side by side", "two sha256sum", "", ""),
+        ("the same files by `scripts/bundle verify`", "verify", "two sha256sum", PROMISED_SHARE),
+    ]
+    lines = [
+        "| what | MB/s | share of that above it | promised | most memory, MiB |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for what, way, other, promised in rows:
+        share = f"{median[way] / median[other]:.2f}" if other else ""
+        most = f"{memory[way] / 1024:.0f}" + (f" (promised: {PROMISED_MB} MB)" if other else "")
+        lines.append(f"| {what} | {median[way]:.0f} | {share} | {promised} | {most} |")
+    return f"Files of {gb:g} GB, medians.\n\n" + "\n".join(lines)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,125 @@
+"""A server to reach over SSH: this machine, behind an sshd of a test's own, with users that come and go."""
+
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.lab import machine
+
+UID = 54321  # of the users that tests make: nothing else has it, in containers neither
+CONFIG = """\
+Port {port}
+ListenAddress 127.0.0.1
+HostKey {directory}/host
+AuthorizedKeysFile {directory}/authorized_keys
+PidFile none
+StrictModes no
+PermitRootLogin prohibit-password
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+UsePAM {pam}
+UseDNS no
+MaxStartups 100
+MaxSessions 100
+SetEnv {environment}
+"""
+
+
+@dataclass(frozen=True)
+class Server:
+    """How it is reached: what a stack's settings say."""
+
+    port: int
+    directory: Path
+
+    @property
+    def private_key(self) -> Path:
+        return self.directory / "id"
+
+    @property
+    def host_key(self) -> Path:
+        return self.directory / "host.pub"
+
+    def new_key(self, name: str) -> Path:
+        """Another key pair; returns the private key's file."""
+        path = self.directory / name
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
+        return path
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@contextmanager
+def running() -> Iterator[Server]:
+    """The server until the block ends."""
+    # Not pytest's directory, which no other user may enter: sshd reads authorized_keys as the user who comes.
+    directory = Path(tempfile.mkdtemp(prefix="elastic-vllm-sshd-"))
+    directory.chmod(0o755)
+    server = Server(free_port(), directory)
+    try:
+        for name in ("host", "id"):
+            server.new_key(name)
+        shutil.copy(directory / "id.pub", directory / "authorized_keys")
+        config = directory / "sshd_config"
+        config.write_text(
+            CONFIG.format(port=server.port, directory=directory, pam=machine._pam(), environment=machine.NO_BASHRC)
+        )
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+        with (directory / "log").open("wb") as log:
+            process = subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", config], stderr=log)
+        try:
+            _wait_for(server, process)
+            yield server
+        finally:
+            process.terminate()
+            process.wait(10)
+    finally:
+        shutil.rmtree(directory)
+
+
+def _wait_for(server: Server, process: subprocess.Popen[bytes]) -> None:
+    limit = time.monotonic() + 60
+    while time.monotonic() < limit and process.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", server.port), timeout=1).close()
+        except OSError:
+            time.sleep(0.02)
+        else:
+            return
+    raise AssertionError(f"sshd does not start: {(server.directory / 'log').read_text()}")
+
+
+@contextmanager
+def user(name: str, *, sudo: bool, groups: tuple[str, ...] = ()) -> Iterator[str]:
+    """A Linux user whom the server lets in, until the block ends."""
+    rights = Path("/etc/sudoers.d") / name
+    if f"\n{name}:" in Path("/etc/passwd").read_text():  # left by a run that was killed
+        _remove(name)
+    # '*' is no password and, unlike '!', no locked account, which sshd would refuse.
+    command = ["useradd", "--no-create-home", "--home-dir", "/", "--shell", "/bin/bash", "--password", "*"]
+    subprocess.run([*command, "--uid", str(UID), "--groups", ",".join(groups), name], check=True)
+    try:
+        if sudo:
+            rights.write_text(f"{name} ALL=(ALL) NOPASSWD: ALL\n")
+            rights.chmod(0o440)
+        yield name
+    finally:
+        rights.unlink(missing_ok=True)
+        _remove(name)
+
+
+def _remove(name: str) -> None:
+    """Once the last process of the user is gone: sshd's own ends a moment after the connection."""
+    limit = time.monotonic() + 60
+    while (done := subprocess.run(["userdel", name], capture_output=True, text=True, check=False)).returncode:
+        assert time.monotonic() < limit, done.stderr
+        time.sleep(0.1)

@@ -1,0 +1,73 @@
+"""A copy of this machine's files to install into and change, with processes of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.shell import Result
+
+# A writable layer over all of this machine's files. It is in memory, and so gone with the last process in here. An
+# empty /run keeps what packages do from this machine's services, Docker among them.
+LAYER = """
+set -e
+mount -t tmpfs layer "$1"
+mkdir "$1/changes" "$1/work" "$1/tree"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$1/changes,workdir=$1/work" "$1/tree"
+mount --rbind /dev "$1/tree/dev"
+mount -t proc proc "$1/tree/proc"
+for name in sys tmp run; do mount -t tmpfs "$name" "$1/tree/$name"; done
+echo ready
+exec "$2" -c 'import signal; signal.pause()'
+"""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """This machine's files, to be changed; the network is this machine's own."""
+
+    pid: int
+    layer: Path
+
+    @property
+    def enter(self) -> list[str]:
+        return ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--"]
+
+    def run(self, script: str) -> Result:
+        return subprocess.run(
+            [*self.enter, "chroot", self.layer / "tree", "bash", "-s"],
+            input=f"{{\n{script}\nexit\n}}\n",
+            env={"PATH": os.environ["PATH"], "DOCKER_HOST": "unix:///nonexistent/docker.sock", "LC_ALL": "C"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    def changes(self) -> str:
+        """Every file that was changed, its time and size."""
+        return self.inside("find", self.layer / "changes", "-type", "f", "-printf", "%P %T@ %s\\n")
+
+    def inside(self, *command: str | Path) -> str:
+        return subprocess.run([*self.enter, *command], check=True, capture_output=True, text=True).stdout
+
+    def read(self, path: str) -> str:
+        return self.inside("cat", f"{self.layer}/tree{path}")
+
+
+@contextmanager
+def running(directory: Path) -> Iterator[Copy]:
+    """A copy until the block ends; `directory` is empty."""
+    apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"]
+    init = [*apart, "sh", "-c", LAYER, "sh", str(directory), sys.executable]
+    with subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *init], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == "ready\n"
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            yield Copy(int(children[0]), directory)
+        finally:
+            process.kill()

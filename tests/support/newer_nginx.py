@@ -1,0 +1,32 @@
+"""Nginx from Debian's next release: 1.27.4 or newer, which leaves idle connections open when it is reloaded."""
+
+import tempfile
+from pathlib import Path
+
+import docker
+
+from scripts.lab.base_system import build_base, distribution
+from scripts.lab.errors import SetupError
+from scripts.lab.progress import Progress
+
+IMAGE = "localhost/elastic-vllm/nginx:forky"
+SUITE = "forky"
+
+
+def image() -> str:
+    """The image's name, built where it is missing; empty where it can't be had, as on Ubuntu."""
+    client = docker.from_env(timeout=120)
+    if client.images.list(name=IMAGE):
+        return IMAGE
+    if distribution()[0] != "debian":
+        return ""
+    with tempfile.TemporaryDirectory() as directory, (Path(directory) / "lock").open("w") as lock:
+        try:
+            with Progress(print, f"Nginx of {SUITE}") as progress:
+                tarball = build_base(Path(directory), ["nginx"], progress, lock, newer=SUITE)
+        except SetupError as error:
+            print(f"no newer Nginx: {error}")
+            return ""
+        with tarball.open("rb") as stream:
+            client.api.import_image(src=stream, repository=IMAGE.rpartition(":")[0], tag=SUITE)
+    return IMAGE

@@ -1,0 +1,329 @@
+"""Runs the unmodified __main__.py under Pulumi's mocks and records what it registers.
+
+Each run has an event loop, a context and a configuration of its own, so runs in one process never see each other.
+"""
+
+import asyncio
+import base64
+import copy
+import functools
+import hashlib
+import json
+import runpy
+import subprocess
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pulumi
+import yaml
+from pulumi.runtime import mocks, rpc
+from pulumi.runtime.proto import resource_pb2
+from pulumi.runtime.stack import Stack, run_pulumi_func
+
+from tests.support.registered import INSTANCE, Registered, Secret
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())
+# Those of the repository only: people keep stack files of their own beside them.
+STACKS = sorted(
+    Path(name).stem.removeprefix("Pulumi.")
+    for name in subprocess.run(
+        ["git", "ls-files", "stacks/Pulumi.*.yaml"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+)
+HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
+HUB_TOKEN = "hf_TokenOfTheTests"
+
+# What scripts/pin records in a stack file for its model and for images of registries.
+PINS = {
+    "modelRevision": "95a6d26c4bfb886c58daf9d3f7332c857cb27b87",
+    "vllmImage": f"docker.io/vllm/vllm-openai:v0.32.0@sha256:{'a' * 64}",
+    "nginxImage": f"docker.io/library/nginx:1.30.2@sha256:{'b' * 64}",
+}
+VM_IMAGE = "projects/ubuntu-os-accelerator-images/global/images/ubuntu-accelerator-2404-amd64-with-nvidia-580-v20261101"
+"""What scripts/pin records besides in a stack file for Google Cloud."""
+# What people fill in where a stack file for Google Cloud leaves a value empty.
+FILLED_IN = {
+    "gcpProject": "acme-search",
+    "httpsSources": ["198.51.100.0/24"],
+    "sshSources": ["203.0.113.7/32"],
+}
+# A server with two GPUs that downloads its model: what no stack file describes.
+GPU = {
+    "host": "llm.example",
+    "sshUser": "ops",
+    "hubToken": HUB_TOKEN,
+    **PINS,
+}
+
+
+@dataclass
+class Program:
+    """What a run registered and exported."""
+
+    resources: dict[str, Registered] = field(default_factory=dict)
+    outputs: dict[str, Any] = field(default_factory=dict)
+    secret_outputs: set[str] = field(default_factory=set)
+    outputs_wait_for: dict[str, set[str]] = field(default_factory=dict)
+    """Output -> the resources that it comes from."""
+
+    def of_type(self, token: str) -> list[Registered]:
+        return [resource for resource in self.resources.values() if resource.type == token]
+
+    @property
+    def leaves(self) -> list[Registered]:
+        """All but components and providers."""
+        return [r for r in self.resources.values() if not r.type.startswith(("elastic-vllm:", "pulumi:"))]
+
+    @property
+    def on_google(self) -> bool:
+        return bool(self.of_type("pulumi:providers:gcp"))
+
+    @property
+    def host_key(self) -> str:
+        """The only SSH host key that may be trusted."""
+        return ssh_key_of("vm-host-key")[1] if self.on_google else HOST_KEY
+
+    @property
+    def machine(self) -> str:
+        """What is another text when the machine behind the address is another one."""
+        return instance_id(self.resources["vm-instance"]) if self.on_google else HOST_KEY
+
+    @property
+    def containers(self) -> list[Registered]:
+        return self.of_type("docker:index/container:Container")
+
+    @property
+    def commands(self) -> list[Registered]:
+        return [resource for resource in self.resources.values() if resource.is_command]
+
+    def waits_for(self, name: str) -> set[str]:
+        """All resources that must exist before this one: what it depends on, through however many others."""
+        found: set[str] = set()
+        ahead = [name]
+        while ahead:
+            resource = self.resources[ahead.pop()]
+            before = {*resource.depends_on, *filter(None, [resource.provider])} - found
+            found |= before
+            ahead += before
+        return found
+
+
+def key_of(resource: str) -> str:
+    """The random key that the mocks give the resource of this name."""
+    return hashlib.sha256(f"key {resource}".encode()).hexdigest()
+
+
+def tls_key_of(resource: str) -> str:
+    """The private key that the mocks give the resource of this name."""
+    return f"-----BEGIN PRIVATE KEY-----\n{key_of(resource)}\n-----END PRIVATE KEY-----\n"
+
+
+def ssh_key_of(resource: str) -> tuple[str, str]:
+    """The private and the public key, in OpenSSH's form, that the mocks give the resource of this name."""
+    private = f"-----BEGIN OPENSSH PRIVATE KEY-----\n{key_of(resource)}\n-----END OPENSSH PRIVATE KEY-----\n"
+    return private, f"ssh-ed25519 {base64.b64encode(key_of(f'public {resource}').encode()).decode()}"
+
+
+def instance_id(instance: Registered) -> str:
+    """The number that the mocks give this VM; another VM of the same name has another."""
+    return str(int(_digest(instance.identity)[:12], 16))
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=lambda s: s.value).encode()).hexdigest()
+
+
+class _Mocks(mocks.Mocks):
+    """What the monitor needs of the kind; it makes the outputs itself, from more than mocks get to see."""
+
+    def call(self, args: mocks.MockCallArgs) -> Any:
+        raise AssertionError(f"the program calls {args.token}")
+
+    def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str, dict[str, Any]]:
+        raise NotImplementedError
+
+
+def _outputs(resource: Registered) -> tuple[str, dict[str, Any]]:
+    """An id, and outputs that look like the real ones.
+
+    What is made anew when an input changes has another id or content then.
+    """
+    name = resource.name
+    made = _digest([name, resource.identity])
+    certificate = {"certPem": f"certificate {name} {made}\n"}
+    private, public = ssh_key_of(name)
+    outside = resource.inputs.get("addressType") == "EXTERNAL"
+    outputs: dict[str, Any] = {
+        "random:index/randomBytes:RandomBytes": {"hex": rpc.wrap_rpc_secret(key_of(name))},
+        "tls:index/privateKey:PrivateKey": {
+            "privateKeyPem": rpc.wrap_rpc_secret(tls_key_of(name)),
+            "privateKeyPemPkcs8": rpc.wrap_rpc_secret(tls_key_of(name)),
+            "privateKeyOpenssh": rpc.wrap_rpc_secret(private),
+            "publicKeyOpenssh": f"{public}\n",
+        },
+        "tls:index/selfSignedCert:SelfSignedCert": certificate,
+        "tls:index/certRequest:CertRequest": {"certRequestPem": f"request {made}\n"},
+        "tls:index/locallySignedCert:LocallySignedCert": certificate,
+        "docker:index/remoteImage:RemoteImage": {"imageId": f"sha256:{made}"},
+        "command:remote:Command": {"stdout": "", "stderr": ""},
+        "command:local:Command": {"stdout": "", "stderr": ""},
+        "gcp:compute/address:Address": {"address": f"{'203.0.113' if outside else '10.10.0'}.{int(made[:2], 16)}"},
+    }.get(resource.type, {})
+    if resource.is_google:
+        outputs |= {"selfLink": f"https://www.googleapis.com/compute/v1/{resource.inputs['name']}/{made[:8]}"}
+    if resource.type == INSTANCE:
+        outputs |= {"instanceId": instance_id(resource)}
+    return made if resource.is_docker else f"{name}-id", outputs
+
+
+class _Monitor(mocks.MockMonitor):
+    """Notes each registration, then answers it."""
+
+    def __init__(self, program: Program, outputs: Mapping[str, Mapping[str, Any]]) -> None:
+        super().__init__(_Mocks())
+        self.program = program
+        self.given = outputs
+
+    def RegisterResource(self, request: resource_pb2.RegisterResourceRequest) -> Any:  # noqa: N802 - the protocol's
+        urn = self.make_urn(request.parent, request.type, request.name)
+        if request.type == "pulumi:pulumi:Stack":
+            return resource_pb2.RegisterResourceResponse(urn=urn)
+        inputs = rpc.deserialize_properties(request.object)
+        assert request.name not in self.program.resources, f"two resources are called {request.name}"
+        resource = self.program.resources[request.name] = Registered(
+            type=request.type,
+            name=request.name,
+            inputs={key: _mark(value) for key, value in inputs.items()},
+            parent=_name(request.parent),
+            depends_on=sorted(_name(urn) for urn in request.dependencies),
+            provider=_name(request.provider.rpartition("::")[0]),
+            delete_before_replace=request.deleteBeforeReplace,
+            replacement_trigger=_trigger(request),
+            replace_on_changes=list(request.replaceOnChanges),
+            ignore_changes=list(request.ignoreChanges),
+            retain_on_delete=request.retainOnDelete,
+            deleted_with=_name(request.deletedWith),
+            create_timeout=request.customTimeouts.create,
+        )
+        id_, outputs = _outputs(resource)
+        answer = resource_pb2.RegisterResourceResponse(urn=urn, id=id_)
+        answer.object.update({**inputs, **outputs, **self.given.get(request.name, {})})
+        return answer
+
+
+class _AtOnce(ThreadPoolExecutor):
+    """Answers in the thread that asks: the mocks never wait, and threads would cost more than they do."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+def _trigger(request: resource_pb2.RegisterResourceRequest) -> Any:
+    holder = resource_pb2.RegisterResourceRequest()  # only whole objects can be read
+    if request.HasField("replacement_trigger"):
+        holder.object.fields["trigger"].CopyFrom(request.replacement_trigger)
+    return _mark(rpc.deserialize_properties(holder.object).get("trigger"))
+
+
+def _name(urn: str) -> str:
+    return urn.rpartition("::")[2]
+
+
+def _mark(value: Any) -> Any:
+    if rpc.is_rpc_secret(value):
+        return Secret(_mark(rpc.unwrap_rpc_secret(value)))
+    if isinstance(value, dict):
+        return {key: _mark(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_mark(item) for item in value]
+    return value
+
+
+def changes(old: Program, new: Program) -> dict[str, list[str]]:
+    """What an update from one run to the other does to which resources, as the engine plans it; without components."""
+
+    def replaced(name: str) -> bool:
+        before, after = old.resources[name], new.resources[name]
+        if (before.provider, before.replacement_trigger) != (after.provider, after.replacement_trigger):
+            return True
+        if before.type.startswith("command:"):
+            return bool(before.inputs.get("triggers") != after.inputs.get("triggers"))
+        return bool(before.identity != after.identity)
+
+    before, after = ({r.name for r in p.resources.values() if not r.is_component} for p in (old, new))
+    both = before & after
+    remade = {name for name in both if replaced(name)}
+    return {
+        "created": sorted(after - before),
+        "replaced": sorted(remade),
+        "updated": sorted(n for n in both if old.resources[n].inputs != new.resources[n].inputs and n not in remade),
+        "deleted": sorted(before - after),
+    }
+
+
+_parsed = functools.cache(yaml.safe_load)
+
+
+def written(stack_file: str) -> dict[str, Any]:
+    """What a stack's file says."""
+    document = copy.deepcopy(_parsed((ROOT / "stacks" / f"Pulumi.{stack_file}.yaml").read_text()))
+    return {key.removeprefix("elastic-vllm:"): value for key, value in document["config"].items()}
+
+
+def configuration(stack_file: str | None, overrides: Mapping[str, Any]) -> dict[str, str]:
+    """The values of a stack as Pulumi gives them to the program: defaults, the stack's file, then `overrides`."""
+    values = {key: entry["default"] for key, entry in PROJECT["config"].items()}
+    values |= (written(stack_file) if stack_file else {}) | dict(overrides)
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+
+
+def run(
+    values: Mapping[str, str],
+    stack: str = "local",
+    *,
+    main: Callable[[], Any] | None = None,
+    outputs: Mapping[str, Mapping[str, Any]] | None = None,
+    program: Program | None = None,
+) -> Program:
+    """Run __main__.py with these values (or `main` in its place).
+
+    `outputs` gives resources, by name, other outputs than the mocks would. `program` is filled as the run goes on,
+    for those who want to see what a run that fails has done.
+    """
+    found = Program() if program is None else program
+    monitor = _Monitor(found, outputs or {})
+
+    async def everything() -> None:
+        asyncio.get_running_loop().set_default_executor(_AtOnce())
+        config = {f"elastic-vllm:{key}": value for key, value in values.items()}
+        pulumi.runtime.set_all_config(config, ["elastic-vllm:hubToken"])
+        mocks.set_mocks(monitor.mocks, project="elastic-vllm", stack=stack, monitor=monitor)
+        # Outputs that were made outside of a run belong to no loop that goes on, and would be waited for.
+        pulumi.runtime.settings.SETTINGS.outputs.clear()
+        await run_pulumi_func(main or (lambda: _discard(runpy.run_path(str(ROOT / "__main__.py")))))
+        root = pulumi.runtime.settings.get_root_resource()
+        assert isinstance(root, Stack)
+        for name, value in root.outputs.items():
+            output: pulumi.Output[Any] = pulumi.Output.from_input(value)
+            found.outputs[name] = await output.future()
+            if await output.is_secret():
+                found.secret_outputs.add(name)
+            found.outputs_wait_for[name] = {str(resource._name) for resource in await output.resources()}
+
+    # A thread of its own has an empty context. And its stack is short: Pulumi reads all of it for each resource.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, everything()).result()
+    return found
+
+
+def _discard(_: Any) -> None:
+    """What a program's module holds at its end is of no interest."""

@@ -1,0 +1,139 @@
+"""A resource as the program registers it, with what an engine would do when its inputs change."""
+
+import base64
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from components.elastic import resources as elastic_resources
+
+BECOME_ROOT = "exec sudo -n bash -s\n}\n"
+END_OF_SCRIPT = "\nexit\n}\n"
+INSTANCE = "gcp:compute/instance:Instance"
+# For which changed inputs Google's provider makes a resource anew (the schemas of its version 9.35); any other input
+# it changes in place. Of an Instance also those that the program itself names (replace_on_changes).
+REPLACING = {
+    INSTANCE: ("name", "project", "zone", "bootDisk.initializeParams.image", "bootDisk.initializeParams.type"),
+    "gcp:compute/address:Address": ("name", "project", "region", "addressType", "subnetwork"),
+    "gcp:compute/disk:Disk": ("name", "project", "zone", "type"),  # and a smaller size
+    "gcp:compute/firewall:Firewall": ("name", "project", "direction"),
+    "gcp:compute/network:Network": ("name", "project"),
+    "gcp:compute/router:Router": ("name", "project", "region", "network"),
+    "gcp:compute/routerNat:RouterNat": ("name", "project", "region", "router"),
+    # A range that holds the old one is changed in place.
+    "gcp:compute/subnetwork:Subnetwork": ("name", "project", "region", "network", "ipCidrRange"),
+}
+
+
+@dataclass(frozen=True)
+class Secret:
+    """The value of an input that Pulumi keeps secret."""
+
+    value: Any
+
+
+@dataclass
+class Registered:
+    """One resource, as the program registered it. Secret inputs are replaced by Secret(value)."""
+
+    type: str
+    name: str
+    inputs: dict[str, Any]
+    parent: str
+    depends_on: list[str]
+    """Of depends_on and of inputs that are other resources' outputs."""
+    provider: str
+    """Name of the explicit provider, or empty."""
+    delete_before_replace: bool
+    replacement_trigger: Any
+    replace_on_changes: list[str]
+    ignore_changes: list[str]
+    retain_on_delete: bool
+    deleted_with: str
+    """Name of the resource that takes this one with it, or empty."""
+    create_timeout: str
+
+    @property
+    def is_google(self) -> bool:
+        return self.type.startswith("gcp:")
+
+    @property
+    def identity(self) -> Any:
+        """The inputs that make it another resource when they change."""
+        if self.is_google:
+            return {path: _at(self.inputs, path) for path in (*REPLACING[self.type], *self.replace_on_changes)}
+        if self.type.startswith("pulumi-python:"):
+            provider = getattr(elastic_resources, f"{self.type.rpartition(':')[2]}Provider")
+            return {name: self.inputs.get(name) for name in provider.replaced_by}
+        # Of these providers, every input that a setting can change forces replacement.
+        return self.inputs if self.type.startswith(("docker:", "random:", "tls:")) else {}
+
+    @property
+    def is_component(self) -> bool:
+        return self.type.startswith("elastic-vllm:")
+
+    @property
+    def is_docker(self) -> bool:
+        return self.type.startswith("docker:")
+
+    @property
+    def is_command(self) -> bool:
+        return self.type == "command:remote:Command"
+
+    @property
+    def script(self) -> str:
+        """What bash runs on the host: the group in front of standard input (components/machine/host.py)."""
+        return self._stdin.partition(END_OF_SCRIPT)[0].removeprefix(self.becoming_root).removeprefix("{\n")
+
+    @property
+    def becoming_root(self) -> str:
+        """What the user's own bash reads before it leaves the script to root's; empty if the user is root."""
+        before, found, _ = self._stdin.partition(END_OF_SCRIPT)[0].partition(BECOME_ROOT)
+        return before + found if found else ""
+
+    @property
+    def data(self) -> str:
+        """What the script finds on its standard input."""
+        return self._stdin.partition(END_OF_SCRIPT)[2]
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The data as files (render.files_as_lines), where it is that."""
+        lines = [line.split(" ") for line in self.data.splitlines()]
+        return {line[0]: base64.b64decode(line[1]).decode() for line in lines if len(line) == 2}
+
+    @property
+    def cleanup(self) -> str:
+        """What bash runs when the resource is destroyed; empty where nothing is."""
+        return shlex.split(self.inputs.get("delete", "''"))[-1]
+
+    @property
+    def _stdin(self) -> str:
+        stdin = self.inputs["stdin"]
+        return str(stdin.value if isinstance(stdin, Secret) else stdin)
+
+
+def _at(value: Any, path: str) -> Any:
+    for part in re.findall(r'[^.\[\]"]+', path):
+        value = value.value if isinstance(value, Secret) else value
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def texts(value: Any, *, secret: bool = False) -> Iterator[str]:
+    """All texts in a value of inputs: the plain ones, or with `secret` those that Pulumi keeps secret."""
+    if isinstance(value, Secret):
+        if secret:
+            yield from texts(value.value)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from texts(item, secret=secret)
+            if not secret:
+                yield str(key)
+    elif isinstance(value, list):
+        for item in value:
+            yield from texts(item, secret=secret)
+    elif not secret:
+        yield str(value)

@@ -1,0 +1,36 @@
+"""What scripts/preflight makes of the stack of conftest.py, as far as tests share it."""
+
+import dataclasses
+from functools import cache
+from typing import Any
+
+from typer.testing import CliRunner, Result
+
+from components.settings.gcp import GcpSettings
+from components.settings.stack import Settings
+from scripts.cli.preflight import command, run
+from scripts.cli.preflight.google import Google, find_identity
+from scripts.cli.preflight.report import Outcome
+from tests.support.google_stand_in import HUB_TOKEN, TOKEN, Cloud
+
+
+@cache
+def loaded(*overrides: str) -> tuple[Settings, GcpSettings]:
+    return command.load("cloud", list(overrides))
+
+
+def report(cloud: Cloud, *only: str, **changes: Any) -> dict[str, Outcome]:
+    """Check -> outcome, with some settings of Google Cloud changed; all checks, or `only` some."""
+    settings, gcp = loaded()
+    asked = Google(find_identity(), cloud.base, backoff=0)
+    checks = run.checks_of(settings, dataclasses.replace(gcp, **changes), asked)
+    chosen = [check for check in checks if not only or check.name in only]
+    return {result.name: Outcome(result.verdict, result.detail) for result in run.run(chosen, redact=asked.redact)}
+
+
+def invoked(*arguments: str, stack: str = "cloud") -> Result:
+    result = CliRunner().invoke(command.app, ["--stack", stack, *arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert TOKEN not in result.output
+    assert HUB_TOKEN not in result.output
+    return result

@@ -1,0 +1,149 @@
+"""What a survey of the server means, which of several findings is the cause, and what a support archive leaves out."""
+
+import base64
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from scripts.cli.diagnose import bundle, server
+from scripts.cli.diagnose.finding import Finding, Kind, Rank
+
+WELL: server.Survey = {
+    "clock": ["1"],
+    "engine": ["28.1"],
+    "disk": ["/ 100000000 50000000"],
+    "container-vllm": ["running 0 false 0 2026-01-01T00:00:00Z"],
+    "container-nginx": ["running 0 false 0 2026-01-01T00:00:00Z"],
+    "socket": ["755 10001:10001"],
+    "vllm-health": ["200"],
+    "guard": ["there"],
+}
+SECRET = "s3cr3t/with+signs==and more"
+
+
+def findings(**changes: list[str] | None) -> list[Finding]:
+    found = {name.replace("_", "-"): lines for name, lines in changes.items()}
+    survey = {name: lines for name, lines in {**WELL, **found}.items() if lines is not None}
+    return [finding for look in server.looks(survey, "prod", "docker") for finding in look.findings]
+
+
+def test_a_server_that_is_well_has_no_findings() -> None:
+    assert findings() == []
+    # Started anew, but long ago; or just now, and for the first time.
+    assert findings(clock=["1767229200"], container_nginx=["running 0 false 9 2026-01-01 00:00:00.1 +0000 UTC"]) == []
+    assert findings(clock=["1767225605"], container_nginx=["running 0 false 0 2026-01-01T00:00:00Z"]) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "rank", "words"),
+    [
+        ({"disk": ["/ 100000000 10"]}, Kind.SERVER, Rank.SERVER, "the disk is full at /"),
+        ({"disk": ["/ 100000000 3000000"]}, Kind.SERVER, Rank.SOON, "less than 5%"),
+        ({"engine_down": ["ERROR: no daemon"]}, Kind.SERVER, Rank.SERVER, "Docker does not run"),
+        ({"container_nginx": ["missing"]}, Kind.CONTAINERS, Rank.CONTAINERS, "no container elastic-vllm-prod-nginx"),
+        ({"container_vllm": ["exited 137 true 0 x"]}, Kind.CONTAINERS, Rank.CONTAINERS, "ran out of memory"),
+        ({"container_nginx": ["paused 0 false 0 x"]}, Kind.CONTAINERS, Rank.CONTAINERS, "is paused"),
+        ({"container_nginx": ["restarting 1 false 9 x"]}, Kind.CONTAINERS, Rank.CONTAINERS, "again and again"),
+        (
+            {"clock": ["1767225605"], "container_nginx": ["running 0 false 9 2026-01-01T00:00:00.1Z"]},
+            Kind.CONTAINERS,
+            Rank.CONTAINERS,
+            "again and again",
+        ),
+        (
+            {"clock": ["1767225599"], "container_nginx": ["running 0 false 1 2026-01-01T00:00:00.1Z"]},
+            Kind.CONTAINERS,
+            Rank.CONTAINERS,
+            "again and again",
+        ),
+        ({"guard": ["missing"]}, Kind.SERVER, Rank.UNSEEN, "the packet filter is gone"),
+        ({"socket": None, "vllm_health": None}, Kind.CONTAINERS, Rank.CONTAINERS, "its socket is gone"),
+        ({"vllm_health": ["500"]}, Kind.CONTAINERS, Rank.CONTAINERS, "does not answer on its socket (500)"),
+        ({"gpu": ["Failed to initialize NVML"]}, Kind.SERVER, Rank.SERVER, "the GPUs can't be used"),
+    ],
+)
+def test_what_is_wrong_is_named(changes: dict[str, list[str] | None], kind: Kind, rank: Rank, words: str) -> None:
+    (found,) = findings(**changes)
+    assert (found.kind, found.rank) == (kind, rank)
+    assert words in found.cause
+    assert found.fix
+
+
+@pytest.mark.parametrize(
+    ("log", "far"),
+    [
+        (["Loading safetensors checkpoint shards:  40% Completed | 2/5"], "(40 %)"),
+        (["Capturing CUDA graphs:  75%|███ "], "(75 %)"),
+        (["Starting to load model x..."], "still loading: Starting"),
+    ],
+)
+def test_a_model_that_loads_is_told_with_how_far(log: list[str], far: str) -> None:
+    (found,) = findings(vllm_health=["000"], socket=None, log_vllm=log)
+    assert found.kind is Kind.LOADING
+    assert far in found.cause
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("Host key verification failed.", "another host key"),
+        ("root@x: Permission denied (publickey).", "refuses the private key"),
+        ("sudo: a password is required", "sudo"),
+        ("connect to host x port 22: Connection refused", "SSH does not get there"),
+    ],
+)
+def test_why_ssh_does_not_get_there(said: str, words: str) -> None:
+    (found,) = server.unreachable(server.UnreachableError(said), "root@x").findings
+    assert words in found.cause
+    assert found.kind is Kind.SERVER
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        SECRET,
+        json.dumps({"a": SECRET}),
+        base64.b64encode(SECRET.encode()).decode(),
+        "s3cr3t%2Fwith%2Bsigns%3D%3Dand%20more",
+        f"Authorization: Bearer {SECRET[:6]}xyz-not-in-outputs",
+        "ApiKey bm90LWluLW91dHB1dHM=",
+        "0123456789abcdef" * 4,
+        "hf_abcdefghijkl",
+        "-----BEGIN EC PRIVATE KEY-----\nAAAA\nBBBB\n-----END EC PRIVATE KEY-----",
+        "-----BEGIN PRIVATE KEY-----\nAAAA",
+    ],
+)
+def test_no_secret_is_left_in_any_form(text: str) -> None:
+    left = bundle.redact(f"before {text} after", [SECRET])
+    assert bundle.REDACTED in left
+    for word in (
+        SECRET,
+        "bm90LWlu",
+        "xyz-not",
+        "0123456789abcdef",
+        "hf_abc",
+        "AAAA",
+        "s3cr3t",
+        base64.b64encode(SECRET.encode()).decode(),
+    ):
+        assert word not in left
+
+
+def test_what_is_no_secret_stays() -> None:
+    text = f"image sha256:{'a' * 64}, port 443, elastic-vllm-prod"
+    assert bundle.redact(text, [SECRET, "short"]) == text
+
+
+def test_an_archive_is_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "support.tar.gz"
+    path.write_text("old")
+    path.chmod(0o644)
+    bundle.write(path, {"a.txt": f"x {SECRET} y"}, [SECRET])
+    assert path.stat().st_mode & 0o777 == 0o600
+    with tarfile.open(path) as archive:
+        (name,) = archive.getnames()
+        file = archive.extractfile(name)
+        assert file
+        assert file.read().decode() == f"x {bundle.REDACTED} y"

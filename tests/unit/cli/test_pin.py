@@ -1,0 +1,41 @@
+"""What scripts/pin says about a stack's file that it can't complete: one line for the cause, one for the fix."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from scripts.cli import pin
+
+LOCAL = "  elastic-vllm:vllmImage: localhost/x:1\n  elastic-vllm:nginxImage: localhost/x:1\n"
+FILES = {
+    "not YAML": ("config: [\n", "pin: stacks/Pulumi.mine.yaml can't be read: while parsing"),
+    "no settings": ("other: 1\n", "pin: stacks/Pulumi.mine.yaml has no settings under config"),
+    "no text": ("config:\n  elastic-vllm:vllmImage: 5\n", "pin: vllmImage = 5 is no text"),
+    "no tag": (
+        "config:\n  elastic-vllm:vllmImage: vllm\n",
+        "pin: vllmImage = 'docker.io/library/vllm' is no image's name",
+    ),
+    "no model's name": (f"config:\n{LOCAL}  elastic-vllm:model: a/b/c\n", "pin: model = 'a/b/c' is no name on the hub"),
+    "no hub": (
+        f"config:\n{LOCAL}  elastic-vllm:model: a/b\n  elastic-vllm:hubEndpoint: http://127.0.0.1:1\n",
+        "pin: the hub does not answer: [Errno 111] Connection refused",
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "problem"), FILES.values(), ids=FILES.keys())
+def test_what_is_wrong_is_said_in_one_line(
+    content: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pin, "ROOT", tmp_path)
+    file = tmp_path / "stacks" / "Pulumi.mine.yaml"
+    file.parent.mkdir()
+    file.write_text(content)
+    done = CliRunner().invoke(pin.app, ["--stack", "mine"])
+    *_, said, fix = done.output.splitlines()
+    assert done.exit_code == 1
+    assert isinstance(done.exception, SystemExit)
+    assert said.startswith(problem)
+    assert fix.startswith("  fix: ")
+    assert file.read_text() == content

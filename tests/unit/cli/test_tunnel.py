@@ -1,0 +1,400 @@
+"""The tunnel to a private VM, with a stand-in for gcloud that says what the real one does."""
+
+import io
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from scripts.cli import tunnel
+from scripts.cli.tunnel import Target, TunnelError
+from tests.support import gcloud_stand_in
+from tests.support.gcloud_stand_in import Gcloud, until
+
+DENIED = """\
+ERROR: (gcloud.compute.start-iap-tunnel) While checking if a connection can be made: Error while connecting \
+[4033: 'not authorized'].
+"""
+SLEEP = "sleep 60"
+
+
+@dataclass
+class Run:
+    """A tunnel in a thread of its own: what it said, and how it ended."""
+
+    target: Target
+    command: list[str]
+    signals: list[int] = field(default_factory=list)
+    code: int | None = None
+    error: TunnelError | None = None
+
+    def work(self) -> None:
+        try:
+            self.code = tunnel.keep_open(self.target, self.command, self.signals)
+        except TunnelError as error:
+            self.error = error
+
+    @property
+    def ended(self) -> bool:
+        return self.code is not None or self.error is not None
+
+
+@pytest.fixture
+def gcloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gcloud]:
+    """On PATH, with waits cut short."""
+    stand_in = gcloud_stand_in.make(tmp_path / "gcloud")
+    monkeypatch.setenv("PATH", f"{stand_in.bin}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tunnel, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(tunnel, "LOOK_SECONDS", 0.01)
+    yield stand_in
+    stand_in.kill()
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    text = io.StringIO()
+    monkeypatch.setattr(tunnel, "console", Console(file=text, soft_wrap=True, highlight=False))
+    return text.getvalue
+
+
+@pytest.fixture
+def target() -> Target:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = int(server.getsockname()[1])
+    return Target(project="acme-llm", zone="us-central1-a", vm="elastic-vllm-x", port=port)
+
+
+@contextmanager
+def running(target: Target, *command: str) -> Iterator[Run]:
+    """The tunnel beside a test; at its end it is told to end, as by Ctrl-C."""
+    run = Run(target, list(command))
+    thread = threading.Thread(target=run.work)
+    thread.start()
+    try:
+        yield run
+    finally:
+        run.signals.append(signal.SIGTERM)
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@contextmanager
+def backend(greeting: bytes) -> Iterator[int]:
+    """What listens on the VM's port 22: it greets, as sshd does. The port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.sendall(greeting)
+
+        threading.Thread(target=serve, daemon=True).start()
+        try:
+            yield int(server.getsockname()[1])
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+
+
+def greeting(target: Target) -> bytes | None:
+    """What comes through the tunnel; None where nothing listens."""
+    try:
+        with socket.create_connection(("127.0.0.1", target.port), timeout=5) as client:
+            return client.recv(100)
+    except ConnectionRefusedError:
+        return None
+    except ConnectionResetError:
+        return b""
+
+
+def test_it_waits_for_the_vm_and_opens(gcloud: Gcloud, target: Target, said: Callable[[], str]) -> None:
+    with running(target), backend(b"SSH-2.0-a") as port:
+        until(lambda: len(gcloud.calls) > 2, "tries")
+        assert greeting(target) is None
+        gcloud.vm_is_at(port)
+        until(lambda: "open: " in said(), "the tunnel")
+        assert greeting(target) == b"SSH-2.0-a"
+    assert gcloud.calls[0][1] == (
+        f"compute start-iap-tunnel elastic-vllm-x 22 --local-host-port=127.0.0.1:{target.port} "
+        "--zone=us-central1-a --project=acme-llm"
+    )
+
+
+def test_while_it_waits_it_says_so_and_why(
+    gcloud: Gcloud, target: Target, said: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tunnel.LINE_SECONDS <= 10
+    monkeypatch.setattr(tunnel, "LINE_SECONDS", 0.1)
+    with running(target):
+        until(lambda: said().count("waiting for VM elastic-vllm-x (") > 2, "lines")
+        until(lambda: "(0 s): there is no such VM yet" in said(), "the reason")
+
+
+def test_it_opens_again_when_the_tunnel_has_ended(gcloud: Gcloud, target: Target, said: Callable[[], str]) -> None:
+    with running(target), backend(b"SSH-2.0-a") as port:
+        gcloud.vm_is_at(port)
+        for time in (1, 2, 3):
+            until(lambda count=time: said().count("open: ") == count, f"tunnel {time}")  # type: ignore[misc]
+            assert greeting(target) == b"SSH-2.0-a"
+            if time == 2:  # as a drop while the VM is replaced
+                gcloud.vm_is_at(None)
+            gcloud.kill()
+            if time == 2:
+                until(lambda: "there is no such VM yet" in said(), "waiting")
+                gcloud.vm_is_at(port)
+    assert "the tunnel has ended" in said()
+
+
+def test_it_leads_to_the_vm_that_replaces_another(gcloud: Gcloud, target: Target, said: Callable[[], str]) -> None:
+    with running(target), backend(b"SSH-2.0-old") as old, backend(b"SSH-2.0-new") as new:
+        gcloud.vm_is_at(old)
+        until(lambda: "open: " in said(), "the tunnel")
+        gcloud.vm_is_at(None)
+        for _ in range(3):  # of which it tells once
+            assert greeting(target) == b""
+        until(lambda: "no connection to VM elastic-vllm-x: IAP does not find it" in said(), "the reason")
+        gcloud.vm_is_at(new)
+        assert greeting(target) == b"SSH-2.0-new"
+    assert said().count("no connection to VM") == 1
+    assert len(gcloud.calls) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "Could not fetch resource:\n - The resource 'projects/p/zones/z/instances/vm' was not found",
+        "While checking if a connection can be made: Error while connecting [4047: 'Failed to lookup instance'].",
+        "Error while connecting [4003: 'failed to connect to backend']. (Failed to connect to port 22)",
+        "While checking if a connection can be made: Error while connecting [1000: ''].",
+        "Error while connecting [[Errno -2] Name or service not known].",
+        "Error while connecting [Handshake status 502 Bad Gateway].",
+        "gcloud crashed (ConnectionError): HTTPSConnectionPool(host='compute.googleapis.com', port=443): Max retries",
+    ],
+)
+def test_what_time_may_mend_is_waited_for(error: str) -> None:
+    assert tunnel._meaning(f"ERROR: (gcloud.compute.start-iap-tunnel) {error}")
+
+
+@pytest.mark.parametrize(
+    ("error", "fix"),
+    [
+        ("Error while connecting [4033: 'not authorized'].", "roles/iap.tunnelResourceAccessor in project acme-llm"),
+        ("Error while connecting [Handshake status 403 Forbidden].", "roles/iap.tunnelResourceAccessor"),
+        (
+            "Could not fetch resource:\n - The resource 'projects/acme-llm' was not found",
+            "check the settings gcpProject",
+        ),
+        ("Could not fetch resource:\n - Invalid value for field 'zone': 'q'. Unknown zone.", "zone (us-central1-a)"),
+        ("Could not fetch resource:\n - Required 'compute.instances.get' permission for 'x'", "that permission"),
+        ("Compute Engine API has not been used in project 1 before or it is disabled.", "gcloud services enable"),
+        (
+            "You do not currently have an active account selected.\nPlease run:\n  $ gcloud auth login",
+            "gcloud auth login",
+        ),
+        ("Local port [1] is not available.", "tunnelPort"),
+        ("Something new.", "try it by hand: gcloud compute start-iap-tunnel elastic-vllm-x 22 --local"),
+    ],
+)
+def test_what_waiting_cannot_mend_ends_it_with_gclouds_words(
+    error: str, fix: str, gcloud: Gcloud, target: Target
+) -> None:
+    gcloud.says(f"WARNING: of something else\nERROR: (gcloud.compute.start-iap-tunnel) {error}\n")
+    with pytest.raises(TunnelError) as raised:
+        tunnel.keep_open(target, [], [])
+    text, _, its_fix = str(raised.value).rpartition("\n  fix: ")
+    assert text == f"no tunnel to VM elastic-vllm-x; gcloud says:\nERROR: (gcloud.compute.start-iap-tunnel) {error}"
+    assert fix in its_fix
+    assert len(gcloud.calls) == 1
+
+
+def test_without_gcloud_it_says_how_to_get_it(gcloud: Gcloud, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(TunnelError, match=r"there is no gcloud on PATH\n  fix: install it \(https://"):
+        tunnel.keep_open(target, [], [])
+
+
+def test_a_port_that_something_else_has_is_an_error(gcloud: Gcloud, target: Target) -> None:
+    with (
+        socket.create_server(("127.0.0.1", target.port)),
+        pytest.raises(TunnelError, match=f"listens on 127.0.0.1:{target.port} already\n  fix: .*tunnelPort"),
+    ):
+        tunnel.keep_open(target, [], [])
+    assert not gcloud.calls
+
+
+# With a command
+
+
+@pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137)])
+def test_the_commands_exit_code_is_passed_on(script: str, code: int, gcloud: Gcloud, target: Target) -> None:
+    with backend(b"SSH-2.0-a") as port:
+        gcloud.vm_is_at(port)
+        assert tunnel.keep_open(target, ["sh", "-c", script], []) == code
+    assert gcloud.calls
+    assert not gcloud.running
+
+
+def test_a_command_finds_the_tunnel_open(gcloud: Gcloud, target: Target, tmp_path: Path) -> None:
+    with backend(b"SSH-2.0-a") as port:
+        gcloud.vm_is_at(port)
+        script = f"read -r -n 9 greeting < /dev/tcp/127.0.0.1/{target.port}; echo $greeting > {tmp_path}/heard"
+        assert tunnel.keep_open(target, ["bash", "-c", script], []) in {0, 1}
+    assert (tmp_path / "heard").read_text() == "SSH-2.0-a\n"
+
+
+def test_a_command_that_creates_the_vm_need_not_wait_for_it(gcloud: Gcloud, target: Target) -> None:
+    with backend(b"SSH-2.0-a") as port:
+        script = f"echo {port} > {gcloud.directory}/vm; until : < /dev/tcp/127.0.0.1/{target.port}; do sleep 0.05; done"
+        assert tunnel.keep_open(target, ["bash", "-c", f"({script}) 2>/dev/null"], []) == 0
+    assert len(gcloud.calls) > 1
+
+
+def test_no_command_begins_where_the_first_try_fails_for_good(gcloud: Gcloud, target: Target, tmp_path: Path) -> None:
+    gcloud.says(DENIED)
+    with pytest.raises(TunnelError, match="4033"):
+        tunnel.keep_open(target, ["touch", str(tmp_path / "begun")], [])
+    assert not (tmp_path / "begun").exists()
+
+
+def test_a_command_is_interrupted_where_the_tunnel_fails_for_good(
+    gcloud: Gcloud, target: Target, said: Callable[[], str], tmp_path: Path
+) -> None:
+    script = f"trap 'touch {tmp_path}/interrupted; exit 3' INT; touch {tmp_path}/begun; while :; do sleep 0.02; done"
+    with running(target, "bash", "-c", script) as run:
+        until((tmp_path / "begun").exists, "the command")
+        gcloud.says(DENIED)
+        until(lambda: run.ended, "the end")
+    assert "4033" in str(run.error)
+    assert "interrupting bash" in said()
+    assert (tmp_path / "interrupted").exists()
+
+
+def test_a_command_that_is_not_there_is_an_error(gcloud: Gcloud, target: Target) -> None:
+    with pytest.raises(TunnelError, match="there is no nonsense on PATH"):
+        tunnel.keep_open(target, ["nonsense"], [])
+    assert not gcloud.calls
+
+
+def test_a_signal_is_the_commands_own_and_the_tunnel_outlives_it(
+    gcloud: Gcloud, target: Target, tmp_path: Path
+) -> None:
+    """As Pulumi finishes what it has begun, for which it needs the tunnel."""
+    with backend(b"SSH-2.0-a") as port:
+        gcloud.vm_is_at(port)
+        last = f"cat < /dev/tcp/127.0.0.1/{target.port} > {tmp_path}/heard; exit 5"
+        script = f"trap '{last}' TERM; touch {tmp_path}/begun; while :; do sleep 0.02; done"
+        with running(target, "bash", "-c", script) as run:
+            until((tmp_path / "begun").exists, "the command")
+            run.signals.append(signal.SIGTERM)
+            until(lambda: run.ended, "the end")
+    assert run.code == 5
+    assert (tmp_path / "heard").read_text() == "SSH-2.0-a"
+    assert not gcloud.running
+
+
+# Twice
+
+
+def test_a_second_tunnel_says_that_there_is_one(gcloud: Gcloud, target: Target) -> None:
+    """Also while the first one waits, and nothing listens yet."""
+    with running(target):
+        until(lambda: gcloud.calls, "the first")
+        with pytest.raises(
+            TunnelError, match=f"is a tunnel on .*: process {os.getpid()}, to acme-llm/.*/elastic-vllm-x"
+        ):
+            tunnel.keep_open(target, [], [])
+    with running(target) as later:
+        until(lambda: len({pid for pid, _ in gcloud.calls}) > 1, "one after the first")
+    assert later.code == 0
+
+
+def test_a_command_uses_a_tunnel_that_is_there_and_follows_it(
+    gcloud: Gcloud, target: Target, said: Callable[[], str], tmp_path: Path
+) -> None:
+    with backend(b"SSH-2.0-a") as port:
+        gcloud.vm_is_at(port)
+        with running(target):
+            until(lambda: "open: " in said(), "the first")
+            second = running(target, "sh", "-c", f"touch {tmp_path}/begun; {SLEEP}")
+            run = second.__enter__()
+            until((tmp_path / "begun").exists, "the command")
+            assert f"using the tunnel on 127.0.0.1:{target.port} that process {os.getpid()} keeps" in said()
+            assert len(gcloud.calls) == 1
+        until(lambda: said().count("open: ") == 2, "a tunnel of its own")
+        assert greeting(target) == b"SSH-2.0-a"
+        run.signals.append(signal.SIGTERM)
+        second.__exit__(None, None, None)
+    assert run.code == 128 + signal.SIGTERM
+
+
+def test_a_tunnel_to_another_vm_is_not_used(gcloud: Gcloud, target: Target) -> None:
+    other = Target(project="acme-llm", zone="us-central1-a", vm="elastic-vllm-y", port=target.port)
+    with running(other):
+        until(lambda: gcloud.calls, "the first")
+        with pytest.raises(TunnelError, match=r"elastic-vllm-y\n  fix: end it, or set another tunnelPort"):
+            tunnel.keep_open(target, ["true"], [])
+
+
+# The script
+
+
+def settings(gcp: Any) -> Any:
+    return SimpleNamespace(gcp=gcp)
+
+
+def gcp(**values: Any) -> Any:
+    given = {"project": "acme-llm", "zone": "us-central1-a", "ssh_via": "iap", "name": "elastic-vllm-x"}
+    return SimpleNamespace(**given | {"tunnel_port": 2222} | values)
+
+
+def test_the_vm_is_the_stacks() -> None:
+    assert tunnel.target_of(settings(gcp())) == Target(
+        project="acme-llm", zone="us-central1-a", vm="elastic-vllm-x", port=2222
+    )
+
+
+@pytest.mark.parametrize("other", [None, gcp(ssh_via="bastion"), gcp(ssh_via="address")])
+@pytest.mark.parametrize("command", [[], ["--", "sh", "-c", "exit 7"]])
+def test_where_no_tunnel_is_needed_the_command_is_just_run(
+    other: Any, command: list[str], gcloud: Gcloud, said: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def load(*arguments: Any) -> Any:
+        asked.append(arguments)
+        return settings(other)
+
+    monkeypatch.setattr(tunnel, "load", load)
+    monkeypatch.setattr(os, "execvp", lambda *arguments: asked.append(arguments))
+    result = CliRunner().invoke(tunnel.app, ["--stack", "x", "--set", "tunnelPort=2022", *command])
+    assert result.exit_code == 0, result.output
+    assert "stack x is not reached through IAP: nothing to open" in said()
+    assert asked == [("x", {"tunnelPort": "2022"}), *([("sh", ["sh", "-c", "exit 7"])] if command else [])]
+    assert not gcloud.calls
+
+
+def test_what_is_wrong_is_said_in_short(
+    gcloud: Gcloud, target: Target, said: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gcloud.says(DENIED)
+    monkeypatch.setattr(tunnel, "load", lambda *_: None)
+    monkeypatch.setattr(tunnel, "target_of", lambda _: target)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    result = CliRunner().invoke(tunnel.app, ["--stack", "x"])
+    assert result.exit_code == 1
+    assert "tunnel: no tunnel to VM elastic-vllm-x; gcloud says:\nERROR: (gcloud." in said()
+    assert "Traceback" not in said() + result.output

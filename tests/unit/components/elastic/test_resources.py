@@ -1,0 +1,379 @@
+"""What `up` makes in Kibana and Elasticsearch, by the real providers, over HTTP, against a stand-in that refuses."""
+
+import base64
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pulumi.dynamic import ResourceProvider
+from pulumi.dynamic.dynamic import serialize_provider
+
+from components.elastic import api, payloads, resources
+from components.elastic.payloads import ElasticEndpoint
+from tests.support import elastic_stand_in
+from tests.support.elastic_stand_in import ADMIN, READER, Elastic
+from tests.support.verify_server import issue, new_authority
+from tests.unit.components.elastic.conftest import KEY, failure
+
+NAME = "elastic-vllm-prod"
+ID = payloads.connector_id(NAME)
+CONNECTOR, INFERENCE, TEST = (
+    resources.KibanaConnectorProvider(),
+    resources.InferenceEndpointProvider(),
+    resources.KibanaTestProvider(),
+)
+BOTH = pytest.mark.parametrize("provider", [CONNECTOR, INFERENCE], ids=["connector", "inference"])
+
+
+def endpoint(key: str = KEY, model: str = "elastic-llm", host: str = "llm.example.com") -> ElasticEndpoint:
+    url = f"https://{host}/v1/chat/completions"
+    return ElasticEndpoint(
+        name=NAME,
+        url=url,
+        key=key,
+        model=model,
+        context_tokens=65536,
+        native_function_calling=True,
+        ca_certificate="",
+    )
+
+
+def props(elastic: Elastic, provider: ResourceProvider, **changes: Any) -> dict[str, Any]:
+    """A resource's inputs; `model`, `host` and `llm_key` change its body."""
+    about: dict[str, Any] = {
+        "key": changes.pop("llm_key", KEY),
+        **{k: changes.pop(k) for k in ("model", "host") if k in changes},
+    }
+    make = payloads.inference_endpoint if provider is INFERENCE else payloads.kibana_connector
+    place = {"id": NAME} if provider is INFERENCE else {"id": ID, "space": ""}
+    return {
+        "url": elastic.address,
+        "key": ADMIN,
+        "ca": "",
+        "adopt": False,
+        **place,
+        "body": resources.as_text(make(endpoint(**about))),
+        **changes,
+    }
+
+
+def held(elastic: Elastic, provider: ResourceProvider) -> dict[str, Any]:
+    """What is there of it, secrets included."""
+    return elastic.inference[NAME] if provider is INFERENCE else elastic.connectors["default", ID]
+
+
+# What they do
+
+
+@BOTH
+def test_it_is_created_as_its_body_says_and_found_unchanged(elastic: Elastic, provider: ResourceProvider) -> None:
+    wanted = props(elastic, provider)
+    made = provider.create(wanted)
+    assert held(elastic, provider) == json.loads(wanted["body"])
+    seen = provider.read(made.id, made.outs or {})
+    assert seen.id == made.id
+    assert not provider.diff(made.id, seen.outs or {}, wanted).changes
+
+
+@BOTH
+def test_deleted_by_somebody_it_is_seen_to_be_gone(elastic: Elastic, provider: ResourceProvider) -> None:
+    made = provider.create(props(elastic, provider))
+    elastic.connectors.clear()
+    elastic.inference.clear()
+    assert provider.read(made.id, made.outs or {}).id == ""
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "change", [{"model": "other"}, {"host": "other.example.com"}, {"llm_key": "6" * 64}], ids=["model", "url", "key"]
+)
+def test_a_change_is_made_in_place(elastic: Elastic, provider: ResourceProvider, change: dict[str, str]) -> None:
+    before, after = props(elastic, provider), props(elastic, provider, **change)
+    made = provider.create(before)
+    difference = provider.diff(made.id, before, after)
+    assert difference.changes
+    assert not difference.replaces
+    provider.update(made.id, before, after)
+    assert held(elastic, provider) == json.loads(after["body"])
+    assert list(elastic.inference) == ([NAME] if provider is INFERENCE else [])
+
+
+@BOTH
+def test_what_somebody_changed_is_seen_and_put_right(elastic: Elastic, provider: ResourceProvider) -> None:
+    wanted = props(elastic, provider)
+    made = provider.create(wanted)
+    there = held(elastic, provider)
+    if provider is INFERENCE:
+        there["service_settings"] = {**there["service_settings"], "model_id": "stranger"}
+    else:
+        there["config"] = {**there["config"], "defaultModel": "stranger"}
+    seen = provider.read(made.id, made.outs or {})
+    assert provider.diff(made.id, seen.outs or {}, wanted).changes
+    provider.update(made.id, seen.outs or {}, wanted)
+    assert held(elastic, provider) == json.loads(wanted["body"])
+
+
+def test_what_somebody_added_to_a_connector_is_no_difference(elastic: Elastic) -> None:
+    made = CONNECTOR.create(props(elastic, CONNECTOR))
+    held(elastic, CONNECTOR)["config"]["temperature"] = 0.2
+    seen = CONNECTOR.read(made.id, made.outs or {})
+    assert not CONNECTOR.diff(made.id, seen.outs or {}, props(elastic, CONNECTOR)).changes
+
+
+def test_a_connector_without_its_secrets_is_a_difference(elastic: Elastic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So are connectors that were imported from another Kibana."""
+    made = CONNECTOR.create(props(elastic, CONNECTOR))
+    shown = elastic_stand_in.shown
+    monkeypatch.setattr(elastic_stand_in, "shown", lambda *each: {**shown(*each), "is_missing_secrets": True})
+    seen = CONNECTOR.read(made.id, made.outs or {})
+    assert CONNECTOR.diff(made.id, seen.outs or {}, props(elastic, CONNECTOR)).changes
+
+
+@BOTH
+def test_an_update_of_one_that_is_gone_makes_it_again(elastic: Elastic, provider: ResourceProvider) -> None:
+    wanted = props(elastic, provider)
+    provider.update(wanted["id"], wanted, wanted)
+    assert held(elastic, provider) == json.loads(wanted["body"])
+
+
+@BOTH
+def test_it_is_deleted_and_deleting_it_again_is_fine(elastic: Elastic, provider: ResourceProvider) -> None:
+    wanted = props(elastic, provider)
+    provider.create(wanted)
+    provider.delete(wanted["id"], wanted)
+    assert (elastic.connectors, elastic.inference) == ({}, {})
+    provider.delete(wanted["id"], wanted)
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["url", "id"])
+def test_another_place_is_another_object(elastic: Elastic, provider: ResourceProvider, name: str) -> None:
+    difference = provider.diff("x", props(elastic, provider), props(elastic, provider, **{name: "other"}))
+    assert difference.replaces == [name]
+    assert difference.delete_before_replace
+
+
+def test_a_connector_is_made_in_its_space(elastic: Elastic) -> None:
+    CONNECTOR.create(props(elastic, CONNECTOR, space="ai"))
+    assert list(elastic.connectors) == [("ai", ID)]
+
+
+# Taking over
+
+
+@BOTH
+def test_naming_what_the_stack_made_itself_deletes_nothing(elastic: Elastic, provider: ResourceProvider) -> None:
+    before, after = props(elastic, provider), props(elastic, provider, adopt=True)
+    made = provider.create(before)
+    difference = provider.diff(made.id, before, after)
+    assert (difference.changes, difference.replaces) == (True, [])
+    provider.update(made.id, before, after)
+    assert held(elastic, provider) == json.loads(after["body"])
+
+
+@BOTH
+def test_one_that_is_there_is_not_touched_unless_it_is_to_be_taken_over(
+    elastic: Elastic, provider: ResourceProvider
+) -> None:
+    provider.create(props(elastic, provider, model="theirs"))
+    there = json.dumps(held(elastic, provider))
+    said = failure(lambda: provider.create(props(elastic, provider)))
+    setting = "inferenceEndpointId" if provider is INFERENCE else "kibanaConnectorId"
+    assert f"set {setting} to {props(elastic, provider)['id']} to take it over" in said
+    assert json.dumps(held(elastic, provider)) == there
+
+
+@BOTH
+def test_one_that_is_taken_over_is_changed_and_stays_at_the_end(elastic: Elastic, provider: ResourceProvider) -> None:
+    provider.create(props(elastic, provider, model="theirs"))
+    wanted = props(elastic, provider, adopt=True)
+    provider.create(wanted)
+    assert held(elastic, provider) == json.loads(wanted["body"])
+    provider.delete(wanted["id"], wanted)
+    assert held(elastic, provider) == json.loads(wanted["body"])
+
+
+@BOTH
+def test_one_to_take_over_must_be_there(elastic: Elastic, provider: ResourceProvider) -> None:
+    said = failure(lambda: provider.create(props(elastic, provider, adopt=True)))
+    assert "or leave it empty to have one made" in said
+
+
+def test_only_an_openai_connector_can_be_taken_over(elastic: Elastic) -> None:
+    elastic.connectors["default", ID] = {"name": "x", "connector_type_id": ".email", "config": {}}
+    assert "is a .email, no .gen-ai" in failure(lambda: CONNECTOR.create(props(elastic, CONNECTOR, adopt=True)))
+
+
+# Refusals
+
+
+@BOTH
+def test_a_wrong_key(elastic: Elastic, provider: ResourceProvider) -> None:
+    said = failure(lambda: provider.create(props(elastic, provider, key="d3Jvbmc=")))
+    assert "refuses the API key (401: " in said
+    assert ("elasticsearchApiKey" if provider is INFERENCE else "kibanaApiKey") in said
+
+
+@BOTH
+def test_a_key_without_the_privilege(elastic: Elastic, provider: ResourceProvider) -> None:
+    said = failure(lambda: provider.create(props(elastic, provider, key=READER)))
+    privilege = "manage_inference" if provider is INFERENCE else "'Actions and Connectors: all'"
+    assert "lacks a privilege" in said
+    assert privilege in said
+
+
+@pytest.mark.parametrize("act", ["create", "delete"])
+def test_a_space_that_is_not_there(elastic: Elastic, act: str) -> None:
+    wanted = props(elastic, CONNECTOR, space="nope")
+    run = (lambda: CONNECTOR.create(wanted)) if act == "create" else (lambda: CONNECTOR.delete(ID, wanted))
+    assert "is there such a space (kibanaSpace)" in failure(run)
+
+
+@BOTH
+def test_elastics_own_reason_for_a_body_it_refuses(elastic: Elastic, provider: ResourceProvider) -> None:
+    body = json.loads(props(elastic, provider)["body"])
+    body["colour"] = "red"
+    said = failure(lambda: provider.create(props(elastic, provider, body=resources.as_text(body))))
+    assert "(400): " in said
+    assert "'colour' was unexpected" in said
+
+
+def test_a_refusal_that_repeats_the_key_is_told_without_it(elastic: Elastic) -> None:
+    body = json.loads(props(elastic, CONNECTOR)["body"])
+    body[KEY] = "x"
+    said = failure(lambda: CONNECTOR.create(props(elastic, CONNECTOR, body=resources.as_text(body))))
+    assert "'<key>' was unexpected" in said
+
+
+@BOTH
+def test_nobody_answers(elastic: Elastic, provider: ResourceProvider, slept: list[float]) -> None:
+    wanted = props(elastic, provider, url="http://127.0.0.1:9")
+    said = failure(lambda: provider.create(wanted))
+    assert "cannot reach" in said
+    assert "Connection refused" in said
+    assert "Nothing else is wrong" in said
+    assert 30 < sum(slept) <= api.PATIENCE_SECONDS
+
+
+def test_a_certificate_that_is_not_trusted_is_said_at_once(tmp_path: Path, slept: list[float]) -> None:
+    ca = new_authority()
+    certificate = str(issue(ca, tmp_path / "server.pem"))
+    with elastic_stand_in.serving(Elastic(calls_endpoint=False), certificate=certificate) as elastic:
+        assert "set elasticCa" in failure(lambda: CONNECTOR.create(props(elastic, CONNECTOR)))
+        assert slept == []
+        CONNECTOR.create(props(elastic, CONNECTOR, ca=ca.pem))
+        assert elastic.connectors
+
+
+def test_a_server_that_is_no_kibana(elastic: Elastic) -> None:
+    said = failure(lambda: CONNECTOR.create(props(elastic, CONNECTOR, url=f"{elastic.address}/elsewhere")))
+    assert "is kibanaUrl right?" in said
+
+
+# Patience
+
+
+@BOTH
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_product_is_asked_again(
+    elastic: Elastic, provider: ResourceProvider, status: int, slept: list[float]
+) -> None:
+    elastic.answers = [(status, {})] * 3
+    provider.create(props(elastic, provider))
+    assert slept == [1, 2, 4]
+
+
+def test_a_product_that_says_when_is_asked_then(elastic: Elastic, slept: list[float]) -> None:
+    elastic.answers = [(429, {"Retry-After": "7"})]
+    CONNECTOR.create(props(elastic, CONNECTOR))
+    assert slept == [7]
+
+
+def test_a_product_that_stays_busy_is_given_up(elastic: Elastic, slept: list[float]) -> None:
+    elastic.answers = [(503, {})] * 100
+    assert "goes on answering 503 (busy)" in failure(lambda: CONNECTOR.create(props(elastic, CONNECTOR)))
+    assert sum(slept) <= api.PATIENCE_SECONDS
+
+
+def test_a_connector_whose_creation_was_answered_by_an_error_is_no_stranger(elastic: Elastic) -> None:
+    CONNECTOR.create(props(elastic, CONNECTOR, model="half-made"))
+    elastic.answers = [(502, {})]
+    CONNECTOR.create(props(elastic, CONNECTOR))
+    assert held(elastic, CONNECTOR)["config"]["defaultModel"] == "elastic-llm"
+
+
+# An inference endpoint cannot be given another model
+
+
+def test_what_elasticsearch_would_refuse_costs_nothing_that_works(elastic: Elastic) -> None:
+    before = props(elastic, INFERENCE)
+    INFERENCE.create(before)
+    elastic.calls_endpoint = True
+    after = props(elastic, INFERENCE, host="127.0.0.1:9", model="other")
+    assert "Unable to validate" in failure(lambda: INFERENCE.update(NAME, before, after))
+    assert elastic.inference == {NAME: json.loads(before["body"])}
+
+
+def test_what_worked_is_put_back_where_its_successor_is_refused_at_the_last_moment(elastic: Elastic) -> None:
+    before, after = props(elastic, INFERENCE), props(elastic, INFERENCE, model="other")
+    INFERENCE.create(before)
+    elastic.answers = [*[None] * 5, (400, {})]  # GET, DELETE, PUT and DELETE of the trial, DELETE, PUT
+    assert "refuses PUT" in failure(lambda: INFERENCE.update(NAME, before, after))
+    assert elastic.inference == {NAME: json.loads(before["body"])}
+
+
+def test_a_trial_that_cannot_be_removed_leaves_what_works_alone(elastic: Elastic) -> None:
+    before, after = props(elastic, INFERENCE), props(elastic, INFERENCE, model="other")
+    INFERENCE.create(before)
+    elastic.answers = [*[None] * 3, (409, {})]
+    said = failure(lambda: INFERENCE.update(NAME, before, after))
+    assert f"refuses DELETE /_inference/chat_completion/{NAME}-trial (409)" in said
+    assert elastic.inference[NAME] == json.loads(before["body"])
+    INFERENCE.update(NAME, before, after)
+    assert elastic.inference == {NAME: json.loads(after["body"])}
+
+
+@BOTH
+def test_a_refresh_that_asks_with_a_key_of_the_past_says_how_to_go_on(
+    elastic: Elastic, provider: ResourceProvider
+) -> None:
+    made = props(elastic, provider, key="d3Jvbmc=")
+    said = failure(lambda: provider.read(made["id"], made))
+    assert "refuses the API key (401: " in said
+    assert "run `pulumi up` without --refresh" in said
+
+
+def test_the_key_alone_is_changed_without_a_gap(elastic: Elastic) -> None:
+    before = props(elastic, INFERENCE)
+    INFERENCE.create(before)
+    elastic.requests.clear()
+    INFERENCE.update(NAME, before, props(elastic, INFERENCE, llm_key="6" * 64))
+    assert [request.split()[0] for request in elastic.requests] == ["GET", "PUT"]
+    assert elastic.requests[1].endswith("/_update")
+
+
+# Kibana's own test
+
+
+def test_a_connector_that_kibana_cannot_use_is_said(elastic: Elastic) -> None:
+    wanted = props(elastic, CONNECTOR)
+    CONNECTOR.create(wanted)
+    TEST.create(wanted)
+    elastic.calls_endpoint = True
+    CONNECTOR.update(ID, wanted, props(elastic, CONNECTOR, host="127.0.0.1:9"))
+    said = failure(lambda: TEST.update(ID, wanted, wanted))
+    assert "Kibana's own test of the connector failed" in said
+    assert "kibanaSettings" in said
+
+
+# How Pulumi keeps them
+
+
+@pytest.mark.parametrize("provider", [CONNECTOR, INFERENCE, TEST])
+def test_a_provider_is_kept_by_its_name_so_that_changing_it_is_no_difference(provider: ResourceProvider) -> None:
+    kept = base64.b64decode(serialize_provider(provider))
+    assert len(kept) < 200
+    assert type(provider).__name__.encode() in kept
+    assert type(pickle.loads(kept)) is type(provider)  # noqa: S301 - written above

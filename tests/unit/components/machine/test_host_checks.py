@@ -1,0 +1,228 @@
+"""The checks of the host and of the weights on it, in a real bash and without Docker. With it: tests/integration."""
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from components import render
+from tests.support.shell import Result, as_root, bash, failed
+
+# check-weights.sh
+
+
+def safetensors(path: Path, size: int = 64, *, header: bytes | None = None) -> None:
+    text = header or json.dumps({"t": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(size))
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A complete model of two shards."""
+    directory = tmp_path / "models" / "acme--Own"
+    directory.mkdir(parents=True)
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    for shard in shards:
+        safetensors(directory / shard)
+    index = {"metadata": {"total_size": 128}, "weight_map": {"a": shards[0], "b": shards[1], "c": shards[1]}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    (directory / "config.json").write_text("{}")
+    (directory / "tokenizer.json").write_text("{}")
+    for path in (tmp_path, directory.parent, directory, *directory.iterdir()):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return directory
+
+
+def check(directory: Path) -> Result:
+    script = render.script("weights/check-weights.sh", weights=str(directory)) + 'check_weights "$WEIGHTS"\n'
+    return bash(script)
+
+
+def one_file(directory: Path) -> None:
+    for path in directory.glob("model*"):
+        path.unlink()
+    safetensors(directory / "model.safetensors")
+
+
+def mistral(directory: Path) -> None:
+    (directory / "config.json").rename(directory / "params.json")
+    (directory / "tokenizer.json").rename(directory / "tekken.json")
+
+
+def linked(directory: Path) -> None:
+    """As the hub's own cache keeps it."""
+    blobs = directory.parent / "blobs"
+    blobs.mkdir(mode=0o755)
+    for path in list(directory.iterdir()):
+        path.rename(blobs / path.name)
+        path.symlink_to(blobs / path.name)
+
+
+def many_tensors(directory: Path) -> None:
+    """In any order, with and without spaces."""
+    header = b'{ "t": {"data_offsets": [8, 64]}, "u": {"data_offsets":[0,8]}, "v":{"data_offsets":[64, 64]} }   '
+    safetensors(directory / "model-00001-of-00002.safetensors", header=header)
+
+
+@pytest.mark.parametrize("change", [lambda _: None, one_file, mistral, linked, many_tensors])
+def test_complete_weights_pass(change: Callable[[Path], None], weights: Path) -> None:
+    change(weights)
+    result = check(weights)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("weights complete: ")
+
+
+def cut(directory: Path) -> None:
+    path = directory / "model-00002-of-00002.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def cut_in_the_header(directory: Path) -> None:
+    path = directory / "model-00002-of-00002.safetensors"
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def pointer(directory: Path) -> None:
+    """What git clone leaves without Git LFS."""
+    (directory / "model-00002-of-00002.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+
+
+DAMAGED = "model-00002-of-00002.safetensors is cut short or damaged"
+
+
+@pytest.mark.parametrize(
+    ("damage", "cause"),
+    [
+        (lambda d: (d / "model-00001-of-00002.safetensors").unlink(), "missing: model-00001-of-00002.safetensors"),
+        (cut, DAMAGED),
+        (cut_in_the_header, DAMAGED),
+        (pointer, DAMAGED),
+        (lambda d: (d / "model-00002-of-00002.safetensors").write_bytes(b""), DAMAGED),
+        (lambda d: (d / "tokenizer.json").unlink(), "no tokenizer.json, tokenizer.model or tekken.json"),
+        (lambda d: (d / "config.json").unlink(), "neither config.json nor params.json"),
+        (lambda d: [path.unlink() for path in d.glob("model*")], "no .safetensors file"),
+        (lambda d: (d / "tokenizer.json").chmod(0o600), "tokenizer.json"),
+        (lambda d: d.chmod(0o700), "the server's user may not read"),
+        (lambda d: d.rename(d.with_name("elsewhere")), "no weights in"),
+    ],
+)
+def test_incomplete_weights_are_refused(damage: Callable[[Path], object], cause: str, weights: Path) -> None:
+    damage(weights)
+    assert failed(check(weights), cause, str(weights))
+
+
+def test_very_many_unreadable_files_are_refused_as_well(weights: Path) -> None:
+    for number in range(600):
+        (weights / f"a-file-with-a-rather-long-name-so-that-the-list-of-them-is-long-{number}").touch(mode=0o600)
+    assert failed(check(weights), "the server's user may not read", "chmod -R o+rX")
+
+
+# check-host.sh
+
+
+@pytest.fixture(scope="module")
+def without_docker(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A PATH that has everything but Docker."""
+    directory = tmp_path_factory.mktemp("bin")
+    for folder in os.environ["PATH"].split(":"):
+        for program in Path(folder).glob("*") if Path(folder).is_dir() else []:
+            if not program.name.startswith("docker") and not (directory / program.name).exists():
+                (directory / program.name).symlink_to(program)
+    return str(directory)
+
+
+@pytest.fixture
+def check_host(weights: Path, without_docker: str) -> Callable[..., Result]:
+    def run_check(**variables: str | int) -> Result:
+        fine: dict[str, str | int] = {
+            "engine": "docker",
+            "login": "root",
+            "prefix": "elastic-vllm-x",
+            "port": 1,
+            "weights": str(weights),
+            "weights_gb": 1,
+            "weights_on_host": "yes",
+            "images": "docker.io/a:1 docker.io/b:1",
+            "images_gb": 0,
+            "bundled_images_mb": "",
+            "store": "/var/lib/elastic-vllm/bundle",
+        }
+        return bash(
+            render.script("weights/check-weights.sh", "host/check-host.sh", **fine | variables), PATH=without_docker
+        )
+
+    return run_check
+
+
+@as_root
+def test_a_host_that_can_take_the_endpoint_passes(
+    check_host: Callable[..., Result],
+) -> None:
+    result = check_host()
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "checked: port 1, disk and rights of this server are fine" in result.stdout
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"images": "localhost/vllm:1 b"}, ["image localhost/vllm:1 is not on the server (vllmImage, nginxImage)"]),
+        ({"images_gb": 10**9}, ["too little disk for container images", "1000000000 GB needed"]),
+        ({"bundled_images_mb": 10**12}, ["too little disk for the bundle's images", "1000000001 GB needed"]),
+        (
+            {"weights": "/nonexistent/a/b", "weights_on_host": "no", "weights_gb": 10**9},
+            ["too little disk for the weights"],
+        ),
+        ({"weights": "/nonexistent/a/b"}, ["no weights in /nonexistent/a/b"]),
+    ],
+)
+def test_a_host_that_can_not_take_the_endpoint_is_refused(
+    variables: dict[str, str | int],
+    words: list[str],
+    check_host: Callable[..., Result],
+) -> None:
+    assert failed(check_host(**variables), *words)
+
+
+@as_root
+def test_a_bundles_images_need_not_be_there_and_their_room_is_told(check_host: Callable[..., Result]) -> None:
+    result = check_host(images="localhost/elastic-vllm/vllm:v0.32.0-0123456789ab", bundled_images_mb=4)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "the bundle's images: 1 GB at /var/lib/elastic-vllm/bundle, where" in result.stdout
+
+
+@as_root
+@pytest.mark.parametrize("address", ["127.0.0.1", "::"])
+def test_a_port_that_is_taken_is_refused(address: str, check_host: Callable[..., Result]) -> None:
+    with socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET) as server:
+        port = server.getsockname()[1]
+        assert failed(check_host(port=port), f"port {port} is taken", "(httpsPort)")
+
+
+def test_a_user_without_root_rights_is_refused(
+    check_host: Callable[..., Result], without_docker: str, tmp_path: Path
+) -> None:
+    """`id` answers as it would for another user."""
+    other = tmp_path / "id"
+    other.write_text("#!/bin/sh\necho 1000\n")
+    other.chmod(0o755)
+    script = render.script(
+        "weights/check-weights.sh",
+        "host/check-host.sh",
+        engine="docker",
+        login="ops",
+        prefix="elastic-vllm-x",
+        port=1,
+        weights="/x",
+        weights_gb=1,
+        weights_on_host="no",
+        images="a",
+        images_gb=1,
+        bundled_images_mb="",
+        store="/nonexistent",
+    )
+    assert failed(bash(script, PATH=f"{tmp_path}:{without_docker}"), "user ops has no root rights (sshUser)")

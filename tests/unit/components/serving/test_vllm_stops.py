@@ -1,0 +1,86 @@
+"""The first process of vLLM's container, in a real shell with another program as vLLM: how it ends."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from components.serving import vllm_server
+
+Start = Callable[..., subprocess.Popen[str]]
+LONG = 10.0
+"""Seconds: more than a busy machine makes of a moment."""
+# They say when they can take a signal, and end by themselves some time after whoever started them is gone.
+ENDS = "trap 'exit 3' TERM; echo ready; for _ in $(seq 400); do sleep 0.05; done"
+WAITS = ENDS.replace("exit 3", "")
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    groups = []
+
+    def started(vllm: str, abort_seconds: float, *extra_arguments: str) -> subprocess.Popen[str]:
+        monkeypatch.setattr(vllm_server, "ABORT_SECONDS", abort_seconds)
+        program = tmp_path / "python3"
+        program.write_text(f"#!/bin/sh\n{vllm}\n")
+        program.chmod(0o755)
+        *shell, _ = vllm_server.entrypoint(extra_arguments)
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        command = [*shell, str(tmp_path / "vllm.sock"), "--model", "/model"]
+        process = subprocess.Popen(
+            command, env={"PATH": path}, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        groups.append(process.pid)
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        while not {signal.SIGTERM, signal.SIGINT} <= caught(process.pid):
+            time.sleep(0.005)
+        return process
+
+    yield started
+    for group in groups:  # in a container, nothing outlives its first process
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+
+
+def caught(process: int) -> set[int]:
+    """The signals that a process has set a trap for."""
+    status = Path(f"/proc/{process}/status").read_text()
+    mask = int(status.partition("SigCgt:")[2].split()[0], 16)
+    return {number for number in range(1, 65) if mask >> (number - 1) & 1}
+
+
+def ended(process: subprocess.Popen[str], after: signal.Signals) -> tuple[int, float]:
+    """Its exit status, and the seconds that it took to end."""
+    begun = time.monotonic()
+    process.send_signal(after)
+    return process.wait(20), time.monotonic() - begun
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_vllm_that_ends_is_not_waited_for(start: Start, sent: signal.Signals) -> None:
+    status, seconds = ended(start(ENDS, LONG), sent)
+    assert status == 3
+    assert seconds < LONG
+
+
+def test_a_vllm_that_waits_for_its_streams_is_killed(start: Start) -> None:
+    status, seconds = ended(start(WAITS, 0.3), signal.SIGTERM)
+    assert status == 128 + signal.SIGKILL
+    assert seconds > 0.3
+
+
+def test_a_vllm_that_was_told_to_let_requests_end_may_do_so(start: Start) -> None:
+    slow = ENDS.replace("exit 3", "sleep 0.6; exit 3")
+    status, seconds = ended(start(slow, 0.1, "--shutdown-timeout", "20"), signal.SIGTERM)
+    assert status == 3
+    assert seconds > 0.6
+
+
+def test_a_vllm_that_ends_by_itself_is_told_with_its_status(start: Start) -> None:
+    assert start("echo ready; exit 7", LONG).wait(LONG) == 7

@@ -1,0 +1,175 @@
+"""Where nothing may be fetched: what the settings say of a bundle, and what the program makes of it."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.settings.stack import Settings
+from tests.support import empty_bundle
+from tests.support.program import PINS, Program, changes
+from tests.support.registered import texts
+from tests.unit.conftest import found
+
+Programs = Callable[..., Program]
+DIGEST = "@sha256:" + "c" * 64
+
+
+def order(program: Program, part: str) -> dict[str, Any]:
+    """What transfer.py is told."""
+    given: dict[str, Any] = json.loads(program.resources[f"bundle-{part}"].inputs["stdin"])
+    return given
+
+
+# base, settings beside it, the setting that is told, cause, fix
+WRONG: list[Any] = [
+    ("local", {"artifacts": "disk"}, "artifacts", "unknown value", "use network or bundle"),
+    ("local", {"bundle": "/media/bundle"}, "bundle", "set, but artifacts is not bundle", "set artifacts to bundle"),
+    ("local", {"bundleKey": "k"}, "bundleKey", "set, but artifacts is not bundle", "set artifacts to bundle"),
+    ("local", {"bundleOnHost": "/b"}, "bundleOnHost", "set, but artifacts is not bundle", "set artifacts to bundle"),
+    ("airgap", {"bundle": ""}, "bundle", "not set", "give the bundle's directory on this machine"),
+    ("airgap", {"bundle": "/nonexistent"}, "bundle", "there is no manifest.json", "give the directory that holds it"),
+    ("airgap", {"bundleKey": ""}, "bundleKey", "not set", "or 'unsigned' to take a bundle that nobody vouches for"),
+    ("airgap", {"bundleKey": "/nonexistent"}, "bundleKey", "no such file", "the file of the signer's public key"),
+    ("airgap", {"bundleOnHost": "disk"}, "bundleOnHost", "not of the expected form", "give an absolute path"),
+    ("airgap", {"hubToken": "hf_x"}, "hubToken", "nothing is downloaded with a bundle", "remove it"),
+    ("airgap", {"modelRevision": "1" * 40}, "modelRevision", "the bundle has 95a6d26c", "remove it"),
+    ("airgap", {"vllmImage": f"vllm:v0.33.0{DIGEST}"}, "vllmImage", "the bundle has docker.io/vllm", "remove it"),
+    (
+        "airgap",
+        {"tls": "letsencrypt", "endpointHost": "llm.example.com"},
+        "tls",
+        "nobody can be asked for a certificate without a network",
+        "use self-signed or provided",
+    ),
+]
+
+
+@pytest.mark.parametrize(("base", "settings", "key", "cause", "fix"), WRONG)
+def test_a_wrong_setting_is_told_with_cause_and_fix(
+    base: str, settings: dict[str, str], key: str, cause: str, fix: str, settle: Callable[..., Settings]
+) -> None:
+    problems = found(lambda: settle(base, settings))
+    assert [line for line in problems if line.startswith(key) and cause in line and fix in line], problems
+
+
+def test_a_bundle_is_for_a_server_that_exists(settle: Callable[..., Settings], bundle: Path) -> None:
+    settings = {"artifacts": "bundle", "bundle": str(bundle), "bundleKey": "unsigned", "modelRevision": ""}
+    (problem,) = found(lambda: settle("prod", settings))
+    assert problem.startswith("artifacts = 'bundle': a bundle is for a server that exists")
+
+
+def test_an_unfinished_bundle_is_refused(settle: Callable[..., Settings], tmp_path: Path) -> None:
+    directory = empty_bundle.write(tmp_path / "b", empty_bundle.parts())
+    (directory / "SHA256SUMS").unlink()
+    (problem,) = found(lambda: settle("airgap", {"bundle": str(directory)}))
+    assert "there is no SHA256SUMS in it" in problem
+
+
+def test_a_vllm_with_known_vulnerabilities_is_refused_in_a_bundle_too(
+    settle: Callable[..., Settings], tmp_path: Path
+) -> None:
+    directory = empty_bundle.write(tmp_path / "b", empty_bundle.parts(vllm=f"docker.io/vllm:v0.31.0{DIGEST}"))
+    (problem,) = found(lambda: settle("airgap", {"bundle": str(directory)}))
+    assert problem.startswith("vllmImage")
+    assert "known vulnerabilities" in problem
+
+
+def test_the_bundle_says_which_model_and_images(settle: Callable[..., Settings], tmp_path: Path) -> None:
+    model = "openai/gpt-oss-120b"
+    directory = empty_bundle.write(tmp_path / "b", empty_bundle.parts(model=model, revision="2" * 40))
+    settings = settle("airgap", {"bundle": str(directory)})
+    assert (settings.model.name, settings.model_revision, settings.model_source) == (model, "2" * 40, "bundle")
+    assert settings.images["vllm"] == "localhost/elastic-vllm/vllm:v0.32.0-aaaaaaaaaaaa"
+    assert settings.weights_path == "/var/lib/elastic-vllm/models/openai--gpt-oss-120b--222222222222"
+    assert settings.weights_gb == 48.0000006
+
+
+def test_what_was_pinned_on_the_connected_side_may_stay_in_the_file(settle: Callable[..., Settings]) -> None:
+    assert settle("airgap", PINS).model_revision == PINS["modelRevision"]
+
+
+# The graph
+
+
+def test_nothing_goes_to_the_host_before_the_whole_bundle_was_checked(program_of: Programs) -> None:
+    program = program_of("airgap")
+    check = program.resources["bundle-check"].inputs
+    assert check["create"].startswith("scripts/bundle verify /")
+    assert " --key " in check["create"]
+    brought = {name for name in program.resources if name.startswith("bundle-")} - {"bundle-check"}
+    assert brought == {"bundle-packages", "bundle-image-vllm", "bundle-image-nginx", "bundle-weights"}
+    assert not [name for name in brought if not {"bundle-check", "host-check"} <= program.waits_for(name)]
+
+
+def test_an_unsigned_bundle_is_taken_only_on_a_clear_word(program_of: Programs) -> None:
+    assert " --unsigned" in program_of("airgap", bundleKey="unsigned").resources["bundle-check"].inputs["create"]
+
+
+def test_images_are_those_that_were_brought(program_of: Programs) -> None:
+    program = program_of("airgap")
+    for role in ("vllm", "nginx"):
+        assert {f"bundle-image-{role}", f"runtime-{role}-load"} <= program.waits_for(f"runtime-{role}-image")
+        assert program.resources[f"runtime-{role}-image"].inputs["name"].startswith(f"localhost/elastic-vllm/{role}:")
+    assert "bundle-packages" in program.waits_for("runtime-docker")
+    assert {"bundle-weights", "weights-check"} <= program.waits_for("vllm-container")
+
+
+def test_a_transfer_shows_no_secret_and_trusts_the_hosts_key_alone(program_of: Programs) -> None:
+    program = program_of("airgap")
+    given = order(program, "weights")
+    assert given["ssh"][-1] == "bash -s"
+    assert "BatchMode=yes" in given["ssh"]
+    assert f"KnownHostsCommand=/bin/echo llm.example {program.host_key}" in given["ssh"]
+    assert not [*texts(program.resources["bundle-weights"].inputs, secret=True)]
+    assert [file["path"] for file in given["files"]] == ["config.json", "model.safetensors"]
+
+
+def test_the_files_of_a_disk_at_the_server_never_travel(program_of: Programs) -> None:
+    program = program_of("airgap", bundleOnHost="/media/bundle")
+    assert "--listing" in program.resources["bundle-check"].inputs["create"]
+    for part in ("packages", "image-vllm", "image-nginx", "weights"):
+        command = program.resources[f"bundle-{part}-from-disk"]
+        assert command.is_command
+        assert "SOURCE=/media/bundle\n" in command.script
+    assert "48000000000 yes model.safetensors\n" in program.resources["bundle-weights-from-disk"].data
+
+
+def test_packages_are_the_bundles_alone_for_every_script(program_of: Programs) -> None:
+    program = program_of("airgap")
+    after = [c for c in program.commands if c.name not in {"host-check"} and not c.name.startswith("elastic")]
+    assert after
+    assert not [c.name for c in after if "PACKAGES=/var/lib/elastic-vllm/bundle/airgap/packages\n" not in c.script]
+
+
+OUTSIDE = ("huggingface.co", "docker.io/", "nvidia.github.io", "pypi.org", "hub-client", "HF_ENDPOINT", "pip install")
+
+
+def reaching(program: Program) -> Iterator[str]:
+    """`resource: word` of all that would ask somebody outside."""
+    for resource in program.leaves:
+        given = "\n".join([*texts(resource.inputs), *texts(resource.inputs, secret=True)])
+        # The toolkit's script names its repository, and leaves it alone with packages of a bundle (test_gpu_checks.py).
+        words = [word for word in OUTSIDE if word in given and resource.name != "runtime-docker"]
+        yield from (f"{resource.name}: {word}" for word in words)
+
+
+def test_no_component_reaches_for_a_registry_hub_or_repository(program_of: Programs) -> None:
+    assert [*reaching(program_of("airgap"))] == []
+    connected = {line.partition(":")[0] for line in reaching(program_of("gpu"))}
+    assert connected >= {"weights-download", "runtime-vllm-image", "runtime-nginx-image"}
+
+
+def test_another_bundle_is_another_model_and_the_way_back(
+    program_of: Programs, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    place = tmp_path_factory.mktemp("newer")
+    newer = empty_bundle.write(place, empty_bundle.parts(revision="3" * 40), since="0" * 64)
+    before, after = program_of("airgap"), program_of("airgap", bundle=str(newer))
+    touched = changes(before, after)
+    assert touched["replaced"] == ["bundle-check", "vllm-container", "vllm-ready"]
+    assert not {name for kind in ("created", "deleted") for name in touched[kind]}
+    assert "nginx-container" not in touched["updated"]
+    assert changes(after, before)["replaced"] == touched["replaced"]

@@ -1,0 +1,243 @@
+"""The settings of target gcp: what is wrong is refused before anything exists, with its key, its value and the fix."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from components.catalogue.machine_types import load_machine_types
+from components.settings.gcp import KEYS, OTHERS
+from components.settings.stack import Settings
+from tests.support.program import HOST_KEY, PINS, PROJECT, Program
+from tests.support.registered import INSTANCE
+from tests.unit.conftest import ON_GOOGLE, ON_SERVERS, found
+
+Settle = Callable[..., Settings]
+LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
+RANGES_FIX = 'write ["203.0.113.0/24"]'
+NARROWER = "use ranges of /8 or narrower"
+BASTION = {"sshVia": "bastion", "bastion": "ops@bastion.example", "bastionHostKey": HOST_KEY}
+NETWORK = {"network": "shared", "subnetwork": "llm"}
+PRIVATE = {"externalAddress": False}
+BASTION_FIX = "write e.g. ops@bastion.example.com:22"
+LABEL_FIX = "write NAME=VALUE"
+
+# base, the setting, its value, the cause, the fix
+WRONG: list[Any] = [
+    ("prod", "gcpProject", "", "not set", "set it to the project's id"),
+    ("prod", "gcpProject", "Acme Search", "not of the expected form", "6 to 30 of a-z"),
+    ("prod", "gcpProject", "a" * 31, "not of the expected form", "6 to 30 of a-z"),
+    ("prod", "zone", "us-central1", "not of the expected form", "e.g. us-central1-a"),
+    ("prod", "zone", "us-west1-a", "has no a2-ultragpu-2g", "asia-southeast1-c, europe-west4-a, us-central1-a"),
+    ("prod", "machineType", "a2-ultragpu-3g", "no machine type with GPUs", "use a2-ultragpu-1g, a2-ultragpu-2g"),
+    ("prod", "machineType", "n2-standard-8", "no machine type with GPUs", "use a2-ultragpu-1g"),
+    ("prod", "machineType", "a3-ultragpu-8g", "has no a3-ultragpu-8g", "use "),
+    ("prod", "machineType", "a3-highgpu-1g", "a3-highgpu-1g is not sold so", "use spot or flex-start"),
+    ("prod", "capacity", "preemptible", "unknown value", "use standard or spot or flex-start or reservation"),
+    ("prod", "capacity", "reservation", "not set, but capacity is reservation", "set it to the reservation's name"),
+    ("prod", "reservation", "first", "set, but capacity is standard", "set capacity to reservation"),
+    ("prod", "maxRunHours", "24", "set, but capacity is standard", "set capacity to flex-start"),
+    ("prod", "osImage", "debian", "unknown value", "use accelerator or plain"),
+    ("prod", "vmImage", "", "not set", "run `scripts/pin --stack STACK`"),
+    ("prod", "vmImage", "projects/p/global/images/family/ubuntu-2404", "not of the expected form", "scripts/pin"),
+    ("prod", "network", "shared", "set, but subnetwork is not", "name the subnetwork in the zone's region"),
+    ("prod", "subnetwork", "llm", "set, but network is not", "name the VPC that it is in"),
+    ("prod", "subnetCidr", "10.10.0.0", "not usable for a subnetwork", "use a private IPv4 range of /29 to /8"),
+    ("prod", "subnetCidr", "10.10.0.1/24", "has host bits set", "use a private IPv4 range of /29 to /8"),
+    ("prod", "subnetCidr", "10.10.0.0/33", "no CIDR range", "use a private IPv4 range of /29 to /8"),
+    ("prod", "subnetCidr", "8.8.8.0/24", "not usable for a subnetwork", "use a private IPv4 range of /29 to /8"),
+    ("prod", "subnetCidr", "fd00::/64", "no CIDR range", "use a private IPv4 range of /29 to /8"),
+    ("prod", "externalAddress", "no", "neither true nor false", "use true or false"),
+    ("prod", "httpsSources", "[]", "empty: nobody could use the endpoint", "give the CIDR ranges that Elastic"),
+    ("prod", "httpsSources", "198.51.100.0/24", "not a list of texts", RANGES_FIX),
+    ("prod", "httpsSources", '["198.51.100.0/33"]', "'198.51.100.0/33' is no CIDR range", RANGES_FIX),
+    ("prod", "httpsSources", '["198.51.100.7/24"]', "has host bits set", RANGES_FIX),
+    ("prod", "httpsSources", '["elastic.example"]', "'elastic.example' is no CIDR range", RANGES_FIX),
+    ("prod", "httpsSources", '["2001:db8::/32"]', "no CIDR range of IPv4", RANGES_FIX),
+    ("prod", "httpsSources", '["128.0.0.0/1"]', "lets in addresses that are not yours", "for everyone write 0.0.0.0/0"),
+    ("prod", "sshSources", '["0.0.0.0/0"]', "lets in addresses that are not yours", NARROWER),
+    ("prod", "sshSources", '["203.0.113.7/32", "0.0.0.0/1"]', "0.0.0.0/1 lets in", "a bastion, or sshVia: iap"),
+    ("prod", "sshSources", "[]", "empty: the VM could not be set up", "the CIDR range that this machine connects from"),
+    ("prod", "sshSources", '["203.0.113.7/3x"]', "no CIDR range", RANGES_FIX),
+    ("prod", "sshSources", "[7]", "not a list of texts", RANGES_FIX),
+    ("prod", "sshUser", "root", "do not let root in", "e.g. elastic-vllm"),
+    ("prod", "sshVia", "vpn", "unknown value", "use address or bastion or iap"),
+    ("prod", "sshVia", "bastion", "not set, but sshVia is bastion", "write USER@HOST:PORT"),
+    ("prod", "sshVia", "iap", "with sshVia iap only Google's proxy connects", "remove it"),
+    ("prod-private", "sshVia", "address", "empty: the VM could not be set up", "give the CIDR range"),
+    ("prod", "bastionHostKey", HOST_KEY, "set, but sshVia is address", "set sshVia to bastion"),
+    ("prod", "tunnelPort", "2222", "set, but sshVia is address", "set sshVia to iap"),
+    ("prod-private", "tunnelPort", "22", "out of range", "use 1024 to 65535"),
+    ("prod", "httpsPort", "22", "the port of SSH", "use another, e.g. 443"),
+    ("prod", "bootDiskGb", "40", "out of range", "use 80 to 65536"),
+    ("prod", "weightsDiskGb", "200 GB", "not a whole number", "use 10 to 65536"),
+    ("prod", "weightsDiskGb", "40", "too small for mistralai/Mistral-Small", "or more"),
+    ("prod", "weightsDisk", "My Disk", "not of the expected form", "use the name of a disk in the zone"),
+    ("prod", "labels", '["team"]', "'team' is no label of Google Cloud", LABEL_FIX),
+    ("prod", "labels", '["Team=search"]', "'Team=search' is no label", LABEL_FIX),
+    ("prod", "labels", json.dumps(["a=" + "b" * 64]), "is no label", LABEL_FIX),
+    ("prod", "labels", '["team=a", "team=b"]', "team has two values", "leave one of them"),
+    ("prod", "labels", "team=search", "not a list of texts", 'write ["team=search"]'),
+    (
+        "prod",
+        "serviceAccount",
+        "1-compute@developer.gserviceaccount.com",
+        "not of the expected form",
+        "use NAME@PROJECT",
+    ),
+    ("dev", "deletionProtection", "true", "Google itself deletes a VM of capacity spot", "set it to false"),
+    ("prod", "gpuCount", "4", "has no effect with target gcp", "remove it"),
+    ("prod", "host", "llm.example", "has no effect with target gcp", "remove it"),
+    ("gpu", "zone", "us-central1-c", "has no effect with target existing", "set target to gcp"),
+    ("gpu", "parked", "true", "has no effect with target existing", "set target to gcp"),
+]
+# Where the setting that is wrong with the value is another one.
+NAMED = {
+    ("machineType", "a3-ultragpu-8g"): "zone",
+    ("machineType", "a3-highgpu-1g"): "capacity",
+    ("capacity", "reservation"): "reservation",
+    ("sshVia", "bastion"): "bastion",
+    ("sshVia", "iap"): "sshSources",
+    ("sshVia", "address"): "sshSources",
+}
+
+
+@pytest.mark.parametrize(("base", "key", "value", "cause", "fix"), WRONG)
+def test_a_wrong_setting_is_named_with_its_value_and_the_fix(
+    base: str, key: str, value: str, cause: str, fix: str, settle: Settle
+) -> None:
+    (problem,) = found(lambda: settle(base, {key: value}))
+    named = NAMED.get((key, value), key)
+    if named == key:
+        assert problem.startswith(f"{key} = {value!r}: " if value else f"{key}: ")
+    assert problem.startswith((f"{named} = ", f"{named}: "))
+    told, _, advice = problem.partition("; ")
+    assert cause in told
+    assert fix in advice
+
+
+# Only wrong together: base, the settings, the one that is named, the cause, the fix
+CONTRADICTIONS: list[Any] = [
+    ("prod", {"capacity": "flex-start", "maxRunHours": 169}, "maxRunHours", "out of range", "use 1 to 168"),
+    ("prod", {"capacity": "flex-start", "deletionProtection": True}, "deletionProtection", "itself deletes", "false"),
+    (
+        "prod",
+        {"parked": True, "deletionProtection": True},
+        "deletionProtection",
+        "parked deletes the VM",
+        "one of them",
+    ),
+    (
+        *("prod", {"machineType": "a2-ultragpu-1g", "model": LLAMA, "hubToken": "hf_x"}, "model"),
+        *("1 x 80 GiB at 90 % are 72 GiB", "(machineType)"),
+    ),
+    ("prod", {**NETWORK, "cloudNat": True}, "cloudNat", "the network is not the stack's own", "set up Cloud NAT there"),
+    ("prod", {**NETWORK, "subnetCidr": "10.20.0.0/24"}, "subnetCidr", "the subnetwork exists already", "remove it"),
+    ("prod", {"weightsDisk": "kept", "weightsDiskGb": 400}, "weightsDiskGb", "weightsDisk is not managed", "remove it"),
+    ("prod", {"weightsDisk": "kept", "keepWeightsDisk": False}, "keepWeightsDisk", "not managed", "remove it"),
+    (
+        "prod",
+        {**BASTION, "sshSources": []},
+        "sshSources",
+        "could not be set up",
+        "range that the bastion connects from",
+    ),
+    ("prod", {**BASTION, "bastion": "bastion.example"}, "bastion", "not of the form USER@HOST:PORT", BASTION_FIX),
+    ("prod", {**BASTION, "bastion": "ops@bastion:70000"}, "bastion", "not of the form USER@HOST:PORT", BASTION_FIX),
+    ("prod", {**BASTION, "bastion": "ops@-oProxyCommand=x"}, "bastion", "not of the form USER@HOST", BASTION_FIX),
+    ("prod", {**BASTION, "bastionHostKey": ""}, "bastionHostKey", "not set", "copy the line"),
+    ("prod", {**BASTION, "bastionHostKey": "ssh-ed25519 x"}, "bastionHostKey", "not a public key", "copy the line"),
+    ("prod", {**BASTION, "sshVia": "address"}, "bastion", "set, but sshVia is address", "set sshVia to bastion"),
+    ("prod", PRIVATE, "cloudNat", "fetch neither packages nor images", "set it to true, or use a network"),
+    ("prod", {"sshPrivateKeyPath": "@damaged"}, "sshPrivateKeyPath", "damaged", "ssh-keygen -t ed25519"),
+]
+
+
+@pytest.mark.parametrize(("base", "overrides", "key", "cause", "fix"), CONTRADICTIONS)
+def test_settings_that_contradict_each_other_are_refused(
+    base: str, overrides: dict[str, Any], key: str, cause: str, fix: str, settle: Settle
+) -> None:
+    problems = found(lambda: settle(base, overrides))
+    (problem,) = [problem for problem in problems if problem.startswith((f"{key} =", f"{key}:"))]
+    told, _, advice = problem.partition("; ")
+    assert cause in told
+    assert fix in advice
+
+
+@pytest.mark.parametrize(
+    ("base", "overrides"),
+    [
+        *[(stack, {}) for stack in ON_GOOGLE],
+        ("prod", {"capacity": "reservation", "reservation": "first", "deletionProtection": True}),
+        ("prod", {"capacity": "flex-start", "maxRunHours": 168}),
+        ("prod", {"machineType": "a3-highgpu-1g", "capacity": "spot"}),
+        ("prod", {"machineType": "g2-standard-48", "zone": "us-west4-a"}),
+        ("prod", {"httpsSources": ["0.0.0.0/0"]}),
+        ("prod", {"httpsSources": ["198.51.100.0/24", "192.0.2.7"], "sshSources": ["10.0.0.0/8"]}),
+        ("prod", BASTION),
+        ("prod", {**BASTION, "bastion": "ops@10.0.0.5:2022"}),
+        ("prod", {**NETWORK, "externalAddress": False}),
+        ("prod", PRIVATE | NETWORK),
+        ("prod", {"subnetCidr": "10.10.0.0/29"}),
+        ("prod", {"subnetCidr": "10.0.0.0/8"}),
+        ("prod", {"weightsDiskGb": 51}),
+        ("prod", {"labels": ["team=search", "empty="]}),
+        ("prod", {"serviceAccount": "vm@acme-search.iam.gserviceaccount.com"}),
+        ("prod", {"weightsDisk": "kept"}),
+        ("prod", {"sshPrivateKeyPath": "@plain"}),
+    ],
+)
+def test_good_settings_are_accepted(base: str, overrides: dict[str, Any], settle: Settle) -> None:
+    assert not found(lambda: settle(base, overrides))
+
+
+@pytest.mark.parametrize(("stack", "told"), [("prod-", "ends in '-'"), ("p" * 41, "up to 40"), ("Prod", "a-z, 0-9")])
+def test_a_stack_name_that_fits_no_resource_is_refused(stack: str, told: str, settle: Settle) -> None:
+    (problem,) = found(lambda: settle("prod", {}, stack))
+    assert problem.startswith(f"stack name {stack!r}: ")
+    assert told in problem
+
+
+def test_what_is_not_given_has_a_sound_value(settle: Settle) -> None:
+    gcp = settle("prod", BASTION).gcp
+    assert gcp
+    assert gcp.bastion
+    assert (gcp.bastion.port, gcp.max_run_hours) == (22, 0)
+    gcp = settle("prod", {**BASTION, "bastion": "ops@10.0.0.5:2022", "capacity": "flex-start", "maxRunHours": 7}).gcp
+    assert gcp
+    assert gcp.bastion
+    assert (gcp.bastion.port, gcp.max_run_hours) == (2022, 7)
+
+
+def test_an_address_is_a_range_of_one(settle: Settle) -> None:
+    settings = settle("prod", {"httpsSources": ["192.0.2.7"]})
+    assert settings.gcp
+    assert settings.gcp.https_sources == ("192.0.2.7/32",)
+
+
+@pytest.mark.parametrize("machine_type", load_machine_types().values(), ids=lambda machine_type: machine_type.name)
+def test_every_machine_type_has_gpus_that_a_model_can_be_split_over(machine_type: Any) -> None:
+    assert machine_type.gpus & (machine_type.gpus - 1) == 0
+    assert machine_type.gpus
+    assert machine_type.zones
+
+
+def test_every_setting_belongs_to_one_target_or_both() -> None:
+    assert set(PROJECT["config"]) >= KEYS | OTHERS
+    assert not KEYS & OTHERS
+
+
+def test_the_public_key_is_that_of_the_private_one(settle: Settle, key_files: Any) -> None:
+    settings = settle("prod", {"sshPrivateKeyPath": "@plain"})
+    assert settings.gcp
+    assert settings.gcp.ssh_public_key.split() == (key_files / "plain.pub").read_text().split()[:2]
+
+
+@pytest.mark.parametrize("base", ON_SERVERS)
+def test_nothing_is_made_in_google_cloud_for_an_existing_server(base: str, program_of: Callable[..., Program]) -> None:
+    assert not [r.name for r in program_of(base).resources.values() if r.type == INSTANCE or "gcp" in r.type]
+
+
+def test_what_is_pinned_is_enough(settle: Settle) -> None:
+    assert settle("prod", {}).images["vllm"] == PINS["vllmImage"]

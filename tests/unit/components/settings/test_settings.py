@@ -1,0 +1,352 @@
+"""A wrong setting is refused before anything exists, by a message with its key, its value and the fix."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.catalogue.models import load_catalogue
+from components.machine.host import Host
+from components.settings.stack import PROJECT_DIRECTORY, Settings, SettingsError, parse_settings
+from tests.support.program import HOST_KEY, HUB_TOKEN, PROJECT, Program, run
+from tests.unit.conftest import NO_SECRETS, found
+
+MISTRAL = "mistralai/Mistral-Small-3.2-24B-Instruct-2506"
+LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
+HOST_WEIGHTS = {"modelSource": "host", "modelRevision": "", "hubToken": ""}
+DIGEST = "@sha256:" + "c" * 64
+PRIVATE_KEY_FIX = "give the file of the SSH private key for sshUser"
+HOST_KEY_FIX = "copy the line that `cat /etc/ssh/ssh_host_ed25519_key.pub` prints"
+PIN_FIX = "run `scripts/pin --stack STACK`"
+NEWER_VLLM = "use 0.32.0 or newer"
+
+Values = Callable[..., dict[str, str]]
+
+
+# base, the setting, its value, the cause, the fix
+WRONG: list[Any] = [
+    ("gpu", "sshport", "22", "no such setting", "did you mean sshPort?"),
+    ("gpu", "https-port", "1", "no such setting", "did you mean httpsPort?"),
+    ("gpu", "colour", "red", "no such setting", "remove it, or see Pulumi.yaml"),
+    ("gpu", "target", "aws", "unknown value", "use existing or gcp"),
+    ("gpu", "host", "", "not set", "set it to the server's address or name"),
+    ("gpu", "host", "a b", "not of the expected form", "set it to the server's address or name"),
+    ("gpu", "sshPort", "ssh", "not a whole number", "use 1 to 65535"),
+    ("gpu", "sshPort", "2.5", "not a whole number", "use 1 to 65535"),
+    ("gpu", "sshPort", "0", "out of range", "use 1 to 65535"),
+    ("gpu", "sshPort", "65536", "out of range", "use 1 to 65535"),
+    ("gpu", "sshUser", "", "not set", "use a Linux user name"),
+    ("gpu", "sshUser", "-oProxyCommand=x", "not of the expected form", "use a Linux user name"),
+    ("gpu", "sshPrivateKeyPath", "", "not set", PRIVATE_KEY_FIX),
+    ("gpu", "sshPrivateKeyPath", "@absent", "cannot be read (No such file or directory)", PRIVATE_KEY_FIX),
+    ("gpu", "sshPrivateKeyPath", "@", "cannot be read (Is a directory)", PRIVATE_KEY_FIX),
+    ("gpu", "sshPrivateKeyPath", "@binary", "cannot be read (not a text file)", PRIVATE_KEY_FIX),
+    ("gpu", "sshPrivateKeyPath", "@plain.pub", "is not an SSH private key", "give the private key, not the .pub file"),
+    ("gpu", "sshPrivateKeyPath", "@encrypted", "has a passphrase", "ssh-keygen -t ed25519 -N ''"),
+    ("gpu", "sshPrivateKeyPath", "@pem-encrypted", "has a passphrase", "ssh-keygen -t ed25519 -N ''"),
+    ("gpu", "sshPrivateKeyPath", "~nobody-of-that-name/key", "cannot be read", PRIVATE_KEY_FIX),
+    ("gpu", "sshPrivateKeyPath", "a\0b", "cannot be read", PRIVATE_KEY_FIX),
+    ("gpu", "sshHostKey", "", "not set", HOST_KEY_FIX),
+    ("gpu", "sshHostKey", "@absent", "neither a public key nor a file that can be read", HOST_KEY_FIX),
+    ("gpu", "sshHostKey", "@binary", "neither a public key nor a file that can be read", HOST_KEY_FIX),
+    ("gpu", "sshHostKey", "@known_hosts", "not a public key of the form", HOST_KEY_FIX),
+    ("gpu", "sshHostKey", "@plain", "not a public key of the form", HOST_KEY_FIX),
+    ("gpu", "sshHostKey", "ssh-ed25519", "not a public key of the form", HOST_KEY_FIX),
+    ("gpu", "sshHostKey", "ssh-ed25519 !!!!", "not a public key of the form", HOST_KEY_FIX),
+    ("gpu", "sshHostKey", HOST_KEY.replace("ssh-ed25519", "ssh-rsa"), "not a public key of the form", HOST_KEY_FIX),
+    ("gpu", "containerRuntime", "crio", "unknown value", "use docker or podman"),
+    ("gpu", "accelerator", "amd", "unknown value", "use nvidia or none"),
+    ("gpu", "gpuCount", "0", "out of range", "use 1 to 16"),
+    ("gpu", "gpuCount", "two", "not a whole number", "use 1 to 16"),
+    ("gpu", "gpuCount", "3", "does not divide a model's attention heads", "use 1, 2, 4, 8 or 16"),
+    ("local", "gpuCount", "two", "not a whole number", "use 1 to 16"),
+    ("gpu", "gpuMemoryGib", "0", "out of range", "use 1 to 1024"),
+    ("gpu", "gpuMemoryGib", "80 GiB", "not a whole number", "use 1 to 1024"),
+    ("gpu", "gpuMemoryPercent", "100", "out of range", "use 10 to 99"),
+    ("local", "gpuMemoryPercent", "0.9", "not a whole number", "use 10 to 99"),
+    ("gpu", "model", "Mistral/Small", "not in the catalogue", "use one of mistralai/"),
+    ("gpu", "model", "qwen/qwen3.6-27b", "not in the catalogue", "did you mean Qwen/Qwen3.6-27B?"),
+    ("local", "maxConcurrentRequests", "0", "out of range", "use 1 to 10000"),
+    ("local", "maxConcurrentRequests", "10001", "out of range", "use 1 to 10000"),
+    ("local", "maxRequestsPerMinute", "0", "out of range", "use 1 to 600000"),
+    ("local", "maxRequestsPerMinute", "600001", "out of range", "use 1 to 600000"),
+    ("local", "maxBodyMb", "0", "out of range", "use 1 to 1024"),
+    ("local", "maxBodyMb", "1025", "out of range", "use 1 to 1024"),
+    ("local", "maxHeaderKb", "1", "out of range", "use 2 to 64"),
+    ("local", "maxHeaderKb", "65", "out of range", "use 2 to 64"),
+    ("local", "slowHeaderSeconds", "0", "out of range", "use 1 to 600"),
+    ("local", "slowHeaderSeconds", "601", "out of range", "use 1 to 600"),
+    ("local", "slowBodySeconds", "0", "out of range", "use 1 to 3600"),
+    ("local", "slowBodySeconds", "3601", "out of range", "use 1 to 3600"),
+    ("local", "slowReaderSeconds", "0", "out of range", "use 1 to 3600"),
+    ("local", "slowReaderSeconds", "1m", "not a whole number", "use 1 to 3600"),
+    ("local", "slowReaderSeconds", "3601", "out of range", "use 1 to 3600"),
+    ("local", "keys", '["siem"]', "'siem' is not NAME=VERSION", "siem=1"),
+    ("local", "keys", '["siem=0"]', "is not NAME=VERSION", "siem=1"),
+    ("local", "keys", '["siem=1,2"]', "no older version", "siem=2,1"),
+    ("local", "keys", '["siem=2,1,0"]', "is not NAME=VERSION", "siem=1"),
+    ("local", "keys", '["default=1"]', "can't be a key's name", "beginning with a letter"),
+    ("local", "keys", '["v1=1"]', "can't be a key's name", "beginning with a letter"),
+    ("local", "keys", '["Siem=1"]', "can't be a key's name", "beginning with a letter"),
+    ("local", "keys", '["siem=1", "siem=2"]', "comes twice", "name of its own"),
+    ("local", "keys", "siem", "not a list", "siem=1"),
+    ("local", "modelAlias", "my model", "not of the expected form", "use letters, digits"),
+    ("local", "modelAlias", "rehearsal/tiny", "the same as model", "choose a name that stays"),
+    ("gpu", "modelSource", "bundle", "unknown value", "use hub or host"),
+    ("local", "modelSource", "hub", "rehearsal/tiny is on no hub", "use host"),
+    ("gpu", "modelRevision", "", "not a commit of 40 hexadecimal digits", PIN_FIX),
+    ("gpu", "modelRevision", "main", "not a commit of 40 hexadecimal digits", PIN_FIX),
+    ("local", "modelRevision", "a" * 40, "nothing is downloaded with modelSource host", "remove it"),
+    ("gpu", "weightsDirectory", "", "not set", "give an absolute path without spaces"),
+    ("gpu", "weightsDirectory", "models", "not of the expected form", "give an absolute path without spaces"),
+    ("gpu", "weightsDirectory", "/my models", "not of the expected form", "give an absolute path without spaces"),
+    ("gpu", "hubEndpoint", "", "not set", "give an https:// address"),
+    ("gpu", "hubEndpoint", "ftp://hub", "not of the expected form", "give an https:// address"),
+    ("gpu", "contextTokens", "-1", "out of range", "use 0 to 10000000"),
+    ("gpu", "contextTokens", "64k", "not a whole number", "use 0 to 10000000"),
+    ("local", "contextTokens", "4097", "more than the 4096 that rehearsal/tiny was made for", "use 4096 or less"),
+    ("gpu", "vllmArguments", "--x y", "not a list of texts", 'write ["--option", "value"]'),
+    ("gpu", "vllmArguments", '{"--x": "y"}', "not a list of texts", 'write ["--option", "value"]'),
+    ("gpu", "vllmArguments", "[8]", "not a list of texts", 'write ["--option", "value"]'),
+    ("gpu", "vllmImage", "", "not set", PIN_FIX),
+    ("gpu", "vllmImage", "vllm/vllm-openai:v0.32.0", "not pinned as name:tag@sha256:digest", PIN_FIX),
+    ("gpu", "vllmImage", f"vllm/vllm-openai{DIGEST}", "not pinned as name:tag@sha256:digest", PIN_FIX),
+    ("gpu", "vllmImage", "localhost/vllm", "not pinned as name:tag@sha256:digest", PIN_FIX),
+    (
+        "gpu",
+        "vllmImage",
+        "localhost/vllm:debian",
+        "its tag does not say a released version of vLLM",
+        "tag it like v0.32.0",
+    ),
+    ("gpu", "vllmImage", f"vllm:v0.31.9{DIGEST}", "a vLLM this old has known vulnerabilities", NEWER_VLLM),
+    ("gpu", "vllmImage", "localhost/vllm:0.31.9", "a vLLM this old has known vulnerabilities", NEWER_VLLM),
+    ("gpu", "nginxImage", "", "not set", PIN_FIX),
+    ("gpu", "nginxImage", "nginx:1.30.2", "not pinned as name:tag@sha256:digest", PIN_FIX),
+    ("gpu", "endpointHost", "https://llm", "not of the expected form", "set the name or address"),
+    ("gpu", "httpsPort", "https", "not a whole number", "use 1 to 65535"),
+    ("gpu", "httpsPort", "70000", "out of range", "use 1 to 65535"),
+    ("gpu", "keyVersion", "0", "out of range", "use 1 to 1000000"),
+    ("gpu", "keyVersion", "v2", "not a whole number", "use 1 to 1000000"),
+    ("gpu", "acceptPreviousKey", "yes", "neither true nor false", "use true or false"),
+    ("gpu", "acceptPreviousKey", "false", "version 1 of the key has none before it", "remove it"),
+]
+
+
+@pytest.mark.parametrize(("base", "key", "value", "cause", "fix"), WRONG)
+def test_a_wrong_setting_is_named_with_its_value_and_the_fix(
+    base: str, key: str, value: str, cause: str, fix: str, settle: Callable[..., Settings], key_files: Path
+) -> None:
+    (problem,) = found(lambda: settle(base, {key: value}))
+    value = str(key_files / value[1:]) if value.startswith("@") else value
+    shown = f" = {value!r}" if value else ""
+    assert problem.startswith(f"{key}{shown}: ")
+    told, _, advice = problem.removeprefix(f"{key}{shown}: ").partition("; ")
+    assert cause in told
+    assert fix in advice
+
+
+# Only wrong together: base, the settings, the one that is named, the cause, the fix
+CONTRADICTIONS: list[Any] = [
+    ("local", {"hubToken": HUB_TOKEN}, "hubToken", "nothing is downloaded with modelSource host", "remove it"),
+    (
+        *("gpu", {"model": LLAMA, "gpuCount": 4, "hubToken": ""}),
+        *("hubToken", f"not set, but {LLAMA} is gated", "pulumi config set --secret hubToken"),
+    ),
+    (
+        *("gpu", {"model": "acme/Huge", "weightsGb": 160}),
+        *("model", "2 x 80 GiB at 90 % are 144 GiB", "take a smaller model or more GPU memory"),
+    ),
+    ("gpu", {"model": "acme/Small", "weightsGb": -1}, "weightsGb", "out of range", "use 0 to 100000"),
+    ("gpu", {"model": "rehearsal/tiny", **HOST_WEIGHTS}, "model", "for rehearsals on a CPU only", "accelerator"),
+]
+
+
+@pytest.mark.parametrize(("base", "overrides", "key", "cause", "fix"), CONTRADICTIONS)
+def test_settings_that_contradict_each_other_are_refused(
+    base: str, overrides: dict[str, Any], key: str, cause: str, fix: str, settle: Callable[..., Settings]
+) -> None:
+    problems = found(lambda: settle(base, overrides))
+    (problem,) = [problem for problem in problems if problem.startswith((f"{key} =", f"{key}:"))]
+    told, _, advice = problem.partition("; ")
+    assert cause in told
+    assert fix in advice
+
+
+@pytest.mark.parametrize(
+    ("argument", "fix"),
+    [
+        ("--model", "use the setting model"),
+        ("--served-model-name", "use the setting modelAlias"),
+        ("--max-model-len=8", "use the setting contextTokens"),
+        ("--max_model_len", "use the setting contextTokens"),
+        ("--tensor-parallel-size", "use the setting gpuCount"),
+        ("-tp", "use the setting gpuCount"),
+        ("--gpu-memory-utilization", "use the setting gpuMemoryPercent"),
+        ("--revision", "use the setting modelRevision"),
+        *[
+            (argument, "remove it: the program decides this")
+            for argument in (
+                *("--host", "--port", "--uds", "--root-path", "--middleware"),
+                *("--api-key", "--api-key=x", "--api_key=x", "--api", "--api-k=x"),
+                *("--ssl-keyfile", "--ssl-certfile", "--ssl_cert=x"),
+                *("--enable-log-requests", "--enable-log-outputs", "--trust-request-chat-template"),
+            )
+        ],
+    ],
+)
+def test_vllm_arguments_can_not_undo_what_the_endpoint_promises(
+    argument: str, fix: str, settle: Callable[..., Settings]
+) -> None:
+    (problem,) = found(lambda: settle("gpu", {"vllmArguments": ["--max-num-seqs", "8", argument, "x"]}))
+    assert problem.startswith("vllmArguments = ")
+    assert f"{argument} is not yours to give" in problem
+    assert problem.endswith(fix)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fix"),
+    [
+        ({"vllmArguments": ["--tool-call-parser", "hermes"]}, "the catalogue gives mistral"),
+        ({"vllmArguments": ["--tool-call-parser=hermes"]}, "the catalogue gives mistral"),
+        ({"vllmArguments": ["--tool_call_parser=hermes"]}, "the catalogue gives mistral"),
+        ({"vllmArguments": ["--tool-call-pars", "hermes"]}, "the catalogue gives mistral"),
+        (
+            {"model": "mistralai/Other", "weightsGb": 9, "vllmArguments": ["--tool-call-parser", "hermes"]},
+            "use mistral",
+        ),
+        (
+            {"model": "Qwen/Other", "weightsGb": 9, "vllmArguments": ["--tool-call-parser", "mistral"]},
+            "use hermes or qwen3_coder or qwen3_xml",
+        ),
+    ],
+)
+def test_a_tool_call_parser_of_another_family_is_refused(
+    overrides: dict[str, Any], fix: str, settle: Callable[..., Settings]
+) -> None:
+    (problem,) = found(lambda: settle("gpu", overrides))
+    assert problem.startswith("vllmArguments = ")
+    assert f"does not belong to {overrides.get('model', MISTRAL)}" in problem
+    assert problem.endswith(fix)
+
+
+def test_a_vllm_too_old_for_the_model_is_refused(settle: Callable[..., Settings]) -> None:
+    catalogue = load_catalogue()
+    demanding = replace(catalogue.models[MISTRAL], least_vllm="0.40.1")
+    catalogue = replace(catalogue, models={**catalogue.models, MISTRAL: demanding})
+    (problem,) = found(lambda: settle("gpu", {"vllmImage": f"vllm:v0.40.0{DIGEST}"}, catalogue=catalogue))
+    assert f"a vLLM this old can't serve {MISTRAL}; use 0.40.1 or newer" in problem
+    assert not found(lambda: settle("gpu", {"vllmImage": f"vllm:v0.40.1{DIGEST}"}, catalogue=catalogue))
+
+
+@pytest.mark.parametrize("stack", ["Prod", "prod_1", "-prod", "p" * 41])
+def test_a_stack_name_that_fits_no_container_is_refused(stack: str, settle: Callable[..., Settings]) -> None:
+    (problem,) = found(lambda: settle("gpu", {}, stack))
+    assert problem == f"stack name {stack!r}: not usable in names on the server; use up to 40 of a-z, 0-9 and '-'"
+
+
+@pytest.mark.parametrize(
+    ("base", "overrides"),
+    [
+        ("local", {}),
+        ("local", {"model": "rehearsal/tiny-2"}),
+        ("gpu", {}),
+        ("gpu", {"hubToken": ""}),
+        ("gpu", {"modelSource": "host", "modelRevision": "", "hubToken": ""}),
+        ("gpu", {"hubEndpoint": "http://10.0.0.5:8080/hub"}),
+        ("gpu", {"model": LLAMA, "gpuCount": 4}),
+        ("gpu", {"model": LLAMA, "gpuMemoryGib": 96}),
+        ("gpu", {"model": "acme/Own", "weightsGb": 30, "vllmArguments": ["--tool-call-parser", "acme"]}),
+        ("gpu", {"vllmArguments": ["--tool-call-parser", "mistral", "--max-num-seqs=8", "-O3"]}),
+        ("gpu", {"contextTokens": 131072}),
+        ("gpu", {"keyVersion": 2, "acceptPreviousKey": False}),
+        ("gpu", {"vllmImage": "localhost/vllm:v1.0.0", "nginxImage": "localhost/nginx:debian"}),
+        ("gpu", {"endpointHost": "10.0.0.5"}),
+        ("gpu", {"sshHostKey": "@host.pub"}),
+    ],
+)
+def test_good_settings_are_accepted(base: str, overrides: dict[str, Any], settle: Callable[..., Settings]) -> None:
+    assert not found(lambda: settle(base, overrides))
+
+
+def test_all_problems_are_told_in_one_error(settle: Callable[..., Settings]) -> None:
+    wrong = {"host": "", "sshPort": 0, "nginxImage": "nginx", "keyVersion": "x", "hubtoken": ""}
+    with pytest.raises(SettingsError, match="5 settings are wrong in stack local; nothing was changed") as error:
+        settle("gpu", wrong)
+    told = {line.removeprefix("  - ").partition(":")[0].split(" ")[0] for line in str(error.value).splitlines()[1:]}
+    assert told == set(wrong)
+    with pytest.raises(SettingsError, match=r"^1 setting is wrong in stack local; nothing was changed"):
+        settle("gpu", {"host": ""})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "secret"),
+    [
+        ({"modelSource": "host", "hubToken": HUB_TOKEN, "host": "", "model": "", "colour": "red"}, HUB_TOKEN),
+        ({"hub_token": HUB_TOKEN}, HUB_TOKEN),
+        ({"sshPrivateKeyPath": "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNz\n"}, "b3BlbnNz"),
+    ],
+)
+def test_no_message_shows_a_secret(overrides: dict[str, str], secret: str, settle: Callable[..., Settings]) -> None:
+    problems = found(lambda: settle("gpu", overrides))
+    assert problems
+    assert secret not in "\n".join(problems)
+
+
+def test_a_hub_address_holds_no_password(settle: Callable[..., Settings]) -> None:
+    assert found(lambda: settle("gpu", {"hubEndpoint": "https://user:password@mirror.example"}))
+
+
+def test_nothing_is_registered_when_a_setting_is_wrong(values_of: Values) -> None:
+    program = Program()
+    with pytest.raises(SettingsError):
+        run(values_of("local", keyVersion="x"), program=program)
+    assert program == Program()
+
+
+def test_pulumi_yaml_declares_exactly_the_settings_that_are_read(values_of: Values) -> None:
+    read: set[str] = set()
+
+    class Recording(dict[str, str]):
+        def __getitem__(self, key: str) -> str:
+            read.add(key)
+            return super().__getitem__(key)
+
+        def __or__(self, other: dict[str, str]) -> "Recording":  # type: ignore[override]
+            return Recording({**self, **other})
+
+    bases = [values_of("local"), values_of("gpu"), values_of("airgap"), values_of("prod")]
+    for values in (*bases, values_of("gpu", model="acme/Own", weightsGb=9), values_of("prod", capacity="flex-start")):
+        parse_settings(Recording(values), "local", NO_SECRETS, load_catalogue())
+    assert read == set(PROJECT["config"])
+
+
+@pytest.mark.parametrize("key", PROJECT["config"])
+def test_every_setting_has_a_type_a_description_and_a_default(key: str) -> None:
+    entry = PROJECT["config"][key]
+    kind = {"string": str, "integer": int, "boolean": bool, "array": list}[entry["type"]]
+    assert type(entry["default"]) is kind
+    assert len(entry["description"]) > 20
+    assert ("items" in entry) == (kind is list)
+
+
+def test_settings_know_where_things_are(settle: Callable[..., Settings], key_files: Path) -> None:
+    settings = settle("gpu", {"sshHostKey": "@host.pub", "sshPrivateKeyPath": "@plain"}, stack="prod")
+    assert isinstance(settings.target, Host)
+    assert settings.target.host_key == HOST_KEY  # without the comment
+    assert settings.target.private_key_path == key_files / "plain"
+    assert settings.target.directory == "/var/lib/elastic-vllm/prod"
+    assert settings.target.prefix == "elastic-vllm-prod"
+    name = f"{MISTRAL.replace('/', '--')}--{settings.model_revision[:12]}"
+    assert settings.weights_path == f"/var/lib/elastic-vllm/models/{name}"
+    assert settings.target.address == "llm.example"
+
+
+def test_a_relative_private_key_counts_from_the_project(
+    settle: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (problem,) = found(lambda: settle("gpu", {"sshPrivateKeyPath": "Pulumi.yaml"}))
+    assert "is not an SSH private key" in problem, f"{PROJECT_DIRECTORY}/Pulumi.yaml was not read"

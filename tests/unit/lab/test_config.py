@@ -1,0 +1,68 @@
+"""The rehearsal reads configuration as the Pulumi CLI does."""
+
+from pathlib import Path
+
+import pytest
+
+from scripts.lab import RehearsalError
+from scripts.lab.emulator.config import read_config
+
+PROJECT = """
+name: elastic-vllm
+stackConfigDir: stacks
+config:
+  model: {type: string, default: small, description: the model}
+  port: {type: integer, default: 443}
+  token: {type: string, secret: true}
+  arguments: {type: array, default: []}
+  plain: value
+  other:key: {value: 1}
+"""
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "Pulumi.yaml").write_text(PROJECT)
+    (tmp_path / "stacks").mkdir()
+    (tmp_path / "stacks/Pulumi.local.yaml").write_text("config:\n  elastic-vllm:port: 8443\n  elastic-vllm:on: true\n")
+    (tmp_path / "stacks/Pulumi.prod.yaml").write_text("config:\n  elastic-vllm:token: {secure: v1:abc}\n")
+    return tmp_path
+
+
+def test_defaults_stack_and_options_overlay_each_other(directory: Path) -> None:
+    config = read_config(directory, "local", ["model=big", "arguments=[a, b]", "unknown=1", "empty="], [])
+    assert config.for_pulumi() == {
+        "elastic-vllm:model": "big",
+        "elastic-vllm:port": "8443",
+        "elastic-vllm:on": "true",
+        "elastic-vllm:arguments": '["a", "b"]',
+        "elastic-vllm:plain": "value",
+        "elastic-vllm:unknown": "1",
+        "elastic-vllm:empty": "",
+        "other:key": "1",
+    }
+    assert config.get("port") == 8443
+    assert config.get("token") is None
+    assert config.secrets == {"elastic-vllm:token"}
+
+
+def test_secrets_come_from_files(directory: Path) -> None:
+    (directory / "token").write_text("hf_x\n")
+    config = read_config(directory, "prod", [], [f"token={directory / 'token'}"])
+    assert config.get("token") == "hf_x"
+
+
+@pytest.mark.parametrize(
+    ("stack", "sets", "set_files", "message"),
+    [
+        ("nope", [], [], "there is no stack nope: .*; stacks: local, prod"),
+        ("prod", [], [], "elastic-vllm:token: encrypted .* --set-file token=PATH"),
+        ("local", ["model"], [], "--set model: write --set key=value"),
+        ("local", [], ["token=/nowhere"], "--set-file token=/nowhere: No such file"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    directory: Path, stack: str, sets: list[str], set_files: list[str], message: str
+) -> None:
+    with pytest.raises(RehearsalError, match=message):
+        read_config(directory, stack, sets, set_files)

@@ -1,0 +1,64 @@
+"""A stack's settings as scripts read them beside Pulumi."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from components.settings.problems import ENCRYPTED
+from components.settings.stack import PROJECT_DIRECTORY, SettingsError
+from scripts.lib import stack_settings
+from scripts.lib.stack_settings import load, overrides
+from tests.support.program import GPU, HOST_KEY
+
+
+@pytest.fixture
+def stack(tmp_path: Path, private_key: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A stack with an encrypted token, in a project of its own."""
+    values = GPU | {"sshPrivateKeyPath": str(private_key), "sshHostKey": HOST_KEY, "hubToken": {"secure": "v1:abc"}}
+    shutil.copy(PROJECT_DIRECTORY / "Pulumi.yaml", tmp_path)
+    (tmp_path / "stacks").mkdir()
+    document = {"config": {f"elastic-vllm:{key}": value for key, value in values.items()}}
+    (tmp_path / "stacks" / "Pulumi.x.yaml").write_text(yaml.safe_dump(document))
+    monkeypatch.setattr(stack_settings, "PROJECT_DIRECTORY", tmp_path)
+    return "x"
+
+
+def test_settings_are_the_files_over_the_defaults(stack: str) -> None:
+    settings = load(stack, {})
+    assert settings.images["vllm"] == GPU["vllmImage"]
+    assert settings.https_port == 443
+
+
+def test_overrides_go_over_the_file(stack: str) -> None:
+    assert load(stack, {"httpsPort": "8443"}).https_port == 8443
+
+
+def test_what_is_wrong_is_said_by_the_settings_own_check(stack: str) -> None:
+    with pytest.raises(SettingsError, match="httpsPort = '0': out of range"):
+        load(stack, {"httpsPort": "0"})
+
+
+def test_an_encrypted_secret_counts_as_there(stack: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(stack_settings, "parse_settings", lambda values, *_: seen.append(values["hubToken"]))
+    load(stack, {})
+    load(stack, {"hubToken": ""})
+    assert seen == [ENCRYPTED, ""]
+
+
+def test_a_stack_that_is_not_there_is_a_usage_error(stack: str) -> None:
+    with pytest.raises(typer.BadParameter, match=r"there is no stack nope: .*; stacks: x"):
+        load("nope", {})
+
+
+@pytest.mark.parametrize("text", ["zone", "=x"])
+def test_a_wrong_override_is_a_usage_error(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="write --set KEY=VALUE"):
+        overrides([text])
+
+
+def test_overrides_are_split_at_the_first_equals_sign() -> None:
+    assert overrides(["labels=[a=b]", "zone="]) == {"labels": "[a=b]", "zone": ""}
