@@ -48,14 +48,22 @@ def policy(observed: Observed) -> str:
         _prometheus(f"{name}-vllm-metrics", socket),
     ]
     if observed.gpus:
-        inputs.append(_prometheus(f"{name}-gpu-metrics", f"http://127.0.0.1:{DCGM_PORT}"))
+        gpu_metrics = _prometheus(f"{name}-gpu-metrics", f"http://127.0.0.1:{DCGM_PORT}")
+        # As the integration "NVIDIA GPU Monitoring" does: its dashboards read this dataset, and its pipeline renames
+        # counters by their plain names, which rates do not have.
+        gpu_metrics["streams"][0] |= {
+            "data_stream": {"dataset": "nvidia_gpu.stats", "type": "metrics"},
+            "rate_counters": False,
+        }
+        inputs.append(gpu_metrics)
     agent = {"monitoring": {"enabled": True, "use_output": "default", "logs": True, "metrics": True}}
     document = {"outputs": {"default": elasticsearch}, "agent": agent, "inputs": inputs}
     head = (
-        "# Elastic Agent, standalone, as root on the server. Install the integrations Nginx and Prometheus in Kibana\n"
-        "# first: they bring the pipelines and dashboards. ELASTICSEARCH_HOST and ELASTICSEARCH_API_KEY are variables\n"
-        "# of its environment.\n"
+        "# Elastic Agent, standalone, as root on the server. First install these integrations' assets in Kibana,\n"
+        "# which bring the pipelines and dashboards: Nginx, Prometheus{gpus}. The agent reads ELASTICSEARCH_HOST and\n"
+        "# ELASTICSEARCH_API_KEY from its environment.\n"
     )
+    head = head.format(gpus=", NVIDIA GPU Monitoring" if observed.gpus else "")
     return head + yaml.safe_dump(document, sort_keys=False, width=1000)
 
 
@@ -68,6 +76,8 @@ def _logs(id_: str, directory: str) -> dict[str, Any]:
             "exclude_files": [r"\.gz$"],
             "ignore_older": "72h",
             "tags": [f"nginx-{kind}"],
+            # Filebeat 9 refuses this input, which the integration uses as well, without the allowance.
+            "allow_deprecated_use": True,
             **more,
             "processors": [{"add_locale": None}],
         }

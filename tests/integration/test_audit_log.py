@@ -11,8 +11,8 @@ from tests.integration.conftest import Deployment, log_once, vllm_log
 
 CHAT, MODELS = "/v1/chat/completions", "/v1/models"
 AUDIT_LINE = re.compile(
-    r'\S+ - (?P<label>\S+) \[\S+ \+0000\] "(?P<asked>\S+ \S+) HTTP/1\.1" (?P<status>\d{3}) \d+ "-" "-" '
-    r"(?P<request_id>[0-9a-f]{32}) [\d.]+"
+    r'\S+ - (?P<label>\S+) \[\S+ \+0000\] "(?P<asked>\S+ \S+) HTTP/1\.1" (?P<status>\d{3}) \d+ [\d.]+ "-" "-" '
+    r"(?P<request_id>[0-9a-f]{32})"
 )
 
 

@@ -24,7 +24,8 @@ ROTATION = Path(f"/etc/logrotate.d/elastic-vllm-{STACK}")
 # takes one address and a user.
 ACCESS = re.compile(
     r"(?P<ip>[0-9a-f.:]+) - (?P<user>-|\S+) \[(?P<time>\d{2}/\w{3}/\d{4}:\d{2}:\d{2}:\d{2} [+-]\d{4})\] "
-    r'"(?P<method>\w*) (?P<path>.*?) HTTP/(?P<version>[\d.]+)" (?P<status>\d{3}) (?P<bytes>\d+) "(-|.*?)" "(-|.*?)"'
+    r'"(?P<method>\w*) (?P<path>.*?) HTTP/(?P<version>[\d.]+)" (?P<status>\d{3}) (?P<bytes>\d+)'
+    r'( (?P<seconds>[\d.]+))? "(-|.*?)" "(-|.*?)"'
 )
 
 
@@ -67,6 +68,7 @@ def test_a_request_is_in_the_log_file_as_elastics_integration_reads_it(deployed:
     match = ACCESS.match(line)
     assert match
     assert (match["user"], match["method"], match["path"], match["status"]) == ("v1", "GET", "/v1/models", "200")
+    assert float(match["seconds"]) >= 0
 
 
 def test_the_log_files_hold_no_key_no_query_and_no_prompt(deployed: Deployment) -> None:

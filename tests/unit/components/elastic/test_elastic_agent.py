@@ -1,6 +1,7 @@
 """The policy for Elastic Agent: as reviewed, and accepted by rules that were written from Elastic's own documents."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ LOG = strict(
     {
         "exclude_files": {"type": "array", "items": TEXT},
         "ignore_older": TEXT,
+        "allow_deprecated_use": {"const": True},
         "tags": {"type": "array", "items": {"enum": ["nginx-access", "nginx-error"]}},
         "multiline": strict({"pattern": TEXT, "negate": {"const": True}, "match": {"const": "after"}}),
         "processors": {"type": "array", "items": strict({"add_locale": {"type": "null"}})},
@@ -81,6 +83,17 @@ def test_the_rules_refuse_what_they_do_not_know(key: str) -> None:
     document = yaml.safe_load(policy(OBSERVED))
     document["inputs"][0]["streams"][0][key] = "x"
     assert problems(document)
+
+
+def test_gpu_metrics_go_where_the_dashboards_of_nvidia_gpu_look() -> None:
+    text = policy(replace(OBSERVED, gpus=True))
+    assert problems(yaml.safe_load(text)) == []
+    (gpu,) = (each for each in yaml.safe_load(text)["inputs"] if each["id"].endswith("-gpu-metrics"))
+    (stream,) = gpu["streams"]
+    assert stream["data_stream"] == {"dataset": "nvidia_gpu.stats", "type": "metrics"}
+    assert (stream["metricsets"], stream["use_types"], stream["rate_counters"]) == (["collector"], True, False)
+    assert "NVIDIA GPU Monitoring" in text
+    assert "NVIDIA GPU Monitoring" not in policy(OBSERVED)
 
 
 def test_every_stream_has_an_id_of_its_own() -> None:
