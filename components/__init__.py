@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from components.elastic.access import ElasticAccessArgs as ElasticAccessArgs
     from components.elastic.connector import ElasticConnector as ElasticConnector
     from components.elastic.connector import ElasticConnectorArgs as ElasticConnectorArgs
+    from components.machine.existing_host import ExistingHost as ExistingHost
+    from components.machine.existing_host import ExistingHostArgs as ExistingHostArgs
     from components.machine.gpu_driver import GpuDriver as GpuDriver
     from components.machine.gpu_driver import GpuDriverArgs as GpuDriverArgs
     from components.machine.gpu_vm import GpuVm as GpuVm
     from components.machine.gpu_vm import GpuVmArgs as GpuVmArgs
-    from components.machine.host import ExistingHost as ExistingHost
-    from components.machine.host import ExistingHostArgs as ExistingHostArgs
     from components.machine.network import Network as Network
     from components.machine.network import NetworkArgs as NetworkArgs
     from components.serving.model_weights import ModelWeights as ModelWeights
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 MODULES = {
     "ElasticAccess": "elastic.access",
-    "ExistingHost": "machine.host",
+    "ExistingHost": "machine.existing_host",
     "Network": "machine.network",
     "GpuVm": "machine.gpu_vm",
     "SharedSecret": "serving.shared_secret",

@@ -1,0 +1,69 @@
+"""A server that exists already, set up by someone else."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import pulumi
+
+from components import render
+from components.machine.host import STORE, Host
+
+# vLLM's GPU image: 12 GB packed and 28 GB unpacked, both on disk while it is pulled.
+IMAGES_GB = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExistingHostArgs:
+    """What the server must offer, besides how it is reached."""
+
+    host: Host
+    https_port: int
+    weights_path: str
+    weights_gb: float
+    """Disk that the weights need if they are not there yet, in 10^9 bytes."""
+    weights_on_host: bool
+    """True if the weights must be there already."""
+    images: Mapping[str, str]
+    """Role -> image reference; one that begins with `localhost/` must be there already, unless a bundle brings it."""
+    bundled_images_mb: int | None
+    """What a bundle's images and packages take, packed; None: images come from their registries."""
+    after: Sequence[pulumi.Resource] = ()
+    """What must be right before the server is looked at."""
+
+
+class ExistingHost(pulumi.ComponentResource):
+    """A server that someone else set up can take the endpoint: reachable, its key verified, rights, port and disk free.
+
+    Changes nothing on the server. Everything else on it depends on this check. Leaves drivers and the operating
+    system to the server's owner.
+    """
+
+    host: Host
+    address: pulumi.Input[str]
+    """What clients connect to."""
+
+    def __init__(self, name: str, args: ExistingHostArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("elastic-vllm:index:ExistingHost", name, None, opts)
+        check = args.host.command(
+            f"{name}-check",
+            render.script(
+                "weights/check-weights.sh",
+                "host/check-host.sh",
+                engine=args.host.engine,
+                login=args.host.user,
+                prefix=args.host.prefix,
+                port=args.https_port,
+                weights=args.weights_path,
+                weights_gb=max(1, round(args.weights_gb)),
+                weights_on_host="yes" if args.weights_on_host else "no",
+                images=" ".join(args.images.values()),
+                images_gb=IMAGES_GB,
+                bundled_images_mb="" if args.bundled_images_mb is None else args.bundled_images_mb,
+                store=STORE,
+            ),
+            parent=self,
+            depends_on=args.after,
+        )
+        self.host = replace(args.host, ready=[check])
+        self.address = args.host.address
+        self.register_outputs({})
