@@ -35,7 +35,7 @@ lint: ## ruff, mypy --strict, shellcheck
 	@$(python) -m ruff format --check .
 	@$(python) -m mypy .
 	@.venv/bin/shellcheck components/files/*/*.sh scripts/cli/{bundle/probe,diagnose/survey}.sh scripts/lab/stand_ins/* .ci/run \
-	  scripts/{bring-back,bundle,diagnose,handoff,launch,pin,preflight,rehearse,rotate,setup,tunnel,verify}
+	  scripts/{elastic-vllm,rehearse,setup}
 
 prove: lint ## The slow proofs: 10,000 hostile requests, canaries, drills, a soak, mutants (an hour or so)
 	@$(as_root) $(python) -m scripts.maintain.prove $(addprefix --only ,$(only))

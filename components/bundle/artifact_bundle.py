@@ -111,7 +111,7 @@ def _verify(bundle: BundleSettings) -> list[str]:
     """The command that checks the bundle; its files themselves only where they are on this machine."""
     trust = ["--key", str(bundle.public_key)] if bundle.public_key else ["--unsigned"]
     where = ["--listing"] if bundle.on_host else []
-    return ["scripts/bundle", "verify", str(bundle.directory), *trust, *where]
+    return ["scripts/elastic-vllm", "bundle", "verify", str(bundle.directory), *trust, *where]
 
 
 def _common_directory(files: Sequence[File]) -> str:

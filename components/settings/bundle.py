@@ -88,7 +88,7 @@ def said_by_bundle(
             found[key] = said
     for role in ("vllm", "nginx"):
         if f"image-{role}" not in manifest.parts:
-            problems.append(("bundle", f"it has no image for {role}", "build it anew with scripts/bundle"))
+            problems.append(("bundle", f"it has no image for {role}", "build it anew with scripts/elastic-vllm bundle"))
     return found, manifest, problems
 
 

@@ -172,7 +172,7 @@ def _machine_type(problems: Problems) -> MachineType:
 def _image(problems: Problems) -> str:
     """One image, not a family: the provider takes every image of most families for a change, which replaces the VM."""
     problems.choice("osImage", ("accelerator", "plain"))
-    fix = "run `scripts/pin --stack STACK`: it records the newest of osImage's family"
+    fix = "run `scripts/elastic-vllm pin --stack STACK`: it records the newest of osImage's family"
     return problems.text("vmImage", IMAGE, fix)
 
 

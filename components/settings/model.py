@@ -182,7 +182,8 @@ def contradictions(problems: Problems, model: Model, gpus: Gpus | None, source: 
     if source == "hub" and model.for_rehearsals and not LOOPBACK.match(values["hubEndpoint"]):
         problems.add("modelSource", f"{model.name} is on no hub", "use host: the rehearsal trains it on the server")
     elif source == "hub" and not REVISION.fullmatch(values["modelRevision"]):
-        problems.add("modelRevision", "not a commit of 40 hexadecimal digits", "run `scripts/pin --stack STACK`")
+        fix = "run `scripts/elastic-vllm pin --stack STACK`"
+        problems.add("modelRevision", "not a commit of 40 hexadecimal digits", fix)
     if source == "hub" and model.gated and not values["hubToken"]:
         problems.add(
             "hubToken",

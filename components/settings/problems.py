@@ -113,7 +113,8 @@ def images(problems: Problems) -> dict[str, str]:
 def image(problems: Problems, key: str) -> str:
     """An image that can't change under its name."""
     value = problems.values[key]
-    fix = f"run `scripts/pin --stack STACK` on a connected machine to record {key}, or use localhost/NAME:TAG"
+    pin = "run `scripts/elastic-vllm pin --stack STACK` on a connected machine"
+    fix = f"{pin} to record {key}, or use localhost/NAME:TAG"
     if not value:
         problems.add(key, "not set", fix)
     elif not PINNED_IMAGE.fullmatch(value) and not LOCAL_IMAGE.fullmatch(value):

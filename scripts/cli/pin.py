@@ -48,8 +48,6 @@ MANIFEST_TYPES = ", ".join(
         "application/vnd.docker.distribution.manifest.v2+json",
     )
 )
-# Panels and tracebacks would break "one line for each cause".
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -83,7 +81,6 @@ def with_registry(reference: str) -> str:
     return f"docker.io/{reference}" if slash else f"docker.io/library/{reference}"
 
 
-@app.command()
 def main(
     stack: Annotated[str, typer.Option(help="The stack whose file in stacks/ is completed.")],
     vllm: Annotated[str, typer.Option(help="Take this vLLM image (NAME:TAG) in place of the recorded one.")] = "",
@@ -96,7 +93,7 @@ def main(
 
     Images on localhost/ are left alone: they are on the server already. A private or gated model needs the
     hub's token in the environment variable HF_TOKEN. For target gcp the newest image of osImage's family is recorded
-    as vmImage too, unless one of that family is recorded; that takes credentials as scripts/preflight does.
+    as vmImage too, unless one of that family is recorded; that takes credentials as preflight does.
     """
     try:
         file = StackFile(ROOT, stack)
@@ -177,7 +174,3 @@ def _setting(config: MutableMapping[str, Any], key: str) -> str:
 def _fail(problem: str, fix: str) -> NoReturn:
     console.print(f"pin: {' '.join(problem.split())}\n  fix: {fix}", style="red", markup=False)
     raise typer.Exit(1)
-
-
-if __name__ == "__main__":
-    app(prog_name="scripts/pin")

@@ -38,9 +38,6 @@ echo "since $({engine} inspect --format '{{{{json .Created}}}}' {container} | tr
   END {{ for (client in last) print client, last[client] }}'
 """
 
-# Locals of a traceback would show keys.
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-
 
 class FailedError(Exception):
     """A step that did not work: cause and fix."""
@@ -104,7 +101,6 @@ class Rotation:
             raise FailedError("up failed (see above): put it right and run this again, it goes on here")
 
 
-@app.command()
 def main(
     *,
     stack: Annotated[str, typer.Option(help="Stack that is up, in Pulumi or as a rehearsal.")],
@@ -181,7 +177,9 @@ def _say_next(rotation: Rotation, wanted: tuple[int, ...], outputs: Mapping[str,
         typer.echo(f"Elastic has the new version ({', '.join(str(outputs[name]) for name in managed)})")
     else:
         option = "" if rotation.key == DEFAULT else f" --key {rotation.key}"
-        typer.echo(f"give the Elastic admin the new version: scripts/handoff --stack {rotation.stack}{option}")
+        typer.echo(
+            f"give the Elastic admin the new version: scripts/elastic-vllm handoff --stack {rotation.stack}{option}"
+        )
     typer.echo("when it is in use everywhere, run this again to drop the old one")
 
 
@@ -285,14 +283,10 @@ def _require_status(stack: str, outputs: Mapping[str, Any], key: str, name: str,
         raise FailedError(f"the endpoint does not answer at {endpoint.url}: {error}: {fix}") from error
     if found != expected:
         raise FailedError(
-            f"{name} is answered {found}, not {expected}: see scripts/verify --stack, then run this again"
+            f"{name} is answered {found}, not {expected}: see scripts/elastic-vllm verify --stack, then run this again"
         )
     typer.echo(f"{name} is answered {found}, as it should be")
 
 
 def _told(key: str, versions: tuple[int, ...]) -> str:
     return " and ".join(key_settings.label(key, version) for version in versions)
-
-
-if __name__ == "__main__":
-    app(prog_name="scripts/rotate")

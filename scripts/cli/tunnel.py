@@ -64,7 +64,6 @@ FIXES = {
     ),
     r"Local port \[\d+\] is not available|Unable to open socket": PORT_FIX,
 }
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -325,7 +324,6 @@ def target_of(settings: Settings) -> Target | None:
     return Target(project=gcp.project, zone=gcp.zone, vm=gcp.name, port=gcp.tunnel_port)
 
 
-@app.command(context_settings={"allow_interspersed_args": False})
 def main(
     stack: Annotated[str, typer.Option(help="The stack, by its file in stacks/.")],
     set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="A setting, over the file's.")] = [],  # noqa: B006
@@ -336,10 +334,10 @@ def main(
     The program reaches the VM through it, so it must be there while `pulumi up` runs. Best so:
 
     \b
-        scripts/tunnel --stack prod-private -- pulumi up --stack prod-private
+        scripts/elastic-vllm tunnel --stack prod-private -- pulumi up --stack prod-private
 
     which ends with the command and passes on its exit code; where a tunnel to that VM is open already, it is used.
-    Or, in another terminal, `scripts/tunnel --stack prod-private`, until Ctrl-C.
+    Or, in another terminal, `scripts/elastic-vllm tunnel --stack prod-private`, until Ctrl-C.
 
     It may be begun before there is a VM: it waits for it, without limit, and reconnects when the tunnel ends or the VM
     is replaced. While it says for long that port 22 gives no answer although the VM runs, the firewall keeps IAP's
@@ -369,7 +367,3 @@ def main(
         console.print(f"tunnel: {error}", style="red", markup=False)
         raise typer.Exit(1) from error
     raise typer.Exit(code)
-
-
-if __name__ == "__main__":
-    app()

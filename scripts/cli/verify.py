@@ -38,11 +38,7 @@ NAMES = {
 }
 OPTIONAL = ("ca_certificate", "client_certificate")
 
-# Locals of a traceback would show the key; panels and markup would break "one line each".
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-
-@app.command()
 def main(
     *,
     url: Annotated[str | None, typer.Option(help="Connector URL: https://HOST[:PORT]/v1/chat/completions.")] = None,
@@ -197,7 +193,3 @@ class Heartbeat:
         with self._console.status(escape(what)) as status:
             while not self._done.wait(self._seconds):
                 status.update(escape(f"{what}, {time.monotonic() - started:.0f} s"))
-
-
-if __name__ == "__main__":
-    app(prog_name="scripts/verify")

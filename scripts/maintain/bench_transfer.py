@@ -4,7 +4,7 @@
 
 A file of random bytes travels over an sshd of this machine: with scp, and as `up` sends it (files/bundle/transfer.py),
 with its checksum taken on arrival. Then the same bytes, in two files, are checked by two sha256sum side by side, and by
-scripts/bundle verify. Each has its turn in each round. Memory is the most that any process of it had.
+scripts/elastic-vllm bundle verify. Each has its turn in each round. Memory is the most that any process of it had.
 """
 
 import json
@@ -66,7 +66,7 @@ def main(
             "scp": lambda: _scp(place, bundle),
             "up": lambda: _transfer(place, bundle, size),
             "two sha256sum": lambda: ["sh", "-c", f"sha256sum {bundle}/one >/dev/null & sha256sum {bundle}/two; wait"],
-            "verify": lambda: [str(ROOT / "scripts" / "bundle"), "verify", str(bundle), "--unsigned"],
+            "verify": lambda: [str(ROOT / "scripts" / "elastic-vllm"), "bundle", "verify", str(bundle), "--unsigned"],
         }
         rates: dict[str, list[float]] = {way: [] for way in ways}
         memory: dict[str, int] = dict.fromkeys(ways, 0)
@@ -151,7 +151,7 @@ def _table(rates: dict[str, list[float]], memory: dict[str, int], gb: float) -> 
         ("`scp` of one file", "scp", "", ""),
         ("the same by `up`, checked on arrival", "up", "scp", PROMISED_SHARE),
         ("two `sha256sum` side by side", "two sha256sum", "", ""),
-        ("the same files by `scripts/bundle verify`", "verify", "two sha256sum", PROMISED_SHARE),
+        ("the same files by `scripts/elastic-vllm bundle verify`", "verify", "two sha256sum", PROMISED_SHARE),
     ]
     lines = [
         "| what | MB/s | share of that above it | promised | most memory, MiB |",

@@ -51,7 +51,7 @@ class Site:
     releases: Mirror
 
     def start(self, *arguments: str, within: list[str] | None = None) -> subprocess.Popen[str]:
-        command = [*(within or []), str(self.project / "scripts" / "bundle"), "build", "--stack", STACK]
+        command = [*(within or []), str(self.project / "scripts" / "elastic-vllm"), "bundle", "build", "--stack", STACK]
         options = ["--pulumi", self.releases.url]
         return subprocess.Popen(
             [*command, "--output", str(self.bundle), "--sign-key", str(self.key), *options, *arguments],
@@ -68,7 +68,7 @@ class Site:
         return process.returncode, said
 
     def verify(self) -> subprocess.CompletedProcess[str]:
-        command = [*WITHOUT_NETWORK, str(ROOT / "scripts" / "bundle"), "verify", str(self.bundle)]
+        command = [*WITHOUT_NETWORK, str(ROOT / "scripts" / "elastic-vllm"), "bundle", "verify", str(self.bundle)]
         return subprocess.run([*command, "--key", f"{self.key}.pub"], capture_output=True, text=True, check=False)
 
     @property
@@ -264,13 +264,13 @@ def test_the_project_is_installed_from_it_without_network(built: Site, tmp_path:
         full = [*WITHOUT_NETWORK, *command]
         return subprocess.run(full, env=environment, capture_output=True, text=True, check=False)
 
-    done = run(there / "scripts" / "bundle", "install", built.bundle)
+    done = run(there / "scripts" / "elastic-vllm", "bundle", "install", built.bundle)
     assert done.returncode == 0, done.stdout + done.stderr
     installed = run(there / ".venv" / "bin" / "python", "-c", "import pulumi_gcp, pulumi_docker, openai; print('all')")
     assert installed.stdout == "all\n"
     # And the scripts find nothing left to install.
-    assert run(there / "scripts" / "verify", "--help").returncode == 0
-    again = run(there / "scripts" / "bundle", "install", built.bundle)
+    assert run(there / "scripts" / "elastic-vllm", "verify", "--help").returncode == 0
+    again = run(there / "scripts" / "elastic-vllm", "bundle", "install", built.bundle)
     assert again.stdout.splitlines()[0] == "installed: .venv, .pulumi"
     calls = (there / ".pulumi" / "calls").read_text().splitlines()
     assert len(calls) == len(releases.WANTED) - 1
@@ -288,12 +288,12 @@ def test_the_project_is_installed_from_it_without_network(built: Site, tmp_path:
     checked = delta.verify()
     assert checked.returncode == 0, checked.stdout
     assert checked.stdout.strip().endswith(f"a delta since the bundle whose manifest.json has SHA-256 {base}")
-    assert run(there / "scripts" / "bundle", "install", delta.bundle).returncode == 0
+    assert run(there / "scripts" / "elastic-vllm", "bundle", "install", delta.bundle).returncode == 0
     subprocess.run(["rm", "-r", there / ".venv"], check=True)
-    refused = run(there / "scripts" / "bundle", "install", delta.bundle)
+    refused = run(there / "scripts" / "elastic-vllm", "bundle", "install", delta.bundle)
     assert refused.returncode == 1
     assert f"--base DIR, whose manifest.json has SHA-256 {base}" in refused.stderr
-    done = run(there / "scripts" / "bundle", "install", delta.bundle, "--base", built.bundle)
+    done = run(there / "scripts" / "elastic-vllm", "bundle", "install", delta.bundle, "--base", built.bundle)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

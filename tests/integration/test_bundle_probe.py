@@ -38,7 +38,7 @@ def probed(checkout: Path, server: Server, **settings: object) -> subprocess.Com
     }
     config = {f"elastic-vllm:{key}": value for key, value in known.items()}
     (checkout / "stacks" / f"Pulumi.{STACK}.yaml").write_text(yaml.safe_dump({"config": config}))
-    command = [str(checkout / "scripts" / "bundle"), "probe", "--stack", STACK]
+    command = [str(checkout / "scripts" / "elastic-vllm"), "bundle", "probe", "--stack", STACK]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=checkout.parent)
 
 

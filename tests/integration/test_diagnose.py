@@ -1,4 +1,4 @@
-"""scripts/diagnose on a stack in which something is really broken: each time the cause, the fix and the exit status."""
+"""diagnose on a stack in which something is really broken: each time the cause, the fix and the exit status."""
 
 import subprocess
 import tarfile
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from components.elastic import payloads
 from scripts.cli.diagnose import command
@@ -18,6 +18,7 @@ from scripts.lib import stack_outputs
 from scripts.lib.verification import generation
 from tests.integration.conftest import ROOT, deployment, outputs_of, rehearse_up
 from tests.support import elastic_stand_in, faults, local_sshd, verify_server, vllm_stand_in
+from tests.support.commands import invoke
 from tests.support.elastic_stand_in import ADMIN, Elastic
 from tests.support.faults import LOGS, NGINX, OWN, STACK, VLLM
 from tests.support.made_stacks import stack_file
@@ -51,7 +52,7 @@ def diagnosed(outputs: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_p
         if key:
             (tmp_path / "key").write_text(key)
             arguments += ("--key-file", str(tmp_path / "key"))
-        result = CliRunner().invoke(command.app, ["--stack", STACK, *arguments])
+        result = invoke("diagnose", "--stack", STACK, *arguments)
         assert isinstance(result.exception, SystemExit | None)
         assert outputs["connectorApiKey"] not in result.output
         return result
@@ -321,6 +322,6 @@ def test_the_support_archive_holds_no_secret(diagnosed: Diagnose, outputs: Mappi
 )
 def test_bad_input_is_one_clear_error(outputs: Mapping[str, Any], arguments: list[str], said: str) -> None:
     assert stack_outputs.is_rehearsed(STACK)
-    result = CliRunner().invoke(command.app, arguments)
+    result = invoke("diagnose", *arguments)
     assert result.exit_code == 2
     assert said in result.output

@@ -11,13 +11,13 @@ import docker
 import pytest
 import yaml
 from docker.errors import ImageNotFound
-from typer.testing import CliRunner
 
 from scripts.cli import pin
 from scripts.lab import hub as hub_stand_in
 from scripts.lab import images
 from scripts.lab.hub import COMMIT, Hub
 from tests.support import local_registry
+from tests.support.commands import invoke
 from tests.support.local_registry import Registry
 from tests.support.program import configuration, run
 
@@ -98,7 +98,7 @@ config:
   elastic-vllm:host: llm.example.com
   elastic-vllm:sshPrivateKeyPath: ~/.ssh/id  # no passphrase
 
-  # Which images: pinned by scripts/pin.
+  # Which images: pinned by scripts/elastic-vllm pin.
   elastic-vllm:vllmImage: {host}/{vllm}
   elastic-vllm:nginxImage: "{host}/{nginx}"
   elastic-vllm:model: {model} # not in the catalogue
@@ -133,7 +133,7 @@ def file(tmp_path: Path, registry: Registry, hub: Hub, monkeypatch: pytest.Monke
 
 def run_pin(*arguments: str, stack: str = "pinned") -> tuple[int, str]:
     """Exit code and all that was printed."""
-    done = CliRunner().invoke(pin.app, ["--stack", stack, *arguments])
+    done = invoke("pin", "--stack", stack, *arguments)
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done.exit_code, done.output

@@ -1,4 +1,4 @@
-"""The tunnel as people use it: scripts/tunnel's own process, a real sshd behind it and a real ssh before it.
+"""The tunnel as people use it: the command's own process, a real sshd behind it and a real ssh before it.
 
 Only gcloud and Google are stand-ins (tests/support/gcloud_stand_in.py).
 """
@@ -25,7 +25,8 @@ from scripts.cli import tunnel
 port = int(sys.argv.pop(1))
 tunnel.load = lambda *_: None
 tunnel.target_of = lambda _: tunnel.Target("acme-llm", "us-central1-a", "elastic-vllm-x", port)
-tunnel.app()
+from scripts.cli.app import app
+app(["tunnel", *sys.argv[1:]])
 """
 
 

@@ -66,7 +66,7 @@ class Factory:
         stack = self.project / "stacks" / f"Pulumi.{STACK}.yaml"
         stack.write_text(yaml.safe_dump({"config": {f"elastic-vllm:{key}": value for key, value in settings.items()}}))
         weights = self.directory / "models" / model.replace("/", "--")
-        command: list[str | Path] = [self.project / "scripts" / "bundle", "build", "--stack", STACK]
+        command: list[str | Path] = [self.project / "scripts" / "elastic-vllm", "bundle", "build", "--stack", STACK]
         command += ["--output", self.directory / name, "--weights", weights, "--sign-key", self.key, *arguments]
         command += ["--probe", self.probe, "--pulumi", "none"]
         pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(_wheels())}
@@ -118,7 +118,7 @@ class Site:
         (self.project / "stacks" / f"Pulumi.{STACK}.yaml").write_text(yaml.safe_dump({"config": config}))
 
     def bundle(self, *arguments: str | Path) -> tuple[int, str]:
-        return self.hosts.control.attempt(self.project / "scripts" / "bundle", *arguments)
+        return self.hosts.control.attempt(self.project / "scripts" / "elastic-vllm", "bundle", *arguments)
 
     def rehearse(self, *arguments: str) -> tuple[int, str]:
         return self.hosts.control.attempt(*self._rehearse(*arguments))
@@ -133,7 +133,7 @@ class Site:
         return self.hosts.control.start(*self._rehearse("up"))
 
     def verify(self) -> str:
-        """The report of scripts/verify's checks, which must all pass."""
+        """The report of scripts/elastic-vllm verify's checks, which must all pass."""
         code, said = self.rehearse("verify")
         assert code == 0, said
         return said

@@ -1,4 +1,4 @@
-"""Google's REST APIs on loopback, as far as scripts/preflight asks them: one server for all hosts, /API-HOST/PATH.
+"""Google's REST APIs on loopback, as far as preflight asks them: one server for all hosts, /API-HOST/PATH.
 
 Strict: no answer without the right token, errors in Google's own form (google.rpc.Status), 404 for all else. With it a
 hub (/hub) that has one gated model. All prices are made up.

@@ -37,14 +37,14 @@ STACKS = sorted(
 HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
 HUB_TOKEN = "hf_TokenOfTheTests"
 
-# What scripts/pin records in a stack file for its model and for images of registries.
+# What scripts/elastic-vllm pin records in a stack file for its model and for images of registries.
 PINS = {
     "modelRevision": "95a6d26c4bfb886c58daf9d3f7332c857cb27b87",
     "vllmImage": f"docker.io/vllm/vllm-openai:v0.32.0@sha256:{'a' * 64}",
     "nginxImage": f"docker.io/library/nginx:1.30.2@sha256:{'b' * 64}",
 }
 VM_IMAGE = "projects/ubuntu-os-accelerator-images/global/images/ubuntu-accelerator-2404-amd64-with-nvidia-580-v20261101"
-"""What scripts/pin records besides in a stack file for Google Cloud."""
+"""What scripts/elastic-vllm pin records besides in a stack file for Google Cloud."""
 # What people fill in where a stack file for Google Cloud leaves a value empty.
 FILLED_IN = {
     "gcpProject": "acme-search",

@@ -25,10 +25,10 @@ ON_LOCAL = (
 """In this order, by tests/integration/test_readme.py; STACK is local."""
 ON_PROD = (
     "scripts/rehearse up --stack prod",
-    "scripts/verify --stack prod",
-    "scripts/handoff --stack prod",
-    "scripts/diagnose --stack prod",
-    "scripts/rotate --stack prod",
+    "scripts/elastic-vllm verify --stack prod",
+    "scripts/elastic-vllm handoff --stack prod",
+    "scripts/elastic-vllm diagnose --stack prod",
+    "scripts/elastic-vllm rotate --stack prod",
     "scripts/rehearse lose --stack prod",
 )
 """The same, on the rehearsed stack prod."""
@@ -37,14 +37,14 @@ BY_CI = ("make test", "make unit")
 NEEDS = {
     "pulumi ": "Pulumi",
     "export PULUMI_": "Pulumi",
-    "scripts/bring-back": "Pulumi",
-    "scripts/tunnel": "Google",
+    "scripts/elastic-vllm bring-back": "Pulumi",
+    "scripts/elastic-vllm tunnel": "Google",
     "gcloud ": "Google",
-    "scripts/preflight": "Google",
-    "scripts/pin": "the internet",
-    "scripts/bundle": "a disk to carry: tests/integration/test_bundle.py",
+    "scripts/elastic-vllm preflight": "Google",
+    "scripts/elastic-vllm pin": "the internet",
+    "scripts/elastic-vllm bundle": "a disk to carry: tests/integration/test_bundle.py",
     "scripts/rehearse up --stack X": "a stack of its own: tests/integration/test_podman.py",
-    "scripts/handoff --stack prod --key siem": "a key of that name: tests/integration/test_rotate.py",
+    "scripts/elastic-vllm handoff --stack prod --key siem": "a key of that name: tests/integration/test_rotate.py",
     "make bench": "minutes",
     "make prove": "hours",
     "make drills": "minutes",

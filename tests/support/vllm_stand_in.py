@@ -37,7 +37,7 @@ MODULE = "vllm/entrypoints/openai/api_server.py"
 DOCKERFILE = f"FROM {VLLM_IMAGE}\nCOPY vllm /stand-in/vllm\nENV PYTHONPATH=/stand-in\n"
 START_SECONDS = 1
 PAUSE_SECONDS = 0.02  # before each word
-# Whoever offers tools gets the call that scripts/verify hopes for.
+# Whoever offers tools gets the call that scripts/elastic-vllm verify hopes for.
 CALL = {"id": "call-1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
 NAMES: list[str] = []
 """Of the served model."""

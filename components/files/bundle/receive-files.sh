@@ -158,7 +158,7 @@ for index in "${needed[@]}"; do
     fail "the connection was cut while ${names[index]} came" "$again"
   if [ "$arrived" != "${sums[index]}" ]; then
     rm -- "$part"
-    fail "${names[index]} arrived damaged and was removed" "check the bundle with scripts/bundle verify, then run the update again"
+    fail "${names[index]} arrived damaged and was removed" "check the bundle with scripts/elastic-vllm bundle verify, then run the update again"
   fi
   place "$index"
 done

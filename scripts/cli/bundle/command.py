@@ -1,4 +1,4 @@
-"""What scripts/bundle does on a connected machine: build a bundle, and probe the server that it is for."""
+"""What scripts/elastic-vllm bundle does on a connected machine: build a bundle, and probe the server that it is for."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,17 +18,14 @@ from scripts.cli.bundle.wanted import Wanted
 from scripts.lib.stack_file import PREFIX, StackFile, StackFileError
 
 ROOT = Path(__file__).resolve().parents[3]
-# Panels and tracebacks would break "one line for each cause".
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-@app.command(name="probe")
 def probe_server(
     stack: Annotated[str, typer.Option(help="The stack whose server is asked, over SSH.")],
 ) -> None:
     """Ask a stack's server what it is, over SSH: JSON on standard output, for build --probe.
 
-    Where this machine does not reach it: scripts/bundle probe --script is what to run there.
+    Where this machine does not reach it: scripts/elastic-vllm bundle probe --script is what to run there.
     """
     try:
         typer.echo(probe.of_server(_values(StackFile(ROOT, stack)), defaults()), nl=False)
@@ -36,7 +33,6 @@ def probe_server(
         raise _failed(error) from None
 
 
-@app.command()
 def build(  # noqa: PLR0917 - options all
     stack: Annotated[str, typer.Option(help="The stack whose file in stacks/ says what is needed.")],
     output: Annotated[Path, typer.Option(metavar="DIR", help="The bundle: a new directory, or one begun before.")],
@@ -47,7 +43,9 @@ def build(  # noqa: PLR0917 - options all
     probe_file: Annotated[
         Path | None,
         typer.Option(
-            "--probe", metavar="FILE", help="Of the server (scripts/bundle probe): packages it lacks come too."
+            "--probe",
+            metavar="FILE",
+            help="Description of the server (bundle probe): the packages that it lacks come too.",
         ),
     ] = None,
     pulumi: Annotated[
@@ -68,10 +66,10 @@ def build(  # noqa: PLR0917 - options all
 ) -> None:
     """Collect what a stack needs into one directory, for a site where nothing can be fetched.
 
-    The stack must be pinned (scripts/pin). Images come from their registries (needs skopeo), those on localhost/ from
-    this machine's Docker; the model from the hub, a gated one with the token in the environment variable HF_TOKEN;
-    Debian packages from this machine's apt sources. Interrupted, run it again: it goes on. A second run fetches nothing
-    that is there and good.
+    The stack must be pinned (scripts/elastic-vllm pin). Images come from their registries (needs skopeo), those on
+    localhost/ from this machine's Docker; the model from the hub, a gated one with the token in the environment
+    variable HF_TOKEN; Debian packages from this machine's apt sources. If it is interrupted, run it again and it
+    resumes. A second run fetches nothing that is there and good.
     """
     try:
         base = Base.read(since) if since else None
@@ -95,7 +93,7 @@ def build(  # noqa: PLR0917 - options all
     delta = f", a delta since {base.sha256[:12]}" if base else ""
     typer.echo(f"{output}: {len(made.carried)} files, {size:.1f} GB{delta}; what to do with it: {output / guide.PATH}")
     if not server:
-        typer.echo("no Debian packages: --probe FILE takes those that the server lacks (scripts/bundle probe)")
+        typer.echo("no Debian packages: --probe FILE (from bundle probe) adds those that the server lacks")
     if not sign_key:
         typer.echo("not signed: --sign-key FILE lets the site see that it comes from you")
 
@@ -123,7 +121,7 @@ def _parts(file: StackFile, commit: str, given: Path | None, server: Probe | Non
     images = {role: setting_checks.image(problems, f"{role}Image") for role in roles}
     from_hub, revision = problems.choice("modelSource", ("hub", "host")) == "hub", values["modelRevision"]
     if from_hub and not model_checks.REVISION.fullmatch(revision):
-        problems.add("modelRevision", "not a commit of 40 hexadecimal digits", "run `scripts/pin --stack STACK`")
+        problems.add("modelRevision", "not a commit of 40 hexadecimal digits", "run `elastic-vllm pin --stack STACK`")
     if from_hub and given:
         problems.add("modelSource", "hub, so --weights is not for it", "leave --weights out, or set it to host")
     if problems.found:
@@ -143,7 +141,3 @@ def _parts(file: StackFile, commit: str, given: Path | None, server: Probe | Non
     parts += [cli] if cli else []
     parts += [collect.wheels(ROOT), collect.project(ROOT, commit)]
     return [*parts, collect.text("stack", f"stack/{file.path.name}", file.path.read_text())]
-
-
-if __name__ == "__main__":
-    app(prog_name="scripts/bundle")

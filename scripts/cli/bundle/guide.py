@@ -87,8 +87,8 @@ that the project's README names from archives that you carry.
 Nothing is fetched.
 
     mkdir -p "$PROJECT" && tar -xzf project/elastic-vllm.tar.gz --strip-components 1 -C "$PROJECT"{unless}
-    "$PROJECT/scripts/bundle" verify . --key "$SIGNER"
-    "$PROJECT/scripts/bundle" install .{more}
+    "$PROJECT/scripts/elastic-vllm" bundle verify . --key "$SIGNER"
+    "$PROJECT/scripts/elastic-vllm" bundle install .{more}
     cp -n stack/Pulumi.{stack}.yaml "$PROJECT/stacks/"
 {said}
 `verify` names each bad, missing or extra file, and what in an archive would lead out of it; stop there if it does.
@@ -133,8 +133,8 @@ def _up(stack: str, *, pulumi: bool) -> str:
 
     cd "$PROJECT"
     {up}
-    scripts/verify --stack {stack}
-    scripts/handoff --stack {stack}
+    scripts/elastic-vllm verify --stack {stack}
+    scripts/elastic-vllm handoff --stack {stack}
 
 What moves, and the room that it needs, is said before it moves. Cut off, run it again: it goes on where it stopped, and
 what is on the server already does not move again.
@@ -163,26 +163,26 @@ def _update(stack: str) -> str:
 
 On the connected machine, with the {MANIFEST} of the bundle that is here (a small file: carry it out once):
 
-    scripts/bundle build --stack {stack} --since {MANIFEST} --output /media/disk/delta --sign-key KEY
+    scripts/elastic-vllm bundle build --stack {stack} --since {MANIFEST} --output /media/disk/delta --sign-key KEY
 
-The delta holds only what is new. Here: check it as above, `scripts/bundle install` it, then one setting and one
-command:
+The delta holds only what is new. Here: check it as above, `scripts/elastic-vllm bundle install` it, then one setting
+and one command:
 
     elastic-vllm:bundle: /media/disk/delta     # another model, revision or image comes with it
     pulumi up --stack {stack}
 
 The way back is the same with the old directory in `bundle`: its weights are still on the server. When the new ones
 are good, remove the old model's directory on the server by hand. A changed server (kernel, packages) is probed again:
-`scripts/bundle probe --stack {stack} > probe.json`, carried out, for `build --probe`.
+`scripts/elastic-vllm bundle probe --stack {stack} > probe.json`, carried out, for `build --probe`.
 """
 
 
 def _elastic(stack: str) -> str:
     return f"""## What the Elastic admin gets
 
-`scripts/handoff --stack {stack}` writes it: URL, key file, the CA's certificate, bodies for connector and inference
-endpoint. Kibana and Elasticsearch reach the server over the site's own network; nothing of this needs the internet. An
-air-gapped Elastic has needs of its own, which are not in this bundle:
+`scripts/elastic-vllm handoff --stack {stack}` writes it: URL, key file, the CA's certificate, bodies for connector and
+inference endpoint. Kibana and Elasticsearch reach the server over the site's own network; nothing of this needs the
+internet. An air-gapped Elastic has needs of its own, which are not in this bundle:
 
 - Elastic's own guide: https://www.elastic.co/docs/deploy-manage/deploy/self-managed/air-gapped-install (package
   registry for integrations, artifact registry, ELSER and other models). Kibana: `xpack.fleet.isAirGapped: true`.

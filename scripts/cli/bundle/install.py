@@ -83,7 +83,9 @@ def _there(directories: Sequence[Path], bundle: Manifest, files: Sequence[File])
         if path is None:
             continue
         if not path.is_file() or manifest.sha256(path) != file.sha256:
-            raise BundleError(f"{path}: missing or altered; fix: run scripts/bundle verify, and carry it over again")
+            raise BundleError(
+                f"{path}: missing or altered; fix: run scripts/elastic-vllm bundle verify, and carry it over again"
+            )
         places[file.path] = path
     return places
 
@@ -95,18 +97,18 @@ def _needs_base(bundle: Manifest, file: File) -> BundleError:
     )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Exit code 0: all is installed; 1: it can't be."""
     parser = argparse.ArgumentParser(
-        prog="scripts/bundle install",
-        description="Make .venv, and .pulumi where the Pulumi CLI is in the bundle, from what scripts/bundle verify"
+        prog="scripts/elastic-vllm bundle install",
+        description="Make .venv, and .pulumi where the Pulumi CLI is in the bundle, from a bundle that `bundle verify`"
         " found good. Nothing is fetched.",
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="the bundle")
     parser.add_argument(
         "--base", metavar="DIR", type=Path, action="append", default=[], help="of a delta: a bundle before it"
     )
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     try:
         directories = [given.directory, *given.base]
         bundle = manifest.read(given.directory)

@@ -28,7 +28,7 @@ from components.settings.stack import PROJECT_DIRECTORY
 
 FORMAT = 1
 SCRIPT = Path(__file__).with_name("probe.sh")
-AGAIN = "run scripts/bundle probe at the site again"
+AGAIN = "run scripts/elastic-vllm bundle probe at the site again"
 GPU_CLASS, SWITCH_CLASS = "0x03", "0x0680"
 SSH_SECONDS = 120
 

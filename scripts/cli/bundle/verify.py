@@ -64,9 +64,7 @@ def problems(
     be checked at all.
     """
     if not (directory / SUMS).is_file():
-        raise BundleError(
-            f"{directory} is no finished bundle: there is no {SUMS}; fix: run scripts/bundle build again there"
-        )
+        raise BundleError(f"{directory} is no finished bundle: there is no {SUMS}; fix: run `bundle build` again there")
     if public_key and (said := signature.flaw(directory, public_key)):
         # Whatever else is in it was said by nobody in particular.
         yield f"{SIGNATURE}: {said}"
@@ -141,10 +139,10 @@ def _unlisted(directory: Path, sums: dict[str, str]) -> Iterator[str]:
                 yield f"{relative}: not in {SUMS}"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Exit code 0: all is well; 1: something is wrong with the bundle; 2: it can't be checked."""
     parser = argparse.ArgumentParser(
-        prog="scripts/bundle verify",
+        prog="scripts/elastic-vllm bundle verify",
         description="Check a bundle: complete, unaltered and signed, with nothing else in it. Needs Python alone.",
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="the bundle")
@@ -155,7 +153,7 @@ def main() -> None:
     parser.add_argument(
         "--layers", action="store_true", help="look into compressed layers of images too: slow, and checked by build"
     )
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     try:
         found = 0
         key = None if given.unsigned else given.key

@@ -1,1 +1,1 @@
-"""What scripts/diagnose looks at: the endpoint from outside, its server over SSH, and Kibana."""
+"""What scripts/elastic-vllm diagnose looks at: the endpoint from outside, its server over SSH, and Kibana."""

@@ -35,11 +35,7 @@ PUBLIC_IN_THEM = frozenset(
 )
 """Fields of secret outputs that hold no secret, and whose words are needed to understand anything."""
 
-# Locals of a traceback would show keys.
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-
-@app.command()
 def main(
     *,
     stack: Annotated[str | None, typer.Option(help="Stack that is up, in Pulumi or as a rehearsal.")] = None,
@@ -213,7 +209,3 @@ def _secret(value: object) -> object:
     if isinstance(value, Mapping):
         return {name: _secret(each) for name, each in value.items() if name not in PUBLIC_IN_THEM}
     return value
-
-
-if __name__ == "__main__":
-    app(prog_name="scripts/diagnose")

@@ -35,7 +35,7 @@ def _key(probe: Probe) -> str:
     if answer.status_code == httpx2.codes.UNAUTHORIZED:
         raise CheckFailedError(
             "the endpoint refuses the key (401)",
-            "use the stack's connectorApiKey as it is, in small letters; has it been rotated (scripts/rotate --status)",
+            "use the stack's connectorApiKey as it is, in small letters; has it been rotated (rotate --status)",
             blocks=Blocks.EVERYTHING,
         )
     return "accepted"

@@ -105,7 +105,7 @@ def _disks(found: Survey, engine: str) -> Look:
     low = [place for place, size, free in disks if place not in full and int(free) < LEAST_FREE * int(size)]
     findings = []
     if full:
-        fix = f"free some space there ({engine} system df; old weights), then scripts/diagnose again"
+        fix = f"free some space there ({engine} system df; old weights), then scripts/elastic-vllm diagnose again"
         findings.append(Finding(Kind.SERVER, Rank.SERVER, f"the disk is full at {', '.join(full)}", fix))
     if low:
         cause = f"less than {LEAST_FREE:.0%} of the disk is free at {', '.join(low)}"

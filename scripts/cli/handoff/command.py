@@ -44,8 +44,6 @@ NEEDED: Mapping[str, type] = {
 }
 """Outputs without which there is no document."""
 
-# Locals of a traceback would show the key.
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 templates = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     undefined=jinja2.StrictUndefined,
@@ -56,7 +54,6 @@ templates = jinja2.Environment(
 )
 
 
-@app.command()
 def main(
     *,
     stack: Annotated[str, typer.Option(help="Stack that is up, in Pulumi or as a rehearsal.")],
@@ -227,7 +224,3 @@ def _is_private(host: str) -> bool:
 
 def _json(body: Mapping[str, Any]) -> str:
     return json.dumps(body, indent=2)
-
-
-if __name__ == "__main__":
-    app(prog_name="scripts/handoff")

@@ -1,1 +1,1 @@
-"""What scripts/preflight checks: `run.checks_of` lists it, `run.run` does it; nothing here changes anything."""
+"""The checks of preflight: `run.checks_of` lists it, `run.run` does it; nothing here changes anything."""

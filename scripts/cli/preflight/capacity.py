@@ -137,7 +137,7 @@ def image(survey: Survey) -> Outcome:
     """The boot image exists and can be used, and the boot disk holds it."""
     gcp = survey.gcp
     _, project, path = gcp.image.split("/", 2)
-    name, pin = path.rpartition("/")[2], "take a newer one: scripts/pin --stack STACK"
+    name, pin = path.rpartition("/")[2], "take a newer one: scripts/elastic-vllm pin --stack STACK"
     found = survey.google.find(project, path)
     if found is None:
         return failed(f"{project} has no image {name}", pin)

@@ -19,11 +19,7 @@ EXIT_CHECK_FAILED = 1
 GOOGLE_BASE = ""
 """http://HOST:PORT that stands in place of Google's APIs, for tests."""
 
-# Locals of a traceback would show the token; panels and markup would break "one line each".
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-
-@app.command()
 def main(
     stack: Annotated[str, typer.Option(help="Stack with target gcp.")],
     sets: Annotated[list[str] | None, typer.Option("--set", help="key=value: a setting changed, for this run.")] = None,
@@ -89,7 +85,3 @@ def load(stack: str, overrides: list[str]) -> tuple[Settings, GcpSettings]:
             f"target of {stack} is not gcp: nothing of it is in Google Cloud", param_hint="--stack"
         )
     return settings, settings.gcp
-
-
-if __name__ == "__main__":
-    app(prog_name="scripts/preflight")

@@ -28,7 +28,7 @@ def model(settings: Settings) -> Outcome:
     except GatedRepoError:
         return _no_access(name, has_token=bool(token))
     except RevisionNotFoundError:
-        return failed(f"{name} has no revision {revision}", "check modelRevision, or run scripts/pin")
+        return failed(f"{name} has no revision {revision}", "check modelRevision, or run scripts/elastic-vllm pin")
     except RepositoryNotFoundError:
         hidden = "" if token else f", or if it is private set ${TOKEN_VARIABLE}"
         return failed(f"{settings.hub_endpoint} shows no {name}", f"check model{hidden}")

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from scripts.cli import verify
 from scripts.cli.handoff import command as handoff
 from scripts.lab import RehearsalError
 from scripts.lib import stack_outputs
 from scripts.lib.verification import generation
 from tests.support import elastic_schemas as schemas
+from tests.support.commands import invoke
 from tests.support.program import ROOT, key_of
 from tests.support.verify_server import KEY, MODEL, issue, new_authority, serving
 
@@ -52,7 +52,7 @@ def hand_off(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
             return GOOD if outputs is None else outputs
 
         monkeypatch.setattr(stack_outputs, "outputs_of", outputs_of)
-        result = CliRunner().invoke(handoff.app, ["--stack", stack, *arguments], env={"PATH": "/nonexistent"})
+        result = invoke("handoff", "--stack", stack, *arguments, env={"PATH": "/nonexistent"})
         assert not result.exception or isinstance(result.exception, SystemExit)
         assert "--show-key" in arguments or KEY not in result.output
         return result
@@ -286,7 +286,7 @@ def test_every_command_is_run_by_a_test_or_marked(written: Callable[..., str]) -
     document = written()
     commands = blocks(document, "bash")
     plain = [command.split()[0].partition("=")[0] for command in commands if not command.startswith(NEEDS_ELASTIC)]
-    assert plain == ["ELASTIC_VLLM_KEY", "curl", "curl", "curl", "scripts/verify"]
+    assert plain == ["ELASTIC_VLLM_KEY", "curl", "curl", "curl", "scripts/elastic-vllm"]
     assert len(commands) == len(plain) + 10
     assert len(re.findall(r"(?m)^```\w+$", document)) == len(commands) + 2  # and two blocks of YAML
 
@@ -301,13 +301,13 @@ def test_the_commands_for_the_endpoint_run_as_written(
         document = (directory / "handoff.md").read_text()
         *commands, verified = [c for c in blocks(document, "bash") if not c.startswith(NEEDS_ELASTIC)]
         (_, health, models, chat), arguments = run_bash(commands, directory, tmp_path)
-        program, *options = shlex.split(verified.replace("\\\n", ""))
-        checks = CliRunner().invoke(verify.app, options)
+        program, command, *options = shlex.split(verified.replace("\\\n", ""))
+        checks = invoke(command, *options)
     assert json.loads(health) == {"status": "ok"}
     assert [model["id"] for model in json.loads(models)["data"]] == [MODEL]
     assert json.loads(chat)["choices"][0]["message"]["content"] == "Hello."
     assert KEY not in arguments
-    assert program == "scripts/verify"
+    assert program == "scripts/elastic-vllm"
     assert checks.exit_code == 0, checks.output
 
 

@@ -1,11 +1,11 @@
-"""What scripts/pin says about a stack's file that it can't complete: one line for the cause, one for the fix."""
+"""What pin says about a stack's file that it can't complete: one line for the cause, one for the fix."""
 
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from scripts.cli import pin
+from tests.support.commands import invoke
 
 LOCAL = "  elastic-vllm:vllmImage: localhost/x:1\n  elastic-vllm:nginxImage: localhost/x:1\n"
 FILES = {
@@ -32,7 +32,7 @@ def test_what_is_wrong_is_said_in_one_line(
     file = tmp_path / "stacks" / "Pulumi.mine.yaml"
     file.parent.mkdir()
     file.write_text(content)
-    done = CliRunner().invoke(pin.app, ["--stack", "mine"])
+    done = invoke("pin", "--stack", "mine")
     *_, said, fix = done.output.splitlines()
     assert done.exit_code == 1
     assert isinstance(done.exception, SystemExit)

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
 from scripts.cli import tunnel
 from scripts.cli.tunnel import Target, TunnelError
 from tests.support import gcloud_stand_in
+from tests.support.commands import invoke
 from tests.support.gcloud_stand_in import Gcloud, until
 
 DENIED = """\
@@ -380,7 +380,7 @@ def test_where_no_tunnel_is_needed_the_command_is_just_run(
 
     monkeypatch.setattr(tunnel, "load", load)
     monkeypatch.setattr(os, "execvp", lambda *arguments: asked.append(arguments))
-    result = CliRunner().invoke(tunnel.app, ["--stack", "x", "--set", "tunnelPort=2022", *command])
+    result = invoke("tunnel", "--stack", "x", "--set", "tunnelPort=2022", *command)
     assert result.exit_code == 0, result.output
     assert "stack x is not reached through IAP: nothing to open" in said()
     assert asked == [("x", {"tunnelPort": "2022"}), *([("sh", ["sh", "-c", "exit 7"])] if command else [])]
@@ -394,7 +394,7 @@ def test_what_is_wrong_is_said_in_short(
     monkeypatch.setattr(tunnel, "load", lambda *_: None)
     monkeypatch.setattr(tunnel, "target_of", lambda _: target)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    result = CliRunner().invoke(tunnel.app, ["--stack", "x"])
+    result = invoke("tunnel", "--stack", "x")
     assert result.exit_code == 1
     assert "tunnel: no tunnel to VM elastic-vllm-x; gcloud says:\nERROR: (gcloud." in said()
     assert "Traceback" not in said() + result.output

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 import scripts.cli.verify as cli
 from scripts.cli.verify import CheckResult, Endpoint, InvalidEndpointError, format_result, verify
 from scripts.lab import RehearsalError
 from scripts.lib import stack_outputs
 from scripts.lib.verification import generation, probe
+from tests.support.commands import invoke
 from tests.support.verify_server import KEY, MODEL, Authority, Gateway, issue, new_authority, serving
 
 TOOLS = {f"tool-{choice}{kind}" for choice in ("auto", "required", "named") for kind in ("", "-stream")}
@@ -84,7 +85,7 @@ def gateway(shared_gateway: Gateway) -> Gateway:
 def run(*arguments: str, given: dict[str, Any] | None = None, environment: dict[str, str] | None = None) -> Result:
     """The command's outcome, with `given` on stdin; the key must show nowhere."""
     stdin = None if given is None else json.dumps(given)
-    result = CliRunner().invoke(cli.app, arguments, input=stdin, env=environment)
+    result = invoke("verify", *arguments, input=stdin, env=environment)
     assert KEY[:-1].lower() not in result.output.lower()
     assert not result.exception or isinstance(result.exception, SystemExit)
     return result

@@ -1,4 +1,4 @@
-"""A small bundle with one file of each kind, as scripts/bundle build leaves it, and the keys to sign it with."""
+"""A small bundle with one file of each kind, as `bundle build` leaves it, and the keys to sign it with."""
 
 import io
 import json

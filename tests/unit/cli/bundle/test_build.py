@@ -4,23 +4,23 @@ import re
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from components.bundle.manifest import BundleError, Manifest
 from components.catalogue.models import Model
-from scripts.cli.bundle import command, guide, images, weights
+from scripts.cli.bundle import guide, images, weights
 from scripts.cli.bundle.making import Base
 from scripts.cli.bundle.wanted import Wanted
+from tests.support.commands import invoke
 
 
 def test_it_answers_help() -> None:
-    told = CliRunner().invoke(command.app, ["build", "--help"])
+    told = invoke("bundle", "build", "--help")
     assert told.exit_code == 0
     assert "--sign-key" in told.output
 
 
 def test_a_stack_that_is_not_there(tmp_path: Path) -> None:
-    told = CliRunner().invoke(command.app, ["build", "--stack", "nope", "--output", str(tmp_path / "b")])
+    told = invoke("bundle", "build", "--stack", "nope", "--output", str(tmp_path / "b"))
     assert told.exit_code == 1
     assert "there is no stacks/Pulumi.nope.yaml (--stack); fix: " in " ".join(told.output.split())
     assert not (tmp_path / "b").exists()
@@ -45,14 +45,14 @@ def test_the_sites_document_has_the_commands_in_order() -> None:
     order = [
         "ssh-keygen -Y verify",
         "sha256sum --check --strict",
-        '/scripts/bundle" verify . --key',
-        '/scripts/bundle" install .',
+        '/scripts/elastic-vllm" bundle verify . --key',
+        '/scripts/elastic-vllm" bundle install .',
         "    elastic-vllm:artifacts: bundle\n",
         "    elastic-vllm:bundle: ",
         "    elastic-vllm:bundleOnHost: ",
         "    pulumi up --stack airgap\n",
-        "    scripts/verify --stack airgap\n",
-        "    scripts/handoff --stack airgap\n",
+        "    scripts/elastic-vllm verify --stack airgap\n",
+        "    scripts/elastic-vllm handoff --stack airgap\n",
         "/srv/models/o--m--0123",
         "/var/lib/elastic-vllm/bundle",
         "build --stack airgap --since manifest.json",

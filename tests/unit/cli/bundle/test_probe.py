@@ -29,7 +29,11 @@ def run(tmp_path: Path, *arguments: str, script: str | None = None) -> dict[str,
     (tmp_path / "dpkg" / "status").write_text(STATUS)
     place = {"SYSFS": str(tmp_path / "sys"), "DPKG": str(tmp_path / "dpkg")}
     environment = {"PATH": os.environ["PATH"], **place}
-    command = ["bash", "-s", "--", *arguments] if script else [str(ROOT / "scripts" / "bundle"), "probe", *arguments]
+    command = (
+        ["bash", "-s", "--", *arguments]
+        if script
+        else [str(ROOT / "scripts" / "elastic-vllm"), "bundle", "probe", *arguments]
+    )
     done = subprocess.run(command, env=environment, input=script, capture_output=True, text=True, check=True)
     document: dict[str, Any] = json.loads(done.stdout)
     return document
@@ -71,7 +75,7 @@ def test_it_names_no_machine_and_no_user(tmp_path: Path) -> None:
 
 def test_the_script_alone_does_it_and_tells_of_the_disk_for_weights(tmp_path: Path) -> None:
     printed = subprocess.run(
-        [ROOT / "scripts" / "bundle", "probe", "--script"], capture_output=True, text=True, check=True
+        [ROOT / "scripts" / "elastic-vllm", "bundle", "probe", "--script"], capture_output=True, text=True, check=True
     )
     document = run(tmp_path, "/srv/not there/yet", script=printed.stdout)
     assert [disk["path"] for disk in document["disks"]] == ["/", "/var/lib", "/srv/not there/yet"]
@@ -95,7 +99,7 @@ def test_another_kernel_or_package_is_another_probe(tmp_path: Path) -> None:
 def test_what_is_no_probe(tmp_path: Path, text: str) -> None:
     path = tmp_path / "probe.json"
     path.write_text(text)
-    with pytest.raises(BundleError, match="fix: run scripts/bundle probe at the site again"):
+    with pytest.raises(BundleError, match="fix: run scripts/elastic-vllm bundle probe at the site again"):
         probe.read(path)
 
 

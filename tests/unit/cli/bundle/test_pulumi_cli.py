@@ -147,6 +147,6 @@ def test_the_cli_and_plugins_are_installed_below_the_project(bundle: tuple[Path,
 def test_a_damaged_archive_is_never_unpacked(bundle: tuple[Path, Manifest], tmp_path: Path) -> None:
     directory, about = bundle
     (directory / "pulumi" / WANTED[0].name).write_bytes(tar("pulumi/pulumi", "#!/bin/sh\n"))
-    with pytest.raises(BundleError, match="missing or altered; fix: run scripts/bundle verify"):
+    with pytest.raises(BundleError, match="missing or altered; fix: run scripts/elastic-vllm bundle verify"):
         install.pulumi([directory], about)
     assert not (tmp_path / "home").exists()

@@ -22,7 +22,7 @@ WEIGHTS = "weights/acme--own--0123456789ab/model.safetensors"
 
 def run(bundle: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """As people run it, with the system's Python and no package."""
-    command = [str(ROOT / "scripts" / "bundle"), "verify", str(bundle), *arguments]
+    command = [str(ROOT / "scripts" / "elastic-vllm"), "bundle", "verify", str(bundle), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": os.environ["PATH"]})
 
 

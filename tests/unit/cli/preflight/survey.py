@@ -1,16 +1,17 @@
-"""What scripts/preflight makes of the stack of conftest.py, as far as tests share it."""
+"""What scripts/elastic-vllm preflight makes of the stack of conftest.py, as far as tests share it."""
 
 import dataclasses
 from functools import cache
 from typing import Any
 
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from components.settings.gcp import GcpSettings
 from components.settings.stack import Settings
 from scripts.cli.preflight import command, run
 from scripts.cli.preflight.google import Google, find_identity
 from scripts.cli.preflight.report import Outcome
+from tests.support.commands import invoke
 from tests.support.google_stand_in import HUB_TOKEN, TOKEN, Cloud
 
 
@@ -29,7 +30,7 @@ def report(cloud: Cloud, *only: str, **changes: Any) -> dict[str, Outcome]:
 
 
 def invoked(*arguments: str, stack: str = "cloud") -> Result:
-    result = CliRunner().invoke(command.app, ["--stack", stack, *arguments])
+    result = invoke("preflight", "--stack", stack, *arguments)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert TOKEN not in result.output
     assert HUB_TOKEN not in result.output

@@ -1,12 +1,13 @@
-"""scripts/pin takes the VM's boot image from Google Cloud: the newest of a family, by its name."""
+"""scripts/elastic-vllm pin takes the VM's boot image from Google Cloud: the newest of a family, by its name."""
 
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from scripts.cli import pin
+from tests.support.commands import invoke
 from tests.support.google_stand_in import TOKEN, Cloud
 
 FAMILY = "global/images/family/ubuntu-accelerator-2404-amd64-with-nvidia-580"
@@ -30,7 +31,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run_pin(*options: str) -> Result:
-    done = CliRunner().invoke(pin.app, ["--stack", "mine", *options])
+    done = invoke("pin", "--stack", "mine", *options)
     assert done.exception is None or isinstance(done.exception, SystemExit)
     assert TOKEN not in done.output
     return done

@@ -97,7 +97,7 @@ def test_what_was_pinned_on_the_connected_side_may_stay_in_the_file(settle: Call
 def test_nothing_goes_to_the_host_before_the_whole_bundle_was_checked(program_of: Programs) -> None:
     program = program_of("airgap")
     check = program.resources["bundle-check"].inputs
-    assert check["create"].startswith("scripts/bundle verify /")
+    assert check["create"].startswith("scripts/elastic-vllm bundle verify /")
     assert " --key " in check["create"]
     brought = {name for name in program.resources if name.startswith("bundle-")} - {"bundle-check"}
     assert brought == {"bundle-packages", "bundle-image-vllm", "bundle-image-nginx", "bundle-weights"}

@@ -19,7 +19,7 @@ HOST_WEIGHTS = {"modelSource": "host", "modelRevision": "", "hubToken": ""}
 DIGEST = "@sha256:" + "c" * 64
 PRIVATE_KEY_FIX = "give the file of the SSH private key for sshUser"
 HOST_KEY_FIX = "copy the line that `cat /etc/ssh/ssh_host_ed25519_key.pub` prints"
-PIN_FIX = "run `scripts/pin --stack STACK`"
+PIN_FIX = "run `scripts/elastic-vllm pin --stack STACK`"
 NEWER_VLLM = "use 0.32.0 or newer"
 
 Values = Callable[..., dict[str, str]]
