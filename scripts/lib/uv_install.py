@@ -73,12 +73,13 @@ def main(uv: str, python: str, *arguments: str) -> int:
     except (KeyError, configparser.Error) as error:
         print(f"pip has a setting that uv has not: {error}; pip, which takes longer, does it", file=sys.stderr)
     else:
-        command = [uv, "pip", "install", "--python", python, *arguments]
+        command = [uv, "pip", "install", "--python", python, "--require-hashes", *arguments]
         if subprocess.run(command, env={**os.environ, **environment}, check=False).returncode == 0:
             return 0
         print("uv could not; pip, which takes longer, tries", file=sys.stderr)
     # All cores compile faster, after it, than pip does on one.
-    command = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", *arguments]
+    options = ["--disable-pip-version-check", "--no-compile", "--require-hashes"]
+    command = [python, "-m", "pip", "install", *options, *arguments]
     return subprocess.run(command, check=False).returncode
 
 

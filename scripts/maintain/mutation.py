@@ -126,7 +126,7 @@ def _environment() -> str:
     python = str(ENVIRONMENT / "bin" / "python")
     if not stamp.exists() or stamp.read_text() != REQUIREMENTS.read_text():
         subprocess.run([str(ROOT / ".venv/bin/python"), "-m", "venv", "--clear", str(ENVIRONMENT)], check=True)
-        install = ["install", "--quiet", "--disable-pip-version-check", "-r", str(REQUIREMENTS)]
+        install = ["install", "--quiet", "--disable-pip-version-check", "--require-hashes", "-r", str(REQUIREMENTS)]
         subprocess.run([python, "-m", "pip", *install], check=True)
         shutil.copy(REQUIREMENTS, stamp)
     return python

@@ -16,7 +16,9 @@ install_client() (
     install_packages python3-venv
   fi
   "$python" -m venv --clear "$client"
-  "$client/bin/pip" install --quiet --disable-pip-version-check --requirement <(echo "$requirements") </dev/null ||
+  # Wheels only: no hash covers what building a source distribution fetches.
+  "$client/bin/pip" install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
+    --requirement <(echo "$requirements") </dev/null ||
     fail "$name could not be installed" "the server must reach PyPI, or a mirror named in /etc/pip.conf; $fix"
   echo "$requirements" >"$client/requirements.txt"
 )

@@ -56,8 +56,8 @@ def run(tmp_path: Path, uvs_status: int = 0, **environment: str) -> subprocess.C
     )
 
 
-BY_UV = "uv: pip install --python {}/python -r x"
-BY_PIP = "python: -m pip install --disable-pip-version-check --no-compile -r x"
+BY_UV = "uv: pip install --python {}/python --require-hashes -r x"
+BY_PIP = "python: -m pip install --disable-pip-version-check --no-compile --require-hashes -r x"
 
 
 def test_the_environment_counts_more_than_a_file(tmp_path: Path) -> None:
