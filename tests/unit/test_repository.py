@@ -71,15 +71,26 @@ def test_setup_answers_help() -> None:
     assert "Usage: " in done.stdout
 
 
-def test_packages_come_from_the_index_that_pip_is_set_to() -> None:
-    lines = [line.partition("#")[0] for path in own_files("requirements*") for line in path.read_text().splitlines()]
-    assert lines
-    assert not [line for line in lines if "://" in line or line.startswith(("--index", "--extra", "--find", "-e"))]
+PINNED = own_files("requirements*.txt", "*/requirements*.txt", "*-client.txt")
 
 
-def test_every_package_has_one_version() -> None:
-    lines = [line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
-    assert not [line for line in lines if line and not re.fullmatch(r"[A-Za-z0-9._\[\]-]+==[\w.+!-]+( *;.*)?", line)]
+@pytest.mark.parametrize("path", PINNED, ids=lambda path: path.name)
+def test_every_package_has_one_version_and_hashes_from_any_index(path: Path) -> None:
+    text = re.sub(r"^ *#.*\n", "", path.read_text(), flags=re.MULTILINE)
+    packages = re.sub(r" *\\\n *", " ", text).splitlines()
+    assert packages
+    pinned = re.compile(r"[\w.\[\]-]+==[\w.+!-]+( ; [^:/@\\]+)?( --hash=sha256:[0-9a-f]{64})+")
+    assert not [package for package in packages if not pinned.fullmatch(package)]
+
+
+def test_every_pinned_file_has_the_packages_that_it_was_asked_for() -> None:
+    asked_for = {path.with_suffix(".txt") for path in own_files("*.in")}
+    assert asked_for == set(PINNED)
+    for path in asked_for:
+        asked = re.findall(r"^[\w.-]+==[\w.+!-]+", path.with_suffix(".in").read_text(), re.MULTILINE)
+        pinned = re.findall(r"^([\w.-]+==[\w.+!-]+)", path.read_text(), re.MULTILINE)
+        assert asked
+        assert not {re.sub(r"[._](?=.*==)", "-", package) for package in asked} - set(pinned), path.name
 
 
 def test_nothing_names_a_home_or_this_checkout() -> None:

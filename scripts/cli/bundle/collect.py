@@ -51,10 +51,10 @@ def wheels(root: Path) -> Wanted:
 
     def make(path: Path, say: Say) -> None:
         say("pip download")
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--require-hashes"]
         # The list is complete; source distributions would want a compiler at the site.
-        options = ["--no-deps", "--require-hashes", "--only-binary", ":all:", "--dest", str(path)]
-        done = subprocess.run([*pip, *options, "--requirement", str(requirements)], capture_output=True, text=True, check=False)
+        options = ["--no-deps", "--only-binary", ":all:", "--dest", str(path), "--requirement", str(requirements)]
+        done = subprocess.run([*pip, *options], capture_output=True, text=True, check=False)
         if done.returncode:
             said = " ".join(done.stderr.split())[-300:]
             raise BundleError(f"pip can't download requirements.txt: {said}; fix: a package index must be reachable")
