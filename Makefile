@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 python := .venv/bin/python
-.PHONY: help rehearse down test host tests unit lint prove bench drills pins clean
+.PHONY: help rehearse down test host tests unit lint prove bench drills docs pins clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -50,6 +50,10 @@ bench: ## Measure `up` against vLLM by hand, and what Nginx adds: docs/benchmark
 drills: ## Break the parts of a stack, one after the other: docs/reliability.md (10 minutes)
 	@scripts/setup --dev
 	@$(as_root) $(python) -m tests.integration.drills
+
+docs: ## Write the generated references in docs/reference
+	@scripts/setup --dev
+	@$(python) -m scripts.maintain.reference
 
 pins: ## Write requirements*.txt and *-client.txt from their *.in, with the hashes of every package
 	@scripts/setup --dev

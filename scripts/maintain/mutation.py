@@ -66,6 +66,7 @@ COPIED = (
     "stacks",
     "scripts",
     "README.md",
+    "docs",
     "Makefile",
     "components",
 )

@@ -21,15 +21,15 @@ def mirror() -> Iterator[Mirror]:
         yield found
 
 
-def test_plugins_have_the_versions_of_their_packages_as_readme_names_them() -> None:
-    readme = " ".join((ROOT / "README.md").read_text().split())
+def test_plugins_have_the_versions_of_their_packages_as_the_requirements_name_them() -> None:
+    requirements = " ".join((ROOT / "docs" / "getting-started" / "server.md").read_text().split())
     cli, *plugins = WANTED
     assert cli.name == f"pulumi-v{cli.version}-linux-x64.tar.gz"
     assert [each.repository for each in plugins] == [
         f"pulumi-{name}" for name in ("command", "docker", "random", "tls")
     ]
     for each in plugins:
-        assert f"{each.repository.removeprefix('pulumi-')} {each.version}" in readme
+        assert f"{each.repository.removeprefix('pulumi-')} {each.version}" in requirements
     assert any(
         each.repository == "pulumi-gcp" for each in pulumi_cli.archives(ROOT / "requirements.txt", "amd64", True)
     )

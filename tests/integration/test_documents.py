@@ -1,4 +1,4 @@
-"""README's commands as a new user types them, one after the other."""
+"""The documented commands as a new user types them, one after the other."""
 
 import shlex
 import subprocess
@@ -8,15 +8,15 @@ import pytest
 
 from scripts.lab import simulated_vm
 from tests.integration.conftest import rehearse
-from tests.support import readme
+from tests.support import documents
 
 pytestmark = pytest.mark.slow  # the same commands, one by one, are what the other tests run
 
 
 def typed(command: str, stack: str) -> None:
     """Run it from the repository's directory; it must succeed."""
-    words = shlex.split(readme.on_stack(command, stack))
-    done = subprocess.run(words, cwd=readme.ROOT, capture_output=True, text=True, timeout=900, check=False)
+    words = shlex.split(documents.on_stack(command, stack))
+    done = subprocess.run(words, cwd=documents.ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
@@ -26,7 +26,7 @@ def as_before(machine: None) -> Iterator[None]:
     stacks = {stack: rehearse("outputs", stack=stack).returncode == 0 for stack in ("local", "prod")}
     disk = simulated_vm.disk_file("elastic-vllm-prod-weights")
     had_disk = disk.exists()
-    file = readme.ROOT / "stacks" / "Pulumi.prod.yaml"
+    file = documents.ROOT / "stacks" / "Pulumi.prod.yaml"
     settings = file.read_bytes()
     yield
     file.write_bytes(settings)
@@ -37,10 +37,10 @@ def as_before(machine: None) -> Iterator[None]:
 
 
 def test_the_commands_for_this_machine_run_as_written(as_before: None) -> None:
-    for command in readme.ON_LOCAL:
+    for command in documents.ON_LOCAL:
         typed(command, "local")
 
 
 def test_the_commands_for_a_stack_run_as_written_on_the_rehearsed_prod(as_before: None) -> None:
-    for command in readme.ON_PROD:
-        typed(command, "prod")
+    for command in documents.ON_PROD:
+        typed(f"{command} --rehearsal" if command.startswith("scripts/elastic-vllm ") else command, "prod")
