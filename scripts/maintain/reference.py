@@ -25,8 +25,8 @@ def settings() -> str:
         "# Settings",
         "",
         "Set a setting with `pulumi config set KEY VALUE`, or write it as `elastic-vllm:KEY` under `config` in",
-        "`stacks/Pulumi.STACK.yaml`. All settings are checked together before anything is created. What happens to a running",
-        "endpoint when you change one: [What a change does](changes.md).",
+        "`stacks/Pulumi.STACK.yaml`. All settings are checked together before anything is created. What happens to an",
+        "endpoint that is up when you change one: [What a change does](changes.md).",
         "",
         "Generated from `Pulumi.yaml` by `make docs`.",
     ]

@@ -43,4 +43,4 @@ def test_the_commands_for_this_machine_run_as_written(as_before: None) -> None:
 
 def test_the_commands_for_a_stack_run_as_written_on_the_rehearsed_prod(as_before: None) -> None:
     for command in documents.ON_PROD:
-        typed(f"{command} --rehearsal" if command.startswith("scripts/elastic-vllm ") else command, "prod")
+        typed(command, "prod")

@@ -59,6 +59,9 @@ NEEDS = {
 }
 """Beginning of a command -> what tests do not have."""
 
+MENTIONED = frozenset({"docker exec", "docker load", "docker image rm", "docker stop -t 30", "podman run"})
+"""Words in sentences that say what another command does."""
+
 
 def documents() -> list[Path]:
     """Every Markdown file of a checkout, those not committed yet included."""
@@ -85,12 +88,6 @@ def commands(text: str) -> set[str]:
     sentences = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", FENCE.sub("", text))]
     quoted = [code for code in sentences if code.startswith(PROGRAMS) and " " in code]
     return {line.strip() for line in typed if line.strip()} | {*quoted} - MENTIONED
-
-
-MENTIONED = frozenset(
-    {"docker exec", "docker load", "docker image rm", "docker stop -t 30", "podman run", "scripts/bundle verify"}
-)
-"""Words in sentences that say what another command does."""
 
 
 def links(text: str) -> list[str]:
