@@ -1,7 +1,10 @@
 """Documents whose links lead somewhere and whose commands are tried, and a README of a readable length."""
 
+import re
+
 import pytest
 
+from scripts.lib.errors import ExitCode
 from tests.support import documents
 from tests.support.documents import ROOT
 
@@ -58,6 +61,12 @@ def test_a_command_that_tests_run_is_documented(command: str) -> None:
 @pytest.mark.parametrize("beginning", sorted(documents.NEEDS))
 def test_a_command_that_tests_cannot_run_is_documented(beginning: str) -> None:
     assert any(command.startswith(beginning) for command in COMMANDS)
+
+
+@pytest.mark.parametrize("code", [code for code in ExitCode if ExitCode.NETWORK <= code <= ExitCode.LOADING])
+def test_every_kind_of_cause_that_diagnose_names_has_a_section_in_troubleshooting(code: ExitCode) -> None:
+    titles = re.findall(r"(?m)^## .*\((\d+)\)$", TEXTS["docs/troubleshooting.md"])
+    assert str(code.value) in titles
 
 
 def test_readme_has_a_readable_length() -> None:
