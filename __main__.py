@@ -45,7 +45,9 @@ from components.settings.stack import read_settings
 
 s = read_settings()
 # fmt: off
-access = ElasticAccess("elastic", ElasticAccessArgs(elastic=s.elastic))
+access = ElasticAccess("elastic", ElasticAccessArgs(
+    elastic=s.elastic, client_certificates=bool(s.tls.clients),
+))
 machine: ExistingHost | GpuVm
 if isinstance(s.target, Host):
     machine = ExistingHost("host", ExistingHostArgs(
@@ -108,7 +110,8 @@ connector = ElasticConnector("connector", ElasticConnectorArgs(
     name=s.prefix, host=address, https_port=s.https_port, key=secret.key, ready=ready,
     ca_certificate=certificate.ca_certificate_pem, model=s.connector_model,
     context_tokens=s.served_context_tokens, native_function_calling=s.model.native_function_calling,
-    elastic=s.elastic, client=clients.of[s.tls.clients[0]] if s.tls.clients else None,
+    elastic=s.elastic, kibana_version=access.kibana_version,
+    client=clients.of[s.tls.clients[0]] if s.tls.clients else None,
 ))
 # fmt: on
 

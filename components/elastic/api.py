@@ -10,13 +10,30 @@ from typing import Any
 
 import httpx2
 
-ANSWER_SECONDS = 90
-"""For one answer. Elasticsearch asks the endpoint before it answers, and a first answer may take its time."""
+ANSWER_SECONDS = 150
+"""For one answer: longer than Elasticsearch is asked to wait for the endpoint (VALIDATION_SECONDS)."""
+VALIDATION_SECONDS = 120
+"""How long Elasticsearch is asked to wait for the endpoint before it refuses to create an inference endpoint."""
 PATIENCE_SECONDS = 60
 """How long a product that is down or busy is asked again."""
 LONGEST_PAUSE_SECONDS = 15
 AGAIN = frozenset({429, 500, 502, 503, 504})
 ENDPOINT_WORKS = "Nothing else is wrong: put this right and run the same again"
+REFUSALS = {
+    # Kibana's actions/server/lib/license_state.ts, Elasticsearch's InferenceLicenceCheck
+    "license": (
+        "{name}'s license does not include AI connectors (403: {reason}): they need an Enterprise license or a trial, "
+        "and on Serverless a Complete tier. Change the license"
+    ),
+    # Kibana's actions/server/actions_config.ts
+    "enabledactiontypes": (
+        "{name}'s setting xpack.actions.enabledActionTypes leaves out the OpenAI connector (403: {reason}): add "
+        ".gen-ai to that list in kibana.yml and restart Kibana"
+    ),
+}
+"""Refusals with 403 that are no missing privilege: word in the product's reason, in small letters -> cause and fix."""
+NO_ENCRYPTION_KEY = "missing encryption key"
+"""In Kibana's 500 for every request about connectors while xpack.encryptedSavedObjects.encryptionKey is not set."""
 
 
 class ElasticError(Exception):
@@ -66,6 +83,7 @@ class Product:
     """PEM of the CA of its certificate; empty: the system's."""
     headers: Mapping[str, str] = field(default_factory=dict)
     patience: float = PATIENCE_SECONDS
+    answer_seconds: float = ANSWER_SECONDS
 
     def ask(self, method: str, path: str, body: object = None, hidden: tuple[str, ...] = ()) -> Answer:
         """The answer to a request: 2xx, 400, 404 or 409, for the caller to tell apart.
@@ -76,7 +94,7 @@ class Product:
         headers = {**self.headers, "Authorization": f"ApiKey {self.key}"}
         end = time.monotonic() + self.patience
         pause, tries = 1.0, 0
-        with httpx2.Client(verify=self._tls(), timeout=ANSWER_SECONDS, headers=headers) as client:
+        with httpx2.Client(verify=self._tls(), timeout=self.answer_seconds, headers=headers) as client:
             while True:
                 tries += 1
                 try:
@@ -86,7 +104,8 @@ class Product:
                         raise self._unreachable(error) from None
                     wait = pause
                 else:
-                    if response.status_code not in AGAIN or time.monotonic() + pause > end:
+                    final = response.status_code not in AGAIN or NO_ENCRYPTION_KEY in response.text
+                    if final or time.monotonic() + pause > end:
                         return self._told(response, tries, (self.key, *hidden))
                     wait = _asked_to_wait(response) or pause
                 time.sleep(min(wait, LONGEST_PAUSE_SECONDS))
@@ -111,14 +130,23 @@ class Product:
                 f"was made there and has not expired. {ENDPOINT_WORKS}"
             )
         if status == HTTPStatus.FORBIDDEN:
+            for word, text in REFUSALS.items():
+                if word in reason.lower():
+                    raise ElasticError(f"{text.format(name=self.name, reason=reason)}. {ENDPOINT_WORKS}")
             raise ElasticError(
                 f"the API key in {self.key_setting} lacks a privilege in {self.name} (403: {reason}): it needs "
                 f"{self.privilege}. {ENDPOINT_WORKS}"
             )
+        if NO_ENCRYPTION_KEY in reason:
+            raise ElasticError(
+                f"{self.name} at {self.url} can store no connector ({status}: {reason}): generate a key with "
+                "bin/kibana-encryption-keys, set it as xpack.encryptedSavedObjects.encryptionKey in every kibana.yml, "
+                f"and restart Kibana. {ENDPOINT_WORKS}"
+            )
         if status in AGAIN:
             raise DownError(
-                f"{self.name} at {self.url} goes on answering {status} ({reason}) after {tries} tries: see its own "
-                f"log, or try later. {ENDPOINT_WORKS}"
+                f"{self.name} at {self.url} still answers {status} ({reason}) after {tries} tries: see its own log, or "
+                f"try later. {ENDPOINT_WORKS}"
             )
         known = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
         empty = status == HTTPStatus.NO_CONTENT

@@ -35,6 +35,8 @@ class ElasticConnectorArgs:
     ready: tuple[pulumi.Resource, ...]
     """The endpoint works once these exist; empty while it is parked."""
     elastic: ElasticSettings
+    kibana_version: pulumi.Input[str]
+    """Such as 9.1.3 or `serverless`; empty: the newest is assumed."""
     client: ClientCertificate | None
     """What Kibana has to show; None: nothing."""
 
@@ -75,7 +77,8 @@ class ElasticConnector(pulumi.ComponentResource):
         def told(make: Callable[[ElasticEndpoint], T], *secrets: pulumi.Input[str]) -> pulumi.Output[T]:
             """What `make` says of the endpoint; a secret where the secrets are."""
             key, certificate, private_key = secrets
-            return pulumi.Output.all(self.url, key, args.ca_certificate, certificate, private_key).apply(
+            given = (self.url, key, args.ca_certificate, certificate, private_key, args.kibana_version)
+            return pulumi.Output.all(*given).apply(
                 lambda values: make(
                     ElasticEndpoint(
                         name=args.name,
@@ -87,6 +90,7 @@ class ElasticConnector(pulumi.ComponentResource):
                         ca_certificate=values[2],
                         client_certificate=values[3],
                         client_key=values[4],
+                        kibana_version=values[5],
                     )
                 )
             )

@@ -12,6 +12,9 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from components.elastic import versions
+from components.elastic.versions import SINCE
+
 RESPONSE_SECONDS = 600
 """What Kibana is to wait for an answer that is not streamed: as long as Nginx does. Its own default is 60 s."""
 MOST_RESPONSE_MEGABYTES = 10
@@ -39,6 +42,8 @@ class ElasticEndpoint:
     """PEM of what Kibana has to show; empty: nothing."""
     client_key: str = field(default="", repr=False)
     """PEM (PKCS#8) of the private key for it."""
+    kibana_version: str = ""
+    """Such as 9.1.3 or `serverless`; empty: the newest is assumed."""
 
     @property
     def host(self) -> str:
@@ -57,7 +62,10 @@ def connector_id(name: str) -> str:
 
 
 def kibana_connector(endpoint: ElasticEndpoint) -> dict[str, Any]:
-    """Body of POST /api/actions/connector/ID: an OpenAI connector, Kibana 9.1 or newer. Holds the key."""
+    """Body of POST /api/actions/connector/ID: an OpenAI connector, with the fields that Kibana's version has.
+
+    Holds the key.
+    """
     return {
         "name": endpoint.name,
         "connector_type_id": ".gen-ai",
@@ -128,16 +136,19 @@ def base64_or_placeholder(text: str) -> str:
 
 
 def _connector_config(endpoint: ElasticEndpoint) -> dict[str, Any]:
-    known = {"contextWindowLength": endpoint.context_tokens} if endpoint.context_tokens else {}
-    return {
+    version = versions.parse(endpoint.kibana_version)
+    config = {
         "apiProvider": "Other",
         "apiUrl": endpoint.url,
         "defaultModel": endpoint.model,
-        # Always: Kibana uses certificates only where it is set.
+        # Kibana uses certificates only where it is set.
         "verificationMode": "full",
-        **known,
+        "contextWindowLength": endpoint.context_tokens,
         "enableNativeFunctionCalling": endpoint.native_function_calling,
     }
+    if not endpoint.context_tokens:
+        del config["contextWindowLength"]
+    return {name: value for name, value in config.items() if name not in SINCE or versions.accepts(name, version)}
 
 
 class _Dumper(yaml.SafeDumper):

@@ -15,15 +15,22 @@ from typing import Any
 import pulumi
 from pulumi import dynamic
 
-from components.elastic.api import ENDPOINT_WORKS, Answer, DownError, ElasticError, Product
+from components.elastic import versions
+from components.elastic.api import ENDPOINT_WORKS, VALIDATION_SECONDS, Answer, DownError, ElasticError, Product
 
 # gRPC would print a traceback for each error that a provider raises; Pulumi shows the error's own words.
 logging.getLogger("grpc").setLevel(logging.CRITICAL)
 
 KIBANA_PRIVILEGE = "the Kibana privilege 'Actions and Connectors: all' in the space"
 ELASTICSEARCH_PRIVILEGE = "the cluster privilege manage_inference"
+NOT_VALIDATED = "validation call to service threw an exception"
+"""In Elasticsearch's 400 when the model did not answer its question in time, or not at all."""
 NO_CONFIG = {"apiProvider": "Other", "apiUrl": "https://localhost/v1/chat/completions", "defaultModel": "none"}
 TEST_QUESTION = {"messages": [{"role": "user", "content": "Say hello."}]}
+LICENSES = ("enterprise", "trial")
+"""Licenses that include inference endpoints to a model of one's own (Elasticsearch's InferenceLicenceCheck)."""
+LOOK_SECONDS = 10
+"""For an answer that is only looked at: a Kibana that takes longer is asked by the next `up`."""
 Props = dict[str, Any]
 """url, key, ca (PEM), id, adopt, body (JSON in a text), and of connectors the space."""
 
@@ -56,6 +63,7 @@ class KibanaConnectorProvider(_Provider):
         """POST with the stable id, or take over one that is there already."""
         kibana, body = _kibana(props), json.loads(props["body"])
         path = _connector_path(props)
+        _space_exists(kibana, props["space"])
         if props["adopt"]:
             found = _expect(kibana, kibana.ask("GET", path), "GET", path)
             if found["connector_type_id"] != body["connector_type_id"]:
@@ -232,7 +240,17 @@ class InferenceEndpointProvider(_Provider):
         self._put(elasticsearch, path, body)
 
     def _put(self, elasticsearch: Product, path: str, body: Props) -> None:
-        answer = elasticsearch.ask("PUT", path, body, hidden=_secrets(body))
+        patient = f"{path}?timeout={VALIDATION_SECONDS}s"
+        answer = elasticsearch.ask("PUT", patient, body, hidden=_secrets(body))
+        if answer.status == HTTPStatus.BAD_REQUEST and "unrecognized parameter" in answer.reason:  # before 9.1
+            answer = elasticsearch.ask("PUT", path, body, hidden=_secrets(body))
+        if answer.status == HTTPStatus.BAD_REQUEST and NOT_VALIDATED in answer.reason:
+            raise ElasticError(
+                f"Elasticsearch could not validate the endpoint ({answer.reason}): it asks the model one question and "
+                f"waits for up to {VALIDATION_SECONDS} s (30 s before 9.1). Can every Elasticsearch node reach the "
+                "endpoint, does Java trust the endpoint's CA (hand-off, step 3), and is the model not busy? Then run "
+                "the same again"
+            )
         # A try whose answer was lost may have made it.
         if answer.status in {HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT} and answer.tries > 1:
             found = elasticsearch.ask("GET", path)
@@ -243,34 +261,81 @@ class InferenceEndpointProvider(_Provider):
 
 
 class KibanaAccessProvider(_Provider):
-    """Asks Kibana whether the key may change connectors, by a change to one that is not there."""
+    """Looks whether Kibana can hold the connector: its version, space, license and kinds of connectors, and the key."""
 
-    compared = ("url", "key", "ca", "space")
+    compared = ("url", "key", "ca", "space", "pki")
 
     def create(self, props: Props) -> dynamic.CreateResult:
-        """A changed address or key is asked about again."""
+        """Look; Kibana's version is an output, and stays what it was while Kibana does not answer."""
         kibana = replace(_kibana(props), patience=0)
-        path = _connector_path({**props, "id": str(uuid.uuid4())})
-        nobody = {"name": "elastic-vllm", "config": NO_CONFIG, "secrets": {"apiKey": "none"}}
+        version = props.get("version") or ""
         with suppress(DownError):
+            version = _version(kibana, "/api/status")
+            self._fits(version, props)
+            _space_exists(kibana, props["space"])
+            self._kind(kibana, props["space"])
+            # A change of a connector that is not there needs the same privilege as a real one, and changes nothing.
+            path = _connector_path({**props, "id": str(uuid.uuid4())})
+            nobody = {"name": "elastic-vllm", "config": NO_CONFIG, "secrets": {"apiKey": "none"}}
             answer = kibana.ask("PUT", path, nobody)
             if not _no_such_connector(answer):
                 _expect(kibana, answer, "PUT", path)
-        return dynamic.CreateResult("asked", outs=dict(props))
+        return dynamic.CreateResult("asked", outs={**props, "version": version})
 
-    def update(self, _id: str, _olds: Props, news: Props) -> dynamic.UpdateResult:
-        """The same."""
-        return dynamic.UpdateResult(outs=self.create(news).outs)
+    def update(self, _id: str, olds: Props, news: Props) -> dynamic.UpdateResult:
+        """Look again."""
+        return dynamic.UpdateResult(outs=self.create({**news, "version": olds.get("version")}).outs)
+
+    def diff(self, id_: str, olds: Props, news: Props) -> dynamic.DiffResult:
+        """A Kibana of another version is a change: its connector may have other fields."""
+        found = super().diff(id_, olds, news)
+        if not found.changes:
+            with suppress(ElasticError):
+                version = _version(replace(_kibana(news), patience=0, answer_seconds=LOOK_SECONDS), "/api/status")
+                found.changes = version != olds.get("version")
+        return found
+
+    def _fits(self, text: str, props: Props) -> None:
+        version = versions.parse(text)
+        least = ".".join(map(str, versions.OTHER_PROVIDER))
+        if version < versions.OTHER_PROVIDER:
+            raise ElasticError(
+                f"Kibana at {props['url']} is {text}, whose OpenAI connector knows no provider 'Other': update it to "
+                f"{least} or newer, or leave kibanaUrl empty. {ENDPOINT_WORKS}"
+            )
+        if props["pki"] and not versions.accepts("certificateData", version):
+            raise ElasticError(
+                f"Kibana at {props['url']} is {text}, whose connectors have no client certificate, which "
+                f"clientCertificates asks for: use Kibana 8.19, 9.1 or newer, or set clientCertificates to []. "
+                f"{ENDPOINT_WORKS}"
+            )
+
+    def _kind(self, kibana: Product, space: str) -> None:
+        path = f"{_space_path(space)}/api/actions/connector_types"
+        answer = kibana.ask("GET", path)
+        kinds = answer.body if isinstance(answer.body, list) else []
+        kind: Props = next((each for each in kinds if each.get("id") == ".gen-ai"), {})
+        if kind.get("enabled_in_config") is False:
+            raise ElasticError(
+                f"Kibana at {kibana.url} has the OpenAI connector switched off: add .gen-ai to "
+                f"xpack.actions.enabledActionTypes in kibana.yml and restart Kibana. {ENDPOINT_WORKS}"
+            )
+        if kind.get("enabled_in_license") is False:
+            raise ElasticError(
+                f"Kibana at {kibana.url} has a license without AI connectors: they need an Enterprise license or a "
+                f"trial (Stack Management > License management), and on Serverless a Complete tier. {ENDPOINT_WORKS}"
+            )
 
 
 class ElasticsearchAccessProvider(_Provider):
-    """Asks Elasticsearch whether the key may manage inference endpoints."""
+    """Looks whether Elasticsearch can hold the inference endpoint: its license, and the key."""
 
     compared = ("url", "key", "ca")
 
     def create(self, props: Props) -> dynamic.CreateResult:
-        """A changed address or key is asked about again."""
+        """Look; Elasticsearch's version is an output, and stays what it was while it does not answer."""
         elasticsearch, path = replace(_elasticsearch(props), patience=0), "/_security/user/_has_privileges"
+        version = props.get("version") or ""
         with suppress(DownError):
             answer = elasticsearch.ask("POST", path, {"cluster": ["manage_inference"]})
             if not _expect(elasticsearch, answer, "POST", path).get("has_all_requested"):
@@ -278,25 +343,47 @@ class ElasticsearchAccessProvider(_Provider):
                     "the API key in elasticsearchApiKey lacks a privilege in Elasticsearch: it needs "
                     f"{ELASTICSEARCH_PRIVILEGE}. {ENDPOINT_WORKS}"
                 )
-        return dynamic.CreateResult("asked", outs=dict(props))
+            version = _version(elasticsearch, "/")
+            self._licensed(elasticsearch)
+        return dynamic.CreateResult("asked", outs={**props, "version": version})
 
-    def update(self, _id: str, _olds: Props, news: Props) -> dynamic.UpdateResult:
-        """The same."""
-        return dynamic.UpdateResult(outs=self.create(news).outs)
+    def update(self, _id: str, olds: Props, news: Props) -> dynamic.UpdateResult:
+        """Look again."""
+        return dynamic.UpdateResult(outs=self.create({**news, "version": olds.get("version")}).outs)
+
+    def _licensed(self, elasticsearch: Product) -> None:
+        try:
+            answer = elasticsearch.ask("GET", "/_license")
+        except ElasticError:  # Serverless has none, and the key may lack `monitor`: creation tells then
+            return
+        license_ = (answer.body or {}).get("license", {})
+        kind, status = license_.get("type", "enterprise"), license_.get("status", "active")
+        if kind not in LICENSES or status != "active":
+            raise ElasticError(
+                f"Elasticsearch at {elasticsearch.url} has a license of type {kind!r} ({status}), which includes no "
+                f"inference endpoints to a model of your own: they need an Enterprise license or a trial. "
+                f"{ENDPOINT_WORKS}"
+            )
 
 
 class KibanaAccess(dynamic.Resource, module="elastic", name="KibanaAccess"):
-    """Kibana's key may make connectors; a Kibana that did not answer was let pass."""
+    """Kibana can hold the connector; a Kibana that did not answer was accepted."""
+
+    version: pulumi.Output[str]
+    """Such as 9.1.3 or `serverless`; empty where it did not answer yet."""
 
     def __init__(self, name: str, props: dict[str, pulumi.Input[Any]], opts: pulumi.ResourceOptions) -> None:
-        super().__init__(KibanaAccessProvider(), name, dict(props), _private(opts))
+        super().__init__(KibanaAccessProvider(), name, {**props, "version": None}, _private(opts))
 
 
 class ElasticsearchAccess(dynamic.Resource, module="elastic", name="ElasticsearchAccess"):
-    """Elasticsearch's key may make inference endpoints; an Elasticsearch that did not answer was let pass."""
+    """Elasticsearch can hold the inference endpoint; an Elasticsearch that did not answer was accepted."""
+
+    version: pulumi.Output[str]
+    """Such as 9.1.3 or `serverless`; empty where it did not answer yet."""
 
     def __init__(self, name: str, props: dict[str, pulumi.Input[Any]], opts: pulumi.ResourceOptions) -> None:
-        super().__init__(ElasticsearchAccessProvider(), name, dict(props), _private(opts))
+        super().__init__(ElasticsearchAccessProvider(), name, {**props, "version": None}, _private(opts))
 
 
 class KibanaConnector(dynamic.Resource, module="elastic", name="KibanaConnector"):
@@ -350,9 +437,28 @@ def _elasticsearch(props: Props) -> Product:
     )
 
 
+def _version(product: Product, path: str) -> str:
+    """The version that Kibana or Elasticsearch reports, or `serverless`."""
+    version = _expect(product, product.ask("GET", path), "GET", path).get("version", {})
+    return versions.SERVERLESS if version.get("build_flavor") == versions.SERVERLESS else str(version.get("number", ""))
+
+
+def _space_path(space: str) -> str:
+    return f"/s/{space}" if space else ""
+
+
+def _space_exists(kibana: Product, space: str) -> None:
+    """Raise ElasticError for a space that is not there: Kibana's API would create a connector that nobody sees."""
+    path = f"/api/spaces/space/{space}"
+    if space and kibana.ask("GET", path).status == HTTPStatus.NOT_FOUND:
+        raise ElasticError(
+            f"Kibana at {kibana.url} has no space {space!r}: correct kibanaSpace to the identifier in the space's "
+            f"address (/s/SPACE), or create it. {ENDPOINT_WORKS}"
+        )
+
+
 def _connector_path(props: Props) -> str:
-    space = f"/s/{props['space']}" if props["space"] else ""
-    return f"{space}/api/actions/connector/{props['id']}"
+    return f"{_space_path(props['space'])}/api/actions/connector/{props['id']}"
 
 
 def _inference_path(props: Props) -> str:

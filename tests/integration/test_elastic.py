@@ -152,7 +152,7 @@ def test_a_kibana_that_is_down_fails_that_resource_and_the_endpoint_works(
     elastic.answers = []
     assert done.returncode == 1
     said = " ".join(done.stderr.split())
-    assert "goes on answering 503" in said
+    assert "still answers 503" in said
     assert "Nothing else is wrong" in said
     deployed = deployment(STACK)
     assert answers(deployed, deployed.url, deployed.key, deployed.alias)

@@ -32,17 +32,29 @@ def strict(required: Mapping[str, Schema], optional: Mapping[str, Schema] | None
 
 
 HEADERS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
-CONNECTOR_CONFIG = strict(
-    {"apiProvider": {"const": "Other"}, "apiUrl": TEXT, "defaultModel": TEXT},
-    {
-        "verificationMode": VERIFICATION_MODE,
-        "headers": HEADERS,
-        # Kibana would take a text of digits as well.
-        "contextWindowLength": {"type": "integer", "minimum": 1},
-        "temperature": {"type": "number"},
-        "enableNativeFunctionCalling": {"type": "boolean"},
-    },
-)
+PKI_FIELDS: dict[str, Schema] = {"verificationMode": VERIFICATION_MODE}
+MODEL_FIELDS: dict[str, Schema] = {
+    # Kibana would take a text of digits as well.
+    "contextWindowLength": {"type": "integer", "minimum": 1},
+    "enableNativeFunctionCalling": {"type": "boolean"},
+}
+TEMPERATURE: dict[str, Schema] = {"temperature": {"type": "number"}}
+
+
+def connector_config(version: str) -> Schema:
+    """Strict schema of the connector's configuration in a version such as 9.1.3, or serverless."""
+    major, minor = (99, 0) if version == "serverless" else (int(part) for part in version.split(".")[:2])
+    known: dict[str, Schema] = {"headers": HEADERS}
+    if (major, minor) == (8, 19) or (major, minor) >= (9, 1):
+        known |= PKI_FIELDS
+    if (major, minor) >= (9, 2):
+        known |= MODEL_FIELDS
+    if (major, minor) >= (9, 3):
+        known |= TEMPERATURE
+    return strict({"apiProvider": {"const": "Other"}, "apiUrl": TEXT, "defaultModel": TEXT}, known)
+
+
+CONNECTOR_CONFIG = connector_config("serverless")
 BASE64: Schema = {"type": "string", "pattern": "^[A-Za-z0-9+/]+={0,2}$"}
 # The key, or a client certificate with or without the key: "if any PKI field is provided, both are required".
 CONNECTOR_SECRETS: Schema = {
@@ -54,6 +66,17 @@ CONNECTOR_SECRETS: Schema = {
 # POST /api/actions/connector[/ID]; PUT /api/actions/connector/ID takes no type.
 CONNECTOR_UPDATE = strict({"name": TEXT, "config": CONNECTOR_CONFIG, "secrets": CONNECTOR_SECRETS})
 CONNECTOR = strict({**CONNECTOR_UPDATE["properties"], "connector_type_id": {"const": ".gen-ai"}})
+
+
+def connector(version: str, update: bool = False) -> Schema:
+    """Body of POST /api/actions/connector/ID, or of PUT (`update`), in a version of Kibana."""
+    major, minor = (99, 0) if version == "serverless" else (int(part) for part in version.split(".")[:2])
+    pki = (major, minor) == (8, 19) or (major, minor) >= (9, 1)
+    secrets = CONNECTOR_SECRETS if pki else strict({"apiKey": TEXT})
+    fields = {"name": TEXT, "config": connector_config(version), "secrets": secrets}
+    return strict(fields if update else {**fields, "connector_type_id": {"const": ".gen-ai"}})
+
+
 # POST /api/actions/connector/ID/_execute; `body` is JSON in a text, see connector_test_problems.
 CONNECTOR_TEST = strict(
     {"params": strict({"subAction": {"enum": ["test"]}, "subActionParams": strict({"body": TEXT})})}

@@ -22,7 +22,14 @@ from tests.support import elastic_schemas as schemas
 ADMIN, READER = "YWRtaW46a2V5", "cmVhZGVyOmtleQ=="
 """API keys: one that may do all, and one without the privileges for it."""
 CONNECTOR = re.compile(r"(?:/s/(?P<space>[^/]+))?/api/actions/connector/(?P<id>[^/]+)(?P<execute>/_execute)?")
-INFERENCE = re.compile(r"/_inference/chat_completion/(?P<id>[^/]+)(?P<update>/_update)?")
+TYPES = re.compile(r"(?:/s/[^/]+)?/api/actions/connector_types")
+SPACE = re.compile(r"/api/spaces/space/(?P<id>[^/]+)")
+INFERENCE = re.compile(
+    r"/_inference/chat_completion/(?P<id>[^/?]+)(?P<update>/_update)?(?:\?timeout=(?P<seconds>[0-9]+)s)?"
+)
+PAID = ("enterprise", "trial")
+VALIDATION_SECONDS = 30
+"""How long Elasticsearch waits for the endpoint while it creates or updates an inference endpoint."""
 
 
 @dataclass
@@ -34,6 +41,14 @@ class Elastic:
     """(space, id) -> body, secrets included."""
     inference: dict[str, dict[str, Any]] = field(default_factory=dict)
     spaces: tuple[str, ...] = ("default", "ai")
+    version: str = "9.4.0"
+    license: str = "enterprise"
+    enabled_types: tuple[str, ...] = ("*",)
+    """xpack.actions.enabledActionTypes."""
+    encryption_key: bool = True
+    """Without xpack.encryptedSavedObjects.encryptionKey Kibana answers nothing about connectors."""
+    answer_seconds: float = 0
+    """How long the endpoint takes for an answer, as Elasticsearch's validation counts it."""
     trusts: str = ""
     """PEM of the CA of endpoints; both trust no other."""
     calls_endpoint: bool = True
@@ -41,6 +56,12 @@ class Elastic:
     """Statuses with headers that the next requests get in place of an answer; None: the answer itself."""
     requests: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+NO_ENCRYPTION_KEY = (
+    "Unable to create actions client because the Encrypted Saved Objects plugin is missing encryption key. Please set "
+    "xpack.encryptedSavedObjects.encryptionKey in the kibana.yml or use the bin/kibana-encryption-keys command."
+)
 
 
 class RefusedError(Exception):
@@ -52,7 +73,14 @@ class RefusedError(Exception):
 
 
 def kibana_error(status: int, message: str) -> RefusedError:
-    names = {400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 409: "Conflict"}
+    names = {
+        400: "Bad Request",
+        401: "Unauthorized",
+        403: "Forbidden",
+        404: "Not Found",
+        409: "Conflict",
+        500: "Internal Server Error",
+    }
     return RefusedError(status, {"statusCode": status, "error": names[status], "message": message})
 
 
@@ -97,6 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
         body: Any = json.loads(sent) if sent else None
         if match := CONNECTOR.fullmatch(self.path):
             return self._kibana(elastic, body, match)
+        if found := self._about(elastic):
+            return found
         if self.path == "/_security/user/_has_privileges":
             self._authenticated()
             may = self.headers["Authorization"] == f"ApiKey {ADMIN}"
@@ -105,19 +135,43 @@ class _Handler(BaseHTTPRequestHandler):
             return self._elasticsearch(elastic, body, match)
         raise kibana_error(404, "Not Found")
 
+    def _about(self, elastic: Elastic) -> tuple[int, Any] | None:
+        """What both tell of themselves: version, license, kinds of connectors, spaces."""
+        space = SPACE.fullmatch(self.path)
+        answers: dict[str, Any] = {
+            "/": {"version": {"number": elastic.version, "build_flavor": "default"}},
+            "/_license": {"license": {"status": "active", "type": elastic.license}},
+            "/api/status": {"name": "kibana", "version": {"number": elastic.version}},
+        }
+        if TYPES.fullmatch(self.path):
+            answers[self.path] = self._types(elastic)
+        if space:
+            answers[self.path] = {"id": space["id"], "disabledFeatures": []}
+        if self.path not in answers:
+            return None
+        if self.path in {"/", "/_license"}:
+            self._authenticated()
+        else:
+            self._signed_in()
+        if space and space["id"] not in elastic.spaces:
+            raise kibana_error(404, "Not Found")
+        return 200, answers[self.path]
+
     # Kibana
 
     def _kibana(self, elastic: Elastic, body: Any, match: re.Match[str]) -> tuple[int, Any]:
-        key, space, id_ = self.headers.get("Authorization"), match["space"] or "default", match["id"]
+        space, id_ = match["space"] or "default", match["id"]
         if self.command != "GET" and not self.headers.get("kbn-xsrf"):
             raise kibana_error(400, "Request must contain a kbn-xsrf header.")
-        if key not in {f"ApiKey {ADMIN}", f"ApiKey {READER}"}:
-            raise kibana_error(401, "[security_exception]: unable to authenticate with provided credentials")
-        if space not in elastic.spaces:
-            raise kibana_error(404, "Not Found")
+        key = self._signed_in()
+        if not elastic.encryption_key:
+            raise kibana_error(500, NO_ENCRYPTION_KEY)
+        # A space that does not exist is not refused: spaces/server/lib/request_interceptors looks at pages alone.
         if key == f"ApiKey {READER}":
             raise kibana_error(403, "Unauthorized to create actions")
         found = elastic.connectors.get((space, id_))
+        if self.command in {"POST", "PUT"}:
+            self._allowed(elastic)
         if match["execute"]:
             return 200, self._execute(elastic, self._there(found, id_), id_, body)
         if self.command == "POST":
@@ -127,16 +181,42 @@ class _Handler(BaseHTTPRequestHandler):
             del elastic.connectors[space, id_]
             return 204, None
         if self.command == "PUT":
-            self._check(schemas.CONNECTOR_UPDATE, body)
+            self._check(schemas.connector(elastic.version, update=True), body)
             found = elastic.connectors[space, id_] = {**found, **body}
         return 200, shown(found, id_)
+
+    def _signed_in(self) -> str:
+        key = str(self.headers.get("Authorization"))
+        if key not in {f"ApiKey {ADMIN}", f"ApiKey {READER}"}:
+            raise kibana_error(401, "[security_exception]: unable to authenticate with provided credentials")
+        return key
+
+    @staticmethod
+    def _types(elastic: Elastic) -> list[dict[str, Any]]:
+        in_config = "*" in elastic.enabled_types or ".gen-ai" in elastic.enabled_types
+        in_license = elastic.license in PAID
+        enabled = {
+            "enabled": in_config and in_license,
+            "enabled_in_config": in_config,
+            "enabled_in_license": in_license,
+        }
+        return [{"id": ".gen-ai", "name": "OpenAI", **enabled, "minimum_license_required": "enterprise"}]
+
+    def _allowed(self, elastic: Elastic) -> None:
+        (kind,) = self._types(elastic)
+        if not kind["enabled_in_config"]:
+            text = 'action type ".gen-ai" is not enabled in the Kibana config xpack.actions.enabledActionTypes'
+            raise kibana_error(403, text)
+        if not kind["enabled_in_license"]:
+            text = f"Action type .gen-ai is disabled because your {elastic.license} license does not support it. "
+            raise kibana_error(403, f"{text}Please upgrade your license.")
 
     def _create_connector(self, elastic: Elastic, place: tuple[str, str], found: Any, body: Any) -> dict[str, Any]:
         try:
             uuid.UUID(place[1])
         except ValueError:
             raise kibana_error(400, "[request params.id]: id must be a UUID") from None
-        self._check(schemas.CONNECTOR, body)
+        self._check(schemas.connector(elastic.version), body)
         if found:
             raise kibana_error(409, f"Saved object [action/{place[1]}] conflict")
         elastic.connectors[place] = body
@@ -176,8 +256,14 @@ class _Handler(BaseHTTPRequestHandler):
             reason = "action [cluster:admin/xpack/inference/put] is unauthorized for API key"
             raise elasticsearch_error(403, "security_exception", reason)
         found = elastic.inference.get(id_)
+        if self.command == "PUT" and elastic.license not in PAID:
+            raise elasticsearch_error(403, "security_exception", "current license is non-compliant for [inference]")
+        if match["seconds"] and elastic.version.startswith(("8.", "9.0")):
+            reason = f"request [{self.path}] contains unrecognized parameter: [timeout]"
+            raise elasticsearch_error(400, "illegal_argument_exception", reason)
+        seconds = float(match["seconds"] or VALIDATION_SECONDS)
         if self.command == "PUT" and not match["update"]:
-            return 200, self._create_inference(elastic, id_, found, body)
+            return 200, self._create_inference(elastic, id_, found, body, seconds)
         if found is None:
             raise elasticsearch_error(404, "resource_not_found_exception", f"Inference endpoint not found [{id_}]")
         if self.command == "DELETE":
@@ -186,7 +272,7 @@ class _Handler(BaseHTTPRequestHandler):
         if match["update"]:
             self._validate(schemas.INFERENCE_UPDATE, body)
             settings = {**found["service_settings"], **body.get("service_settings", {})}
-            self._test(elastic, settings)
+            self._test(elastic, settings, VALIDATION_SECONDS)
             elastic.inference[id_] = {**found, "service_settings": settings}
         return 200, {"endpoints": [inference_shown(elastic.inference[id_], id_)]}
 
@@ -196,12 +282,12 @@ class _Handler(BaseHTTPRequestHandler):
             raise elasticsearch_error(401, "security_exception", "unable to authenticate with provided credentials")
         return key
 
-    def _create_inference(self, elastic: Elastic, id_: str, found: Any, body: Any) -> dict[str, Any]:
+    def _create_inference(self, elastic: Elastic, id_: str, found: Any, body: Any, seconds: float) -> dict[str, Any]:
         self._validate(schemas.INFERENCE_ENDPOINT, body)
         if found:
             reason = f"Inference endpoint [{id_}] already exists"
             raise elasticsearch_error(400, "resource_already_exists_exception", reason)
-        self._test(elastic, body["service_settings"])
+        self._test(elastic, body["service_settings"], seconds)
         elastic.inference[id_] = body
         return inference_shown(body, id_)
 
@@ -211,7 +297,10 @@ class _Handler(BaseHTTPRequestHandler):
             raise elasticsearch_error(400, "validation_exception", f"Validation Failed: 1: {problems[0]};")
 
     @staticmethod
-    def _test(elastic: Elastic, settings: dict[str, Any]) -> None:
+    def _test(elastic: Elastic, settings: dict[str, Any], seconds: float) -> None:
+        if elastic.answer_seconds > seconds:
+            reason = f"validation call to service threw an exception: Request timed out after [{seconds:g}s]"
+            raise elasticsearch_error(400, "status_exception", reason)
         question = {"messages": [{"role": "user", "content": "how big"}], "stream": True}
         try:
             said = ask(elastic, settings["url"], settings["api_key"], settings["model_id"], question)

@@ -49,7 +49,7 @@ def _read(resource: Resource) -> Seen:
     difference = provider.diff(resource.id, found.outs, props)
     if not difference.changes:
         return "same"
-    _told(lambda: provider.update(resource.id, found.outs, props))
+    resource.outputs.update(_told(lambda: provider.update(resource.id, found.outs, props)).outs)
     return "repaired"
 
 
@@ -71,8 +71,8 @@ def _adapter(inputs: set[str], replaced_by: set[str]) -> Adapter:
 
 _ELASTIC = {"url", "key", "ca", "id", "adopt", "body"}
 ADAPTERS = {
-    "pulumi-python:dynamic/elastic:KibanaAccess": _adapter({"url", "key", "ca", "space"}, set()),
-    "pulumi-python:dynamic/elastic:ElasticsearchAccess": _adapter({"url", "key", "ca"}, set()),
+    "pulumi-python:dynamic/elastic:KibanaAccess": _adapter({"url", "key", "ca", "space", "pki", "version"}, set()),
+    "pulumi-python:dynamic/elastic:ElasticsearchAccess": _adapter({"url", "key", "ca", "version"}, set()),
     "pulumi-python:dynamic/elastic:KibanaConnector": _adapter(_ELASTIC | {"space"}, {"url", "space", "id"}),
     "pulumi-python:dynamic/elastic:KibanaTest": _adapter(_ELASTIC | {"space"}, set()),
     "pulumi-python:dynamic/elastic:InferenceEndpoint": _adapter(_ELASTIC, {"url", "id"}),

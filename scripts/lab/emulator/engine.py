@@ -170,8 +170,8 @@ class Monitor(mocks.MockMonitor):
         seen = adapter.read(before)
         if seen in {"gone", "expired"}:
             return replace("created" if seen == "gone" else "replaced", before)
-        if made != {key: getattr(old, key) for key in made}:
-            old = self._keep(urn, wanted, old.id, old.outputs, made)
+        if seen == "repaired" or made != {key: getattr(old, key) for key in made}:
+            old = self._keep(urn, wanted, old.id, before.outputs, made)
         return ("updated" if seen == "repaired" else "unchanged"), old
 
     def remove(self, urn: str, resource: Resource) -> None:

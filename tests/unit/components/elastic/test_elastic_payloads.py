@@ -78,6 +78,7 @@ def test_what_holds_the_key_is_secret_even_where_the_key_came_in_the_clear() -> 
             native_function_calling=True,
             ready=(),
             elastic=nowhere,
+            kibana_version="",
             client=None,
         )
         connector = ElasticConnector("connector", args)

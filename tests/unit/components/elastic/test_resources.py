@@ -224,11 +224,50 @@ def test_a_key_without_the_privilege(elastic: Elastic, provider: ResourceProvide
     assert privilege in said
 
 
-@pytest.mark.parametrize("act", ["create", "delete"])
-def test_a_space_that_is_not_there(elastic: Elastic, act: str) -> None:
-    wanted = props(elastic, CONNECTOR, space="nope")
-    run = (lambda: CONNECTOR.create(wanted)) if act == "create" else (lambda: CONNECTOR.delete(ID, wanted))
-    assert "is there such a space (kibanaSpace)" in failure(run)
+def test_no_connector_is_made_in_a_space_that_is_not_there(elastic: Elastic) -> None:
+    message = failure(lambda: CONNECTOR.create(props(elastic, CONNECTOR, space="ghost")))
+    assert "has no space 'ghost': correct kibanaSpace" in message
+    assert elastic.connectors == {}
+
+
+def test_a_connector_whose_space_was_deleted_counts_as_gone(elastic: Elastic) -> None:
+    wanted = props(elastic, CONNECTOR, space="ghost")
+    assert CONNECTOR.read(ID, wanted).id == ""
+    CONNECTOR.delete(ID, wanted)
+
+
+@pytest.mark.parametrize(
+    ("state", "provider", "cause", "fix"),
+    [
+        ({"license": "basic"}, CONNECTOR, "license does not include AI connectors", "need an Enterprise license"),
+        ({"license": "basic"}, INFERENCE, "license does not include AI connectors", "need an Enterprise license"),
+        ({"enabled_types": (".email",)}, CONNECTOR, "leaves out the OpenAI connector", "add .gen-ai to that list"),
+        ({"encryption_key": False}, CONNECTOR, "can store no connector", "encryptedSavedObjects.encryptionKey"),
+        ({"answer_seconds": 500.0}, INFERENCE, "could not validate the endpoint", "is the model not busy"),
+    ],
+)
+def test_each_refusal_has_its_own_cause_and_fix(
+    elastic: Elastic, state: dict[str, Any], provider: ResourceProvider, cause: str, fix: str, slept: list[float]
+) -> None:
+    for name, value in state.items():
+        setattr(elastic, name, value)
+    message = failure(lambda: provider.create(props(elastic, provider)))
+    assert cause in message
+    assert fix in message
+    assert "lacks a privilege" not in message
+    assert slept == []
+
+
+def test_elasticsearch_waits_for_a_slow_first_answer(elastic: Elastic) -> None:
+    elastic.answer_seconds = 60
+    INFERENCE.create(props(elastic, INFERENCE))
+    assert held(elastic, INFERENCE)
+
+
+def test_an_elasticsearch_without_the_timeout_parameter_is_asked_without_it(elastic: Elastic) -> None:
+    elastic.version = "8.18.0"
+    INFERENCE.create(props(elastic, INFERENCE))
+    assert held(elastic, INFERENCE)
 
 
 @BOTH
@@ -293,7 +332,7 @@ def test_a_product_that_says_when_is_asked_then(elastic: Elastic, slept: list[fl
 
 def test_a_product_that_stays_busy_is_given_up(elastic: Elastic, slept: list[float]) -> None:
     elastic.answers = [(503, {})] * 100
-    assert "goes on answering 503 (busy)" in failure(lambda: CONNECTOR.create(props(elastic, CONNECTOR)))
+    assert "still answers 503 (busy)" in failure(lambda: CONNECTOR.create(props(elastic, CONNECTOR)))
     assert sum(slept) <= api.PATIENCE_SECONDS
 
 
