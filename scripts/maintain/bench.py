@@ -68,7 +68,7 @@ def main(
     unit = [timed("unit tests", unit_tests)]
     over = statistics.median(with_up) - statistics.median(by_hand)
     rows = (
-        ("`up`, to the first token", with_up, f"by hand + 10 s; is + {over:.1f} s"),
+        ("`up`, to the first token", with_up, f"by hand + 10 s; measured + {over:.1f} s"),
         ("the same vLLM by hand, to the first token", by_hand, ""),
         ("`up` with nothing to do, verification included", nothing_to_do, "15"),
         ("`prod`, rehearsed", on_google, ""),
@@ -76,7 +76,7 @@ def main(
         (
             f"`prod`, driver, image and weights each {DELAY_SECONDS} s slower",
             delayed,
-            f"1.15 of the longest chain ({longest:.1f} s); is {delayed[0] / longest:.2f}",
+            f"1.15 times the longest chain ({longest:.1f} s); measured {delayed[0] / longest:.2f}",
         ),
         ("unit tests", unit, "20"),
     )
@@ -86,14 +86,14 @@ def main(
 def report(rows: Sequence[tuple[str, list[float], str]], rounds: int) -> None:
     """Print what was measured, and put it into docs/benchmarks.md."""
     columns = ("what", "median", "all", "promised")
-    table = Table(*columns, title="Seconds, whole processes, images and model present")
+    table = Table(*columns, title="Seconds for whole processes, with images and model present")
     lines = [f"| {' | '.join(columns)} |", "| --- | --- | --- | --- |"]
     for what, seconds, promise in rows:
         cells = [what, f"{statistics.median(seconds):.1f}", " ".join(f"{s:.1f}" for s in seconds), promise]
         table.add_row(*cells)
         lines.append(f"| {' | '.join(cells)} |")
     console.print(table)
-    text = "Seconds of whole processes, images and model present.\n\n" + "\n".join(lines)
+    text = "Seconds for whole processes, with images and model present.\n\n" + "\n".join(lines)
     document.write("provisioning", text, f"python -m scripts.maintain.bench --rounds {rounds}")
 
 

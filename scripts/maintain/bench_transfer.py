@@ -149,12 +149,12 @@ def _table(rates: dict[str, list[float]], memory: dict[str, int], gb: float) -> 
     median = {way: statistics.median(values) for way, values in rates.items()}
     rows = [
         ("`scp` of one file", "scp", "", ""),
-        ("the same by `up`, checked on arrival", "up", "scp", PROMISED_SHARE),
-        ("two `sha256sum` side by side", "two sha256sum", "", ""),
+        ("the same file by `up`, checked on arrival", "up", "scp", PROMISED_SHARE),
+        ("two `sha256sum` in parallel", "two sha256sum", "", ""),
         ("the same files by `scripts/elastic-vllm bundle verify`", "verify", "two sha256sum", PROMISED_SHARE),
     ]
     lines = [
-        "| what | MB/s | share of that above it | promised | most memory, MiB |",
+        "| what | MB/s | compared with the line above | promised | most memory, MiB |",
         "| --- | --- | --- | --- | --- |",
     ]
     for what, way, other, promised in rows:

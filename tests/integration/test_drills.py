@@ -85,7 +85,7 @@ def test_expired_certificate_is_renewed_by_a_reload(own: Site) -> None:
 
 def test_notice_of_preemption_lets_streams_end_and_takes_no_more(own: Site) -> None:
     row = notices.preempted(own)
-    assert f"{STREAMS} of {STREAMS} streams whole" in row.saw, row.line
+    assert f"{STREAMS} of {STREAMS} streams completed" in row.saw, row.line
     assert "new requests: connection " in row.saw, row.line
 
 

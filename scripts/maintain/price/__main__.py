@@ -31,7 +31,7 @@ SIDE_BY_SIDE = (1, 16, 64)
 EVENTS = 100  # of each stream, one each 20 ms
 ABORTS = 6
 BUSY_PROCESSES = 4
-NAMES = {DIRECT: "direct", OURS: "through Nginx as here", GUIDE: "through Nginx as in the guide"}
+NAMES = {DIRECT: "direct", OURS: "this stack's Nginx", GUIDE: "the guide's Nginx"}
 PROMISED_MS = {50: 0.15, 99: 0.5}
 PROMISED_LAG_MS = 2
 FEW = 0.001
@@ -126,13 +126,16 @@ def _latency_table(taken: dict[str, list[float]]) -> str:
     over = {p: ms(taken[OURS], p) - ms(taken[DIRECT], p) for p in PROMISED_MS}
     kept = all(over[p] <= promised for p, promised in PROMISED_MS.items())
     promise = ", ".join(f"p{p} {promised} ms" for p, promised in PROMISED_MS.items())
-    lines += ["", f"Promised, added by Nginx as here: at most {promise}: **{'kept' if kept else 'not kept'}**."]
+    lines += [
+        "",
+        f"Promised for what this stack's Nginx adds: at most {promise}: **{'kept' if kept else 'not kept'}**.",
+    ]
     return "\n".join(lines)
 
 
 def _lag_table(lags: dict[tuple[str, int], Lags]) -> str:
     lines = [
-        "| lag of a stream's events | streams | p50 | p99 | p99 over direct | came with the next one |",
+        "| lag of a stream's events | streams | p50 | p99 | p99 over direct | arrived with the next event |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for (name, streams), found in lags.items():
@@ -150,14 +153,14 @@ def _lag_table(lags: dict[tuple[str, int], Lags]) -> str:
     )
     lines += [
         "",
-        f"Promised at {most} streams: no event held back for the next, p99 at most {PROMISED_LAG_MS} ms over direct: "
-        f"**{'kept' if kept else 'not kept'}**.",
+        f"Promised at {most} streams: no event waits for the next one, and p99 is at most {PROMISED_LAG_MS} ms over "
+        f"direct: **{'kept' if kept else 'not kept'}**.",
     ]
     return "\n".join(lines)
 
 
 def _cpu_table(cpu: dict[str, float], events: dict[str, int]) -> str:
-    lines = ["| Nginx's CPU time | for 1,000 events of 64 streams |", "| --- | --- |"]
+    lines = ["| CPU time of Nginx | for 1,000 events of 64 streams |", "| --- | --- |"]
     lines += [f"| {NAMES[name]} | {cpu[name] / events[name] * 1e6:.1f} ms |" for name in cpu]
     return "\n".join(lines)
 
@@ -221,8 +224,8 @@ def with_vllm(stack: str, outputs: dict[str, Any], rounds: int) -> str:
 
 def _load_table(loads: dict[str, real.Load]) -> str:
     lines = [
-        f"| with vLLM | tokens a second, {real.STREAMS} streams of {real.TOKENS} tokens, median "
-        f"| first token p50, {real.A_SECOND} requests a second | p99 |",
+        f"| with vLLM | tokens per second, {real.STREAMS} streams of {real.TOKENS} tokens, median "
+        f"| first token p50, {real.A_SECOND} requests per second | p99 |",
         "| --- | --- | --- | --- |",
     ]
     rates = {name: statistics.median(load.tokens_a_second) for name, load in loads.items()}
@@ -237,10 +240,10 @@ def _load_table(loads: dict[str, real.Load]) -> str:
     words = ["kept" if each else "not kept" for each in kept]
     lines += [
         "",
-        f"Promised: throughput at least {PROMISED_THROUGHPUT} of direct, is {ratio:.3f} ({ratios[0]:.3f} to "
+        f"Promised: throughput at least {PROMISED_THROUGHPUT} of direct, measured {ratio:.3f} ({ratios[0]:.3f} to "
         f"{ratios[1]:.3f}): **{words[0]}**; first token p99 at most {PROMISED_FIRST_TOKEN_MS} ms more, "
-        f"is {more:.1f} ms ({mores[0]:.1f} to {mores[1]:.1f}): **{words[1]}**. In brackets: 95 % of {RESAMPLES} "
-        "samples of what was measured side by side, drawn with replacement.",
+        f"measured {more:.1f} ms ({mores[0]:.1f} to {mores[1]:.1f}): **{words[1]}**. In brackets: the 95 % interval of "
+        f"{RESAMPLES} bootstrap samples of the pairs of measurements.",
     ]
     return "\n".join(lines)
 
@@ -259,9 +262,9 @@ def _p99_more(blocks: Sequence[tuple[list[float], list[float]]]) -> float:
 
 
 def _stop_table(stops: dict[tuple[str, int], list[float]]) -> str:
-    lines = ["| from a client's leaving to `num_requests_running` 0 | median | longest |", "| --- | --- | --- |"]
+    lines = ["| from the client's disconnect to `num_requests_running` 0 | median | longest |", "| --- | --- | --- |"]
     for (name, processes), seconds in stops.items():
-        busy = f", {processes} other processes compute" if processes else ""
+        busy = f", while {processes} other processes compute" if processes else ""
         lines.append(f"| {NAMES[name]}{busy} | {statistics.median(seconds):.2f} s | {max(seconds):.2f} s |")
     longest = max(stops[OURS, 0])
     kept = "kept" if longest <= PROMISED_STOP_SECONDS else "not kept"

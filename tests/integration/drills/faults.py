@@ -128,7 +128,7 @@ def logs_full(site: Site) -> Row:
     server.shell(f"dd if=/dev/zero of={LOGS}/filler bs=4k 2>/dev/null || true")
     server.shell(f"! dd if=/dev/zero of={log} bs=5000 count=1 oflag=append conv=notrunc")  # more than its last page has
     try:
-        row = measure(site, "disk of the log files full", lambda: None)
+        row = measure(site, "disk with the log files full", lambda: None)
     finally:
         server.shell(f"rm {LOGS}/filler")
     time.sleep(1.5)  # Nginx tries again a second after it has met a full disk
@@ -152,7 +152,7 @@ def weights_full(site: Site) -> Row:
             assert done.returncode == 1, done.stdout
             said.append(done.stdout + done.stderr)
 
-        row = measure(site, "disk of the weights full, when another model is to come", change_model)
+        row = measure(site, "disk with the weights full while another model is fetched", change_model)
         server.shell(f"umount {disk}")
     assert "too little disk for the weights: 0 GB free" in said[0], said[0]
     return row

@@ -57,5 +57,5 @@ def _noticed(site: Site, key: str, value: str, fault: str) -> Row:
     finally:
         for process in running:
             server.end(process)
-    saw = f"new requests: {refused}; {whole} of {STREAMS} streams whole; drained after {drained:.1f} s"
+    saw = f"new requests: {refused}; {whole} of {STREAMS} streams completed; drained after {drained:.1f} s"
     return Row(fault, saw, 0, 0, next_up(server))

@@ -73,7 +73,7 @@ def ssh_cut_at_every_step(site: Site, most: int = 1000) -> Row:
         or {"runtime-docker", "vllm-container", "nginx-config", "nginx-container", "nginx-ready"} <= known
     )
     seconds = time.monotonic() - since
-    saw = f"nothing: the endpoint was not there yet; {failed} times `up` said what was lost, and to run it again"
+    saw = f"nothing: the endpoint did not exist yet; {failed} times `up` reported the lost connection"
     return Row("SSH cut at every step of `up`, then `up` again", saw, seconds, 0, next_up(server))
 
 
