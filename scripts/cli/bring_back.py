@@ -23,7 +23,7 @@ def main(
     weights. Where the VM is there, only what differs is changed. Uses your backend and passphrase.
     """
     if not shutil.which("pulumi"):
-        typer.echo("error: no pulumi on PATH\n  fix: install the Pulumi CLI (README names its version)", err=True)
+        typer.echo("error: no pulumi on PATH\n  fix: install the Pulumi CLI: docs/getting-started/server.md", err=True)
         raise typer.Exit(2)
     os.chdir(PROJECT)
     typer.echo(f"looking for the VM of stack {stack}")

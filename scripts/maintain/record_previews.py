@@ -1,8 +1,8 @@
 """Record what the real engine plans for each change of tests/golden/changes.yaml, into tests/golden/previews.yaml.
 
-For maintainers, after a change of the program or of a provider's version: it needs the Pulumi CLI with the plugins
-that README names, and brings the stacks `local` and `prod` up for the while, in a copy of the project with a state of
-its own; `prod` in a stand-in of Google's API, as it is rehearsed. Left out are rows for servers with GPUs, and those
+For maintainers, after a change of the program or of a provider's version: it needs the Pulumi CLI with its plugins
+(docs/getting-started/server.md), and brings the stacks `local` and `prod` up for the while, in a copy of the project with
+a state of its own; `prod` in a stand-in of Google's API, as it is rehearsed. Left out are rows for servers with GPUs, and those
 that begin with something that does not exist: another network, a bastion, a reservation.
 """
 
@@ -47,7 +47,7 @@ console = Console(highlight=False)
 def main() -> None:
     """Bring the stacks up with the real engine, preview every change, and take them down again."""
     if not shutil.which("pulumi"):
-        console.print("record_previews: no pulumi on PATH\n  fix: install the Pulumi CLI and the plugins of README.md")
+        console.print("record_previews: no pulumi on PATH\n  fix: install what docs/getting-started/server.md requires")
         raise typer.Exit(1)
     table = [row for row in yaml.safe_load((GOLDEN / "changes.yaml").read_text()) if set(row["from"]) <= {*POSSIBLE}]
     recorded = []

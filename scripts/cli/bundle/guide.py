@@ -76,7 +76,7 @@ The Pulumi CLI and its plugins are in `.pulumi` of the project then. In each she
         if pulumi
         else """
 There is no Pulumi CLI in this bundle. `scripts/rehearse` does the same without it, or install the CLI and the plugins
-that the project's README names from archives that you carry.
+that the project's docs/getting-started/server.md names from archives that you carry.
 """
     )
     more = " --base BUNDLE-BEFORE" if base else ""
