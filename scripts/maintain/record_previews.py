@@ -1,9 +1,9 @@
 """Record what the real engine plans for each change of tests/golden/changes.yaml, into tests/golden/previews.yaml.
 
-For maintainers, after a change of the program or of a provider's version: it needs the Pulumi CLI with its plugins
-(docs/getting-started/server.md), and brings the stacks `local` and `prod` up for the while, in a copy of the project with
-a state of its own; `prod` in a stand-in of Google's API, as it is rehearsed. Left out are rows for servers with GPUs, and those
-that begin with something that does not exist: another network, a bastion, a reservation.
+For maintainers, after a change of the program or of a provider's version. It needs the Pulumi CLI with its plugins
+(docs/getting-started/server.md). It brings the stacks `local` and `prod` up meanwhile, in a copy of the project with
+separate state; `prod` in a stand-in for Google's API, as it is rehearsed. Left out are rows for servers with GPUs, and
+those that begin with something that does not exist: another network, a bastion, a reservation.
 """
 
 import json

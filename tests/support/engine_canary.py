@@ -1,7 +1,8 @@
 """The canaries under the real engine: preview, up, diff and debug log show none, and its state has them encrypted only.
 
 From -v=9 on the engine itself writes all that it passes to a provider, secrets in clear, of any program
-(docs/guides/state-and-secrets.md): of that log, everything but those lines is looked at, and the whole of the one below.
+(docs/guides/state-and-secrets.md): of that log, everything but those lines is looked at, and the whole of the one
+below.
 
 It needs `pulumi` with its plugins on PATH, so no test can run it: `make prove` does where there is one.
 """
