@@ -29,13 +29,16 @@ tests: lint
 unit: lint ## The daily loop: lint, types and unit tests, in seconds, without Docker
 	@$(python) -m pytest $(unit_tests)
 
-lint: ## ruff, mypy --strict, shellcheck
+lint: ## ruff, mypy --strict, shellcheck, schemas of .github and .pre-commit-config.yaml
 	@scripts/setup --dev
 	@$(python) -m ruff check .
 	@$(python) -m ruff format --check .
 	@$(python) -m mypy .
 	@.venv/bin/shellcheck components/files/*/*.sh scripts/cli/{bundle/probe,diagnose/survey}.sh scripts/lab/stand_ins/* .ci/run \
 	  scripts/{elastic-vllm,rehearse,setup}
+	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
+	@.venv/bin/pre-commit validate-config
 
 prove: lint ## The slow proofs: 10,000 hostile requests, canaries, drills, a soak, mutants (an hour or so)
 	@$(as_root) $(python) -m scripts.maintain.prove $(addprefix --only ,$(only))
