@@ -56,6 +56,7 @@ NEEDS = {
     "make drills": "minutes",
     ".venv/bin/python -m scripts.maintain.mutation": "most of an hour",
     ".venv/bin/python -m pytest": "tests that run tests",
+    ".venv/bin/pre-commit install": "a checkout that may get hooks",
 }
 """Beginning of a command -> what tests do not have."""
 
