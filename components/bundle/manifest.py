@@ -19,16 +19,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from components.errors import UserError
+
 FORMAT = 1
 MANIFEST, SUMS, SIGNATURE = "manifest.json", "SHA256SUMS", "SHA256SUMS.sig"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 # What every file system and sha256sum itself write as it is.
 PATH = re.compile(r"[A-Za-z0-9._+@~=,-]+(/[A-Za-z0-9._+@~=,-]+)*")
 BLOCK_BYTES = 1 << 20
-
-
-class BundleError(Exception):
-    """What is wrong, for the user; the text ends with the fix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,16 +92,16 @@ def sha256(path: Path, seen: Callable[[int], None] = lambda _: None) -> str:
 
 
 def read(directory: Path) -> Manifest:
-    """The manifest in a directory. Raises BundleError where there is none, or none of this format."""
+    """The manifest in a directory. Raises UserError where there is none, or none of this format."""
     path = directory / MANIFEST
     try:
         return parse(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
-        raise BundleError(
-            f"{directory} is no bundle: there is no {MANIFEST}; fix: give the directory that holds it"
+        raise UserError(
+            f"{directory} is no bundle: there is no {MANIFEST}", "give the directory that holds it"
         ) from error
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise BundleError(f"{path} can't be used: {error}; fix: build the bundle or carry it over anew") from error
+        raise UserError(f"{path} can't be used: {error}", "build the bundle or carry it over anew") from error
 
 
 def parse(document: Any) -> Manifest:

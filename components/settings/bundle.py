@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from components.bundle import manifest as bundle_manifest
-from components.bundle.manifest import SIGNATURE, SUMS, BundleError, Manifest
+from components.bundle.manifest import SIGNATURE, SUMS, Manifest
+from components.errors import UserError
 from components.settings.problems import DIRECTORY, Problems
 
 UNSIGNED = "unsigned"
@@ -74,9 +75,8 @@ def said_by_bundle(
         return {}, None, [("bundle", "not set", "give the bundle's directory on this machine")]
     try:
         manifest = bundle_manifest.read(directory)
-    except BundleError as error:
-        cause, _, fix = str(error).partition("; fix: ")
-        return {}, None, [("bundle", cause, fix)]
+    except UserError as error:
+        return {}, None, [("bundle", error.cause, error.fix)]
     found, problems = {}, []
     for key, (name, what) in SAID_BY_BUNDLE.items():
         part = manifest.parts.get(name)

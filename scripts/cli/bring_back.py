@@ -2,14 +2,14 @@
 
 import os
 import re
-import shutil
 import subprocess
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-PROJECT = Path(__file__).resolve().parents[2]
+from components.errors import UserError
+from scripts.lib.pulumi_cli import PROJECT, ask
+
 VM = re.compile(r"urn:pulumi:\S*gcp:compute/instance:Instance::\S*")
 
 
@@ -22,23 +22,12 @@ def main(
     Refreshes the VM alone, then runs `pulumi up`, which makes another with the same address, key, certificate and
     weights. Where the VM is there, only what differs is changed. Uses your backend and passphrase.
     """
-    if not shutil.which("pulumi"):
-        typer.echo("error: no pulumi on PATH\n  fix: install the Pulumi CLI: docs/getting-started/server.md", err=True)
-        raise typer.Exit(2)
-    os.chdir(PROJECT)
     typer.echo(f"looking for the VM of stack {stack}")
-    listed = subprocess.run(
-        ["pulumi", "stack", "--show-urns", "--stack", stack, "--non-interactive"],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if listed.returncode:
-        raise typer.Exit(2)
-    if vm := VM.search(listed.stdout):
+    os.chdir(PROJECT)
+    if vm := VM.search(ask(stack, "stack", "--show-urns")):
         refresh = ["pulumi", "refresh", "--stack", stack, "--target", vm[0], "--yes", "--skip-preview"]
-        if code := subprocess.run(refresh, check=False).returncode:
-            raise typer.Exit(code)
+        if subprocess.run(refresh, check=False).returncode:
+            raise UserError("the VM can't be looked after (see above)", "put it right, and run this again")
     else:
         typer.echo("the state knows of no VM")
     os.execvp("pulumi", ["pulumi", "up", "--stack", stack, *(up_options or [])])  # noqa: S606

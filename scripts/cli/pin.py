@@ -7,7 +7,7 @@ import re
 from collections.abc import MutableMapping
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import httpx2
 import requests
@@ -17,9 +17,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from rich.console import Console
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-from scripts.cli.preflight.google import Google, NoCredentialsError, RefusedError, find_identity
-from scripts.cli.preflight.report import NotCheckedError
-from scripts.lib.stack_file import PREFIX, StackFile, StackFileError
+from components.errors import UserError
+from scripts.lib.errors import BadInputError
+from scripts.lib.google import Google, NoAnswerError, RefusedError, find_identity
+from scripts.lib.stack_file import PREFIX, StackFile
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULTS = {
@@ -95,22 +96,22 @@ def main(
     hub's token in the environment variable HF_TOKEN. For target gcp the newest image of osImage's family is recorded
     as vmImage too, unless one of that family is recorded; that takes credentials as preflight does.
     """
-    try:
-        file = StackFile(ROOT, stack)
-    except StackFileError as error:
-        _fail(str(error), error.fix)
+    file = StackFile(ROOT, stack)
     config = file.config
     for key, given in (("vllmImage", vllm), ("nginxImage", nginx)):
         reference = with_registry(given or _setting(config, key))
         if reference.startswith("localhost/"):
             continue
         if not NAME_AND_TAG.fullmatch(reference):
-            _fail(f"{key} = {reference!r} is no image's name with a tag", "give NAME:TAG, e.g. " + DEFAULTS[key])
+            raise BadInputError(
+                f"{key} = {reference!r} is no image's name with a tag", "give NAME:TAG, e.g. " + DEFAULTS[key]
+            )
         console.print(f"asking {reference.split('/')[0]} for {reference}")
         try:
             config[PREFIX + key] = f"{reference}@{image_digest(reference)}"
         except (OSError, KeyError, ValueError) as error:
-            _fail(f"no answer for {reference}: {error}", f"check the image's name ({key}) and this machine's network")
+            fix = f"check the image's name ({key}) and this machine's network"
+            raise UserError(f"no answer for {reference}: {error}", fix) from error
         console.print(f"  {config[PREFIX + key]}")
     if _setting(config, "modelSource") == "hub":
         # Quoted: one of digits alone would be a number in YAML.
@@ -131,11 +132,12 @@ def commit(model: str, endpoint: str) -> str:
         return str(HfApi(endpoint=endpoint).model_info(model, timeout=30).sha)
     except HfHubHTTPError as error:
         answer = error.response.status_code
-        _fail(f"the hub refused {model}: {answer}", "check the model's name; for gated models set HF_TOKEN")
-    except HFValidationError:
-        _fail(f"model = {model!r} is no name on the hub", "give ORGANISATION/NAME")
+        fix = "check the model's name; for gated models set HF_TOKEN"
+        raise UserError(f"the hub refused {model}: {answer}", fix) from error
+    except HFValidationError as error:
+        raise BadInputError(f"model = {model!r} is no name on the hub", "give ORGANISATION/NAME") from error
     except (OSError, httpx2.HTTPError) as error:
-        _fail(f"the hub does not answer: {error}", "check hubEndpoint and this machine's network")
+        raise UserError(f"the hub does not answer: {error}", "check hubEndpoint and this machine's network") from error
 
 
 def _pin_vm_image(config: MutableMapping[str, Any], *, take_newest: bool) -> None:
@@ -151,26 +153,22 @@ def _pin_vm_image(config: MutableMapping[str, Any], *, take_newest: bool) -> Non
 def vm_image(os_image: str) -> str:
     """The newest image of the family that `os_image` stands for: projects/PROJECT/global/images/NAME."""
     if os_image not in VM_IMAGES:
-        _fail(f"osImage = {os_image!r} is unknown", f"use {' or '.join(VM_IMAGES)}")
+        raise BadInputError(f"osImage = {os_image!r} is unknown", f"use {' or '.join(VM_IMAGES)}")
     project, family = VM_IMAGES[os_image]
     console.print(f"asking Google Cloud for the newest image of {family}")
     try:
         google = Google(find_identity(), GOOGLE_BASE)
         found = google.find(project, f"global/images/family/{family}")
-    except (NoCredentialsError, RefusedError, NotCheckedError) as error:
-        _fail(f"Google Cloud does not say: {error}", "log in (gcloud auth application-default login), or set vmImage")
+    except (RefusedError, NoAnswerError) as error:
+        fix = "log in (gcloud auth application-default login), or set vmImage"
+        raise UserError(f"Google Cloud does not say: {error}", fix) from error
     if not found:
-        _fail(f"{project} has no image of family {family}", "set osImage to the other kind, or set vmImage")
+        raise UserError(f"{project} has no image of family {family}", "set osImage to the other kind, or set vmImage")
     return f"projects/{project}/global/images/{found['name']}"
 
 
 def _setting(config: MutableMapping[str, Any], key: str) -> str:
     value = config.get(PREFIX + key) or DEFAULTS[key]
     if not isinstance(value, str):
-        _fail(f"{key} = {value!r} is no text", f"write it as text, e.g. {DEFAULTS[key]}")
+        raise BadInputError(f"{key} = {value!r} is no text", f"write it as text, e.g. {DEFAULTS[key]}")
     return value
-
-
-def _fail(problem: str, fix: str) -> NoReturn:
-    console.print(f"pin: {' '.join(problem.split())}\n  fix: {fix}", style="red", markup=False)
-    raise typer.Exit(1)

@@ -15,16 +15,17 @@ from typing import Annotated, Any
 import httpx2
 import typer
 
+from components.errors import UserError
 from components.settings import keys as key_settings
 from components.settings.keys import DEFAULT
 from components.settings.problems import Problems
 from components.settings.stack import as_text, defaults
-from scripts.lib.stack_file import StackFile, StackFileError
-from scripts.lib.stack_outputs import BadInputError, first_client, is_rehearsed, stack_outputs
+from scripts.lib.errors import BadInputError, ExitCode, report
+from scripts.lib.stack_file import StackFile
+from scripts.lib.stack_outputs import Rehearsal, first_client, stack_outputs
 from scripts.lib.verification.endpoint import CHAT_PATH, Endpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-EXIT_FAILED, EXIT_BAD_INPUT, EXIT_IN_USE = 1, 2, 3
 SSH_SECONDS = 120
 SHOWN_CLIENTS = 5
 # The server's own clock, how far the log reaches back, and each client's last use of the label. A log without a line
@@ -39,16 +40,13 @@ echo "since $({engine} inspect --format '{{{{json .Created}}}}' {container} | tr
 """
 
 
-class FailedError(Exception):
-    """A step that did not work: cause and fix."""
-
-
 @dataclass(frozen=True)
 class Rotation:
     """One key of one stack."""
 
     stack: str
     key: str
+    rehearsal: bool
     up_options: Sequence[str]
 
     def begin(self, versions: tuple[int, ...]) -> None:
@@ -67,19 +65,16 @@ class Rotation:
         problems = Problems({**defaults(), **given}, defaults())
         versions = key_settings.key_versions(problems)
         if problems.found:
-            raise BadInputError(f"{file.name}: {problems.found[0]}")
+            raise BadInputError(f"{file.name}: {problems.found[0]}", "correct it there")
         if self.key not in versions:
             raise BadInputError(
-                f"--key {self.key}: no such key in {file.name}: there are {', '.join(versions)}; add it to the setting "
-                "keys and run up to have it made"
+                f"--key {self.key}: no such key in {file.name}: there are {', '.join(versions)}",
+                "add it to the setting keys, and run up to have it made",
             )
         return versions[self.key]
 
     def _file(self) -> StackFile:
-        try:
-            return StackFile(ROOT, self.stack.rpartition("/")[2])
-        except StackFileError as error:
-            raise BadInputError(f"{error}: {error.fix}") from error
+        return StackFile(ROOT, self.stack.rpartition("/")[2])
 
     def _record(self, versions: tuple[int, ...]) -> None:
         file = self._file()
@@ -94,16 +89,21 @@ class Rotation:
         typer.echo(f"recorded in {file.name}: {_told(self.key, versions)}")
 
     def up(self) -> None:
-        """Bring the endpoint to what the file says, with Pulumi or, where there is none, in the rehearsal."""
-        program = ["scripts/rehearse", "up"] if is_rehearsed(self.stack) else ["pulumi", "up", "--yes"]
+        """Bring the endpoint to what the file says. Raises UserError."""
+        program = ["scripts/rehearse", "up"] if self.rehearsal else ["pulumi", "up", "--yes"]
         typer.echo(f"running {' '.join(program)} --stack {self.stack}")
         if subprocess.run([*program, "--stack", self.stack, *self.up_options], cwd=ROOT, check=False).returncode:
-            raise FailedError("up failed (see above): put it right and run this again, it goes on here")
+            raise UserError("up failed (see above)", "put it right and run this again: it resumes here")
+
+    def outputs(self) -> Mapping[str, Any]:
+        """The stack's outputs."""
+        return stack_outputs(self.stack, rehearsal=self.rehearsal)
 
 
 def main(
     *,
-    stack: Annotated[str, typer.Option(help="Stack that is up, in Pulumi or as a rehearsal.")],
+    stack: Annotated[str, typer.Option(help="Stack that is up.")],
+    rehearsal: Rehearsal = False,
     key: Annotated[
         str, typer.Option(help="Name of the key, as in the setting keys; default is the connector's own.")
     ] = DEFAULT,
@@ -122,43 +122,36 @@ def main(
 
     The first run makes the new version and leaves the old one working. Connectors that `up` makes have the new one
     then; others need it from the hand-off. The second run drops the old version if it is unused. Stopped at any point,
-    the next run goes on. Exit status: 0 done, 1 a step failed, 2 bad input, 3 the old version is still in use.
+    the next run resumes.
     """
-    rotation = Rotation(stack, key, up_options or [])
-    try:
-        wanted = rotation.in_file()
-        outputs: Mapping[str, Any] = stack_outputs(stack)
-        accepted = _accepted(outputs, key, stack)
-        if status:
-            _say_status(rotation, wanted, accepted, outputs)
-            return
-        if wanted != accepted:
-            typer.echo(f"the last run was stopped: {_told(key, accepted)} now, {_told(key, wanted)} wanted")
-            _bring_about(rotation, wanted, outputs)
-        elif len(accepted) == 1:
-            rotation.begin(accepted)
-            _bring_about(rotation, rotation.in_file(), outputs)
-        else:
-            # The run that made the new version may have been stopped before it saw that it works.
-            for version in accepted:
-                name = key_settings.label(key, version)
-                _require_status(stack, outputs, outputs["acceptedKeys"][name], name, HTTPStatus.OK)
-            if not drop_now:
-                _require_unused(rotation, accepted[1], outputs, unused_minutes)
-            rotation.drop(accepted)
-            _bring_about(rotation, rotation.in_file(), outputs)
-    except BadInputError as error:
-        typer.echo(f"rotate: {error}", err=True)
-        raise typer.Exit(EXIT_BAD_INPUT) from error
-    except FailedError as error:
-        typer.echo(f"rotate: {error}", err=True)
-        raise typer.Exit(EXIT_FAILED) from error
+    rotation = Rotation(stack, key, rehearsal, up_options or [])
+    wanted = rotation.in_file()
+    outputs = rotation.outputs()
+    accepted = _accepted(outputs, key, stack)
+    if status:
+        _say_status(rotation, wanted, accepted, outputs)
+        return
+    if wanted != accepted:
+        typer.echo(f"the last run was stopped: {_told(key, accepted)} now, {_told(key, wanted)} wanted")
+        _bring_about(rotation, wanted, outputs)
+    elif len(accepted) == 1:
+        rotation.begin(accepted)
+        _bring_about(rotation, rotation.in_file(), outputs)
+    else:
+        # The run that made the new version may have been stopped before it saw that it works.
+        for version in accepted:
+            name = key_settings.label(key, version)
+            _require_status(stack, outputs, outputs["acceptedKeys"][name], name, HTTPStatus.OK)
+        if not drop_now:
+            _require_unused(rotation, accepted[1], outputs, unused_minutes)
+        rotation.drop(accepted)
+        _bring_about(rotation, rotation.in_file(), outputs)
 
 
 def _bring_about(rotation: Rotation, wanted: tuple[int, ...], before: Mapping[str, Any]) -> None:
     """Run `up`, then see that exactly the wanted versions work."""
     rotation.up()
-    outputs: Mapping[str, Any] = stack_outputs(rotation.stack)
+    outputs = rotation.outputs()
     known = {**before.get("acceptedKeys", {}), **outputs.get("acceptedKeys", {})}
     for version in sorted({*wanted, wanted[0] - 1} - {0}, reverse=True):
         name = key_settings.label(rotation.key, version)
@@ -205,19 +198,16 @@ def _require_unused(rotation: Rotation, version: int, outputs: Mapping[str, Any]
     limit = now - timedelta(minutes=minutes)
     recent = {client: time for client, time in uses.items() if time > limit}
     if recent:
-        typer.echo(f"rotate: {name} was used in the last {minutes} minutes, by:", err=True)
-        newest = sorted(recent.items(), key=lambda use: use[1], reverse=True)
-        for client, time in newest[:SHOWN_CLIENTS]:
-            typer.echo(f"  {client}, last at {time:%Y-%m-%d %H:%M:%S} UTC", err=True)
-        typer.echo("  fix: give them the new version, or run this with --drop-now to lock them out", err=True)
-        raise typer.Exit(EXIT_IN_USE)
+        newest = sorted(recent.items(), key=lambda use: use[1], reverse=True)[:SHOWN_CLIENTS]
+        clients = "".join(f"\n  {client}, last at {time:%Y-%m-%d %H:%M:%S} UTC" for client, time in newest)
+        cause = f"{name} was used in the last {minutes} minutes, by:{clients}"
+        report(UserError(cause, "give them the new version, or run this with --drop-now to lock them out"))
+        raise typer.Exit(ExitCode.IN_USE)
     if since > limit:
-        typer.echo(
-            f"rotate: the log reaches back to {since:%Y-%m-%d %H:%M:%S} UTC only, not {minutes} minutes\n"
-            "  fix: wait, or take fewer --unused-minutes, or --drop-now if you know that nobody uses it",
-            err=True,
-        )
-        raise typer.Exit(EXIT_IN_USE)
+        cause = f"the log reaches back to {since:%Y-%m-%d %H:%M:%S} UTC only, not {minutes} minutes"
+        fix = "wait, or take fewer --unused-minutes, or --drop-now if you know that nobody uses it"
+        report(UserError(cause, fix))
+        raise typer.Exit(ExitCode.IN_USE)
 
 
 def _uses(
@@ -226,7 +216,7 @@ def _uses(
     """The server's time, how far its log reaches back, and of each client that used this version when it did last."""
     ssh = outputs.get("ssh")
     if not isinstance(ssh, dict):
-        raise BadInputError(f"--stack {rotation.stack}: it has no output ssh (is it parked?): run up first")
+        raise BadInputError(f"--stack {rotation.stack}: it has no output ssh (is it parked?)", "run up first")
     engine = str(outputs.get("containerRuntime") or "docker")
     look = LOOK.format(
         engine=engine, container=outputs["containers"]["nginx"], label=key_settings.label(rotation.key, version)
@@ -244,10 +234,10 @@ def _uses(
     try:
         done = subprocess.run(command, input=look, capture_output=True, text=True, timeout=SSH_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
-        raise FailedError(f"{ssh['destination']} did not answer within {SSH_SECONDS} s: is SSH open?") from error
+        raise UserError(f"{ssh['destination']} did not answer within {SSH_SECONDS} s", "is SSH open") from error
     if done.returncode:
         said = " ".join(done.stderr.split())
-        raise FailedError(f"cannot read Nginx's log on {ssh['destination']}: {said}: is SSH open, and {engine} up?")
+        raise UserError(f"cannot read Nginx's log on {ssh['destination']}: {said}", f"is SSH open, and {engine} up")
     times = {client: _time(text) for client, text in (line.split() for line in done.stdout.splitlines())}
     return times.pop("now"), times.pop("since"), times
 
@@ -260,9 +250,9 @@ def _time(text: str) -> datetime:
 def _accepted(outputs: Mapping[str, Any], key: str, stack: str) -> tuple[int, ...]:
     versions = outputs.get("keyVersions")
     if outputs.get("parked"):
-        raise BadInputError(f"--stack {stack}: it is parked, so nothing answers: unpark it first")
+        raise BadInputError(f"--stack {stack}: it is parked, so nothing answers", "unpark it first")
     if not isinstance(versions, dict) or key not in versions:
-        raise BadInputError(f"--stack {stack}: it is up without the key {key}: run up first, with this version")
+        raise BadInputError(f"--stack {stack}: it is up without the key {key}", "run up first, with this version")
     return tuple(int(version) for version in versions[key])
 
 
@@ -280,10 +270,11 @@ def _require_status(stack: str, outputs: Mapping[str, Any], key: str, name: str,
             found = client.get(endpoint.url.removesuffix(CHAT_PATH) + "/v1/models", headers=headers).status_code
     except httpx2.HTTPError as error:
         fix = "can this machine reach it? Then run this again"
-        raise FailedError(f"the endpoint does not answer at {endpoint.url}: {error}: {fix}") from error
+        raise UserError(f"the endpoint does not answer at {endpoint.url}: {error}", fix) from error
     if found != expected:
-        raise FailedError(
-            f"{name} is answered {found}, not {expected}: see scripts/elastic-vllm verify --stack, then run this again"
+        raise UserError(
+            f"{name} is answered {found}, not {expected}",
+            "see what scripts/elastic-vllm verify --stack reports, then run this again",
         )
     typer.echo(f"{name} is answered {found}, as it should be")
 

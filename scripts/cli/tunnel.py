@@ -24,11 +24,11 @@ from typing import Annotated, TextIO
 import typer
 from rich.console import Console
 
-from components.settings.stack import Settings, SettingsError
-from scripts.lab.processes import listener
+from components.errors import UserError
+from components.settings.stack import Settings
+from scripts.lib.ports import LOOPBACK, is_taken, listener
 from scripts.lib.stack_settings import load, overrides
 
-LOOPBACK = "127.0.0.1"
 LOOK_SECONDS = 0.1
 PAUSE_SECONDS = 3.0
 """Between two tries: gcloud alone takes a second of CPU time for each."""
@@ -65,13 +65,6 @@ FIXES = {
     r"Local port \[\d+\] is not available|Unable to open socket": PORT_FIX,
 }
 console = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-class TunnelError(Exception):
-    """What waiting cannot mend; the message names cause and fix and is shown as it is."""
-
-    def __init__(self, problem: str, fix: str) -> None:
-        super().__init__(f"{problem}\n  fix: {fix}")
 
 
 @dataclass(frozen=True)
@@ -112,7 +105,7 @@ class Tunnel:
         self._began = self._waiting_since = self._next_try = self._next_line = time.monotonic()
 
     def step(self) -> None:
-        """Look at what there is and do what is due. Raises TunnelError for what no other try can mend."""
+        """Look at what there is and do what is due. Raises UserError for what no other try can mend."""
         if self._claim is None and not self._claimed():
             return
         now = time.monotonic()
@@ -154,7 +147,7 @@ class Tunnel:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             file = (directory / f"tunnel-{target.port}").open("a+")
         except OSError as error:
-            raise TunnelError(f"cannot write to {directory}: {error}", "set XDG_CACHE_HOME to a directory") from error
+            raise UserError(f"cannot write to {directory}: {error}", "set XDG_CACHE_HOME to a directory") from error
         place = f"{target.project}/{target.zone}/{target.vm}"
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -163,7 +156,7 @@ class Tunnel:
             pid, _, other = file.read().partition(" ")
             file.close()
             if not self._shared or (other and other != place):
-                raise TunnelError(
+                raise UserError(
                     f"there is a tunnel on {target.address} already: process {pid or 'unknown'}, to {other or 'a VM'}",
                     f"use it, or end it (kill {pid})" if other == place else "end it, or set another tunnelPort",
                 ) from None
@@ -175,8 +168,8 @@ class Tunnel:
         file.write(f"{os.getpid()} {place}")
         file.flush()
         self._claim = file
-        if _taken(target.port):
-            raise TunnelError(f"{listener(target.port)} listens on {target.address} already", PORT_FIX)
+        if is_taken(target.port):
+            raise UserError(f"{listener(target.port)} listens on {target.address} already", PORT_FIX)
         return True
 
     def _start(self) -> None:
@@ -213,7 +206,7 @@ class Tunnel:
             _say(f"no connection to VM {self._target.vm}: {meaning}" if meaning else f"gcloud: {error}")
 
     def _after(self, gcloud: subprocess.Popen[bytes]) -> None:
-        """Gcloud has ended: arrange another try, or raise TunnelError."""
+        """Gcloud has ended: arrange another try, or raise UserError."""
         error = self._said[self._said.find("ERROR:") :].strip() if "ERROR:" in self._said else ""
         meaning = _meaning(error)
         if self._open:
@@ -227,7 +220,7 @@ class Tunnel:
             fixes = [fix.format(**place) for pattern, fix in FIXES.items() if re.search(pattern, error)]
             again = f"see what it means, and try it by hand: {shlex.join(self._target.gcloud)}"
             said = error or self._said.strip() or f"gcloud ended with exit code {gcloud.returncode}"
-            raise TunnelError(f"no tunnel to VM {self._target.vm}; gcloud says:\n{said}", fixes[0] if fixes else again)
+            raise UserError(f"no tunnel to VM {self._target.vm}; gcloud says:\n{said}", fixes[0] if fixes else again)
         now = time.monotonic()
         if self._open:
             self._waiting_since = now
@@ -242,14 +235,14 @@ class Tunnel:
 def keep_open(target: Target, command: list[str], signals: list[int]) -> int:
     """Keep the tunnel open until `command` ends, whose exit code is returned, or without one until a signal comes.
 
-    `signals` are those received and not yet handled. Raises TunnelError.
+    `signals` are those received and not yet handled. Raises UserError.
     """
     _require("gcloud", "install it (https://cloud.google.com/sdk/docs/install), then gcloud auth login")
     if command:
         _require(command[0], "check the command behind --")
     tunnel = Tunnel(target, shared=bool(command))
     running: subprocess.Popen[bytes] | None = None
-    failure: TunnelError | None = None
+    failure: UserError | None = None
     try:
         while True:
             if running and (code := running.poll()) is not None:
@@ -263,11 +256,11 @@ def keep_open(target: Target, command: list[str], signals: list[int]) -> int:
             try:
                 if not failure:
                     tunnel.step()
-            except TunnelError as error:
+            except UserError as error:
                 if not running:
                     raise
                 failure = error
-                _say(f"{error}\ntunnel: interrupting {command[0]}, which cannot go on without it")
+                _say(f"{error.cause}; interrupting {command[0]}, which needs the tunnel")
                 running.send_signal(signal.SIGINT)
             if command and not running and tunnel.tried:
                 running = subprocess.Popen(command)
@@ -293,22 +286,12 @@ def _forward(signals: list[int], command: subprocess.Popen[bytes]) -> None:
 
 def _require(program: str, fix: str) -> None:
     if not shutil.which(program):
-        raise TunnelError(f"there is no {program} on PATH", fix)
+        raise UserError(f"there is no {program} on PATH", fix)
 
 
 def _listens(port: int) -> bool:
     with suppress(OSError), socket.create_connection((LOOPBACK, port), timeout=1):
         return True
-    return False
-
-
-def _taken(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return True
     return False
 
 
@@ -352,18 +335,14 @@ def main(
     def received(number: int, _frame: FrameType | None) -> None:
         signals.append(number)
 
-    try:
-        target = target_of(load(stack, overrides(set_)))
-        if target is None:
-            _say(f"stack {stack} is not reached through IAP: nothing to open")
-            if command:
-                _require(command[0], "check the command behind --")
-                os.execvp(command[0], command)  # noqa: S606
-            return
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, received)
-        code = keep_open(target, command or [], signals)
-    except (TunnelError, SettingsError) as error:
-        console.print(f"tunnel: {error}", style="red", markup=False)
-        raise typer.Exit(1) from error
+    target = target_of(load(stack, overrides(set_)))
+    if target is None:
+        _say(f"stack {stack} is not reached through IAP: nothing to open")
+        if command:
+            _require(command[0], "check the command behind --")
+            os.execvp(command[0], command)  # noqa: S606
+        return
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, received)
+    code = keep_open(target, command or [], signals)
     raise typer.Exit(code)

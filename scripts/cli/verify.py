@@ -14,7 +14,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from scripts.lib.stack_outputs import BadInputError, first_client, parsed, stack_outputs
+from scripts.lib.errors import BadInputError, ExitCode
+from scripts.lib.stack_outputs import Rehearsal, first_client, parsed, stack_outputs
 from scripts.lib.verification.endpoint import Endpoint, InvalidEndpointError
 from scripts.lib.verification.run import CheckResult, format_result, verify
 
@@ -23,8 +24,6 @@ __all__ = ["CheckResult", "Endpoint", "InvalidEndpointError", "format_result", "
 KEY_VARIABLE = "ELASTIC_VLLM_KEY"
 HEARTBEAT_SECONDS = 10.0
 SPINNER_SECONDS = 1.0
-EXIT_CHECK_FAILED = 1
-EXIT_BAD_INPUT = 2
 # What pulumi prints for a secret unless told to show it.
 HIDDEN = "[secret]"
 CLIENT = "clientCertificates"
@@ -55,35 +54,32 @@ def main(
         typer.Option(help="File, or - for stdin, from `pulumi stack output --json --show-secrets`."),
     ] = None,
     stack: Annotated[str | None, typer.Option(help="Stack to take URL, key, model and CA from.")] = None,
+    rehearsal: Rehearsal = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")] = False,
     no_tools: Annotated[
         bool, typer.Option("--no-tools", help="Leave out tool calls, for a model without them.")
     ] = False,
 ) -> None:
-    """Prove that an endpoint keeps its promises. Exit status: 0 it does, 1 a check failed, 2 bad input.
+    """Prove that an endpoint keeps its promises.
 
     Give --url and --model, or --outputs, or --stack; --model, --ca and --key-file override what outputs say.
     """
     heartbeat = Heartbeat()
-    try:
-        given = _given(url, outputs, stack, heartbeat)
-        if model is not None:
-            given["model"] = model
-        if ca is not None:
-            given["caCertificate"] = _read(ca, "--ca")
-        if key_file is not None:
-            given["connectorApiKey"] = _read(key_file, "--key-file").strip()
-        elif not given.get("connectorApiKey"):
-            given["connectorApiKey"] = _key_elsewhere()
-        if client_pem is not None:
-            given[CLIENT] = _read(client_pem, "--client-pem")
-        elif shown := first_client(given):
-            given[CLIENT] = shown
-        has_tools = given.get("nativeFunctionCalling") is not False
-        endpoint = _endpoint(given, supports_tools=has_tools and not no_tools)
-    except BadInputError as error:
-        typer.echo(f"verify: {error}", err=True)
-        raise typer.Exit(EXIT_BAD_INPUT) from error
+    given = _given(url, outputs, stack, heartbeat, rehearsal=rehearsal)
+    if model is not None:
+        given["model"] = model
+    if ca is not None:
+        given["caCertificate"] = _read(ca, "--ca")
+    if key_file is not None:
+        given["connectorApiKey"] = _read(key_file, "--key-file").strip()
+    elif not given.get("connectorApiKey"):
+        given["connectorApiKey"] = _key_elsewhere()
+    if client_pem is not None:
+        given[CLIENT] = _read(client_pem, "--client-pem")
+    elif shown := first_client(given):
+        given[CLIENT] = shown
+    has_tools = given.get("nativeFunctionCalling") is not False
+    endpoint = _endpoint(given, supports_tools=has_tools and not no_tools)
 
     def show(result: CheckResult) -> None:
         heartbeat.stop()
@@ -101,13 +97,17 @@ def main(
     else:
         typer.echo(f"{failed} of {len(results)} checks failed" if failed else f"all {len(results)} checks passed")
     if failed:
-        raise typer.Exit(EXIT_CHECK_FAILED)
+        raise typer.Exit(ExitCode.FAILED)
 
 
-def _given(url: str | None, outputs: str | None, stack: str | None, heartbeat: "Heartbeat") -> dict[str, object]:
-    """What the source chosen says, under the names of the stack's outputs."""
+def _given(
+    url: str | None, outputs: str | None, stack: str | None, heartbeat: "Heartbeat", *, rehearsal: bool
+) -> dict[str, object]:
+    """The endpoint as the chosen source describes it, under the names of the stack's outputs."""
     if sum(source is not None for source in (url, outputs, stack)) != 1:
-        raise BadInputError("give one of --url, --outputs and --stack")
+        raise BadInputError("the endpoint is not given by one of --url, --outputs and --stack", "give one of them")
+    if rehearsal and stack is None:
+        raise BadInputError("--rehearsal is given without --stack", "give the rehearsed stack's name")
     if url is not None:
         return {"connectorUrl": url}
     if outputs is not None:
@@ -115,7 +115,7 @@ def _given(url: str | None, outputs: str | None, stack: str | None, heartbeat: "
         return parsed(text, f"--outputs {outputs}")
     heartbeat.start(f"outputs of stack {stack}")
     try:
-        return stack_outputs(str(stack))
+        return stack_outputs(str(stack), rehearsal=rehearsal)
     finally:
         heartbeat.stop()
 
@@ -124,9 +124,9 @@ def _read(path: Path, option: str) -> str:
     try:
         return path.read_text()
     except OSError as error:
-        raise BadInputError(f"{option} {path}: {error.strerror}: pass a file that can be read") from error
+        raise BadInputError(f"{option} {path}: {error.strerror}", "pass a file that can be read") from error
     except UnicodeDecodeError as error:
-        raise BadInputError(f"{option} {path}: not text: pass PEM, JSON or a key as text") from error
+        raise BadInputError(f"{option} {path}: not text", "pass PEM, JSON or a key as text") from error
 
 
 def _key_elsewhere() -> str:
@@ -135,7 +135,7 @@ def _key_elsewhere() -> str:
         return key
     if sys.stdin.isatty():
         return str(typer.prompt("Connector key", hide_input=True, err=True)).strip()
-    raise BadInputError(f"no key: pass --key-file FILE or set {KEY_VARIABLE}")
+    raise BadInputError("no key is given", f"pass --key-file FILE or set {KEY_VARIABLE}")
 
 
 def _endpoint(given: Mapping[str, object], *, supports_tools: bool) -> Endpoint:
@@ -143,11 +143,11 @@ def _endpoint(given: Mapping[str, object], *, supports_tools: bool) -> Endpoint:
     for field, (output, option) in NAMES.items():
         value = given.get(output)
         if value is None and field not in OPTIONAL:
-            raise BadInputError(f"{option} ({output} of the outputs) is missing: pass it")
+            raise BadInputError(f"{option} ({output} of the outputs) is missing", "pass it")
         if value is not None and not isinstance(value, str):
-            raise BadInputError(f"{option} ({output} of the outputs) must be a string")
+            raise BadInputError(f"{option} ({output} of the outputs) is not a string", "pass it as a string")
         if value == HIDDEN:
-            raise BadInputError(f"{option} ({output} of the outputs) is hidden: add --show-secrets")
+            raise BadInputError(f"{option} ({output} of the outputs) is hidden", "add --show-secrets")
         values[field] = value
     try:
         return Endpoint(
@@ -160,7 +160,7 @@ def _endpoint(given: Mapping[str, object], *, supports_tools: bool) -> Endpoint:
         )
     except InvalidEndpointError as error:
         output, option = NAMES[error.field]
-        raise BadInputError(f"{option} ({output} of the outputs) {error}") from error
+        raise BadInputError(f"{option} ({output} of the outputs) {error}", "correct it") from error
 
 
 class Heartbeat:

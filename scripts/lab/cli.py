@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import pulumi
 import typer
 
+from components.errors import UserError
 from scripts.lab import RehearsalError, machine, podman, simulated_vm
 from scripts.lab.display import Display
 from scripts.lab.emulator import (
@@ -25,13 +26,14 @@ from scripts.lab.emulator import (
     local_adapter,
     tls_adapters,
 )
-from scripts.lab.emulator.config import StackConfig, read_config
 from scripts.lab.emulator.resource import Adapter
 from scripts.lab.emulator.state import ROOT, State, load, locked
 from scripts.lab.errors import SetupError
 from scripts.lab.in_place_of_google import is_for_google, rehearsed, serving_hub
 from scripts.lab.ssh_keys import write_keys
 from scripts.lab.tiny_models import MODELS
+from scripts.lib.errors import report
+from scripts.lib.stack_config import StackConfig, read_config
 
 PROJECT = Path(__file__).resolve().parents[2]
 ADAPTERS = {
@@ -268,8 +270,10 @@ def _destroy(stack: str, state: State, display: Display, *, interrupted: bool) -
 
 def _verify(outputs: dict[str, dict[str, Any]]) -> int:
     """Print a line for each check; returns how many failed."""
-    from scripts.cli.verify import Endpoint, format_result, verify  # noqa: PLC0415 (brings the openai client)
-    from scripts.lib.stack_outputs import first_client  # noqa: PLC0415 (a circle: it reads rehearsals' outputs)
+    # They bring the openai client.
+    from scripts.lib.stack_outputs import first_client  # noqa: PLC0415
+    from scripts.lib.verification.endpoint import Endpoint  # noqa: PLC0415
+    from scripts.lib.verification.run import format_result, verify  # noqa: PLC0415
 
     values = {name: each["value"] for name, each in outputs.items()}
     endpoint = Endpoint(
@@ -304,6 +308,8 @@ def _user_errors() -> Iterator[None]:
     """What the user can put right is shown as a message; anything else is a bug and shows where it was."""
     try:
         yield
+    except UserError as error:
+        raise typer.Exit(report(error)) from None
     except (RehearsalError, SetupError, pulumi.RunError) as error:
         typer.echo(f"\nerror: {error}", err=True)
         raise typer.Exit(1) from None

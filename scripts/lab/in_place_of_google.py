@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from scripts.lab import hub
-from scripts.lab.emulator.config import StackConfig
 from scripts.lab.emulator.state import ROOT
 from scripts.lab.tiny_models import MODELS, recipe_of
+from scripts.lib.stack_config import StackConfig
 
 MODEL = "rehearsal/tiny"
 HUB_PORT = 22080

@@ -3,7 +3,6 @@
 import fcntl
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,14 +14,14 @@ import requests
 
 from scripts.lab import RehearsalError, podman, processes
 from scripts.lab.display import Display, Task
-from scripts.lab.emulator.config import StackConfig
 from scripts.lab.emulator.state import ROOT, State, is_locked
 from scripts.lab.packages import install_missing
 from scripts.lab.ssh_keys import write_keys
+from scripts.lib.ports import LOOPBACK, is_taken, listener
+from scripts.lib.stack_config import StackConfig
 
 DOCKER_SOCKET = Path("/var/run/docker.sock")
 START_SECONDS = 60
-LOOPBACK = "127.0.0.1"
 SESSION_MARK = "ELASTIC_VLLM_REHEARSAL=session"
 NO_BASHRC = "SHLVL=1"
 """In a session's environment, bash takes itself for one below the first and leaves ~/.bashrc alone. What people start
@@ -244,15 +243,11 @@ def start_sshd(directory: Path, port: int, path: str = "") -> None:
     if _sshd_pid(directory) and config.exists() and config.read_text() == wanted:
         return
     stop_sshd(directory)
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError as error:
-            raise RehearsalError(
-                f"port {port} for the rehearsal's sshd is taken by {processes.listener(port)}: end it, or choose "
-                "another port with --set sshPort=PORT (tunnelPort where sshVia is iap)"
-            ) from error
+    if is_taken(port):
+        raise RehearsalError(
+            f"port {port} for the rehearsal's sshd is taken by {listener(port)}: end it, or choose "
+            "another port with --set sshPort=PORT (tunnelPort where sshVia is iap)"
+        )
     config.write_text(wanted)
     Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     sshd, log = shutil.which("sshd") or "/usr/sbin/sshd", directory / "sshd.log"

@@ -17,9 +17,9 @@ from docker.models.images import Image
 from components.containers.podman import PODMAN, SOCKET
 from scripts.lab import RehearsalError, processes
 from scripts.lab.display import Task
-from scripts.lab.emulator.config import StackConfig
 from scripts.lab.emulator.state import ROOT, State
 from scripts.lab.progress import Progress
+from scripts.lib.stack_config import StackConfig
 
 START_SECONDS = 30
 FROM_DOCKER = "elastic-vllm.from-docker"

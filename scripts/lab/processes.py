@@ -1,10 +1,7 @@
 """Processes found and ended by what they are, never by a number alone: a stale pid may be someone else's by now."""
 
 import os
-import re
-import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -50,12 +47,3 @@ def _runs(pid: int) -> bool:
     except OSError:
         return False
     return state != "Z"  # a zombie only waits for its parent
-
-
-def listener(port: int) -> str:
-    """Who listens on a TCP port, as far as can be told."""
-    if shutil.which("ss"):
-        said = subprocess.run(["ss", "-Hltnp", f"sport = :{port}"], capture_output=True, text=True, check=False).stdout
-        if match := re.search(r'"([^"]+)",pid=(\d+)', said):
-            return f"process {match[2]} ({match[1]})"
-    return "another process"

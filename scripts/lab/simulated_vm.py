@@ -20,8 +20,10 @@ import requests
 import yaml
 
 from scripts.lab import RehearsalError, processes
-from scripts.lab.emulator.state import ROOT, stack_directory, write_private
-from scripts.lab.machine import LOOPBACK, start_sshd
+from scripts.lab.emulator.state import ROOT, stack_directory
+from scripts.lab.machine import start_sshd
+from scripts.lib.ports import LOOPBACK
+from scripts.lib.private_files import write_private
 
 STAND_INS = Path(__file__).parent / "stand_ins"
 DISKS = Path("/var/lib/elastic-vllm/disks")

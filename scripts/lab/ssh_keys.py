@@ -5,7 +5,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from scripts.lab.emulator.state import write_private
+from scripts.lib.private_files import write_private
 
 CLIENT, HOST, AUTHORIZED = "id_ed25519", "ssh_host_ed25519_key", "authorized_keys"
 

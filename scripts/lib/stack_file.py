@@ -7,23 +7,17 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from scripts.lib.errors import BadInputError
+
 PREFIX = "elastic-vllm:"
 WRITE_IT = "write it: README shows how, under Use it on a server"
-
-
-class StackFileError(Exception):
-    """The file can't be used: what is wrong, and the fix."""
-
-    def __init__(self, problem: str, fix: str) -> None:
-        super().__init__(problem)
-        self.fix = fix
 
 
 class StackFile:
     """The settings of one stack; a change is written by `save`."""
 
     def __init__(self, root: Path, stack: str) -> None:
-        """Read it. Raises StackFileError."""
+        """Read it. Raises BadInputError."""
         self.path = root / "stacks" / f"Pulumi.{stack}.yaml"
         self.name = f"stacks/{self.path.name}"
         self._yaml = YAML()
@@ -33,12 +27,12 @@ class StackFile:
         try:
             self._document = self._yaml.load(self.path)
         except FileNotFoundError as error:
-            raise StackFileError(f"there is no {self.name} (--stack)", WRITE_IT) from error
+            raise BadInputError(f"there is no {self.name} (--stack)", WRITE_IT) from error
         except (OSError, UnicodeDecodeError, YAMLError) as error:
-            raise StackFileError(f"{self.name} can't be read: {error}", "correct it") from error
+            raise BadInputError(f"{self.name} can't be read: {' '.join(str(error).split())}", "correct it") from error
         config = self._document.get("config") if isinstance(self._document, MutableMapping) else None
         if not isinstance(config, MutableMapping):
-            raise StackFileError(f"{self.name} has no settings under config", WRITE_IT)
+            raise BadInputError(f"{self.name} has no settings under config", WRITE_IT)
         self.config: MutableMapping[str, Any] = config
 
     def get(self, key: str) -> Any:

@@ -3,30 +3,29 @@
 from collections.abc import Iterable, Mapping
 
 import pulumi
-import typer
 import yaml
 
 from components.catalogue.models import load_catalogue
 from components.settings.problems import ENCRYPTED, SECRETS
-from components.settings.stack import PROJECT_DIRECTORY, Settings, parse_settings
-from scripts.lab import RehearsalError
-from scripts.lab.emulator.config import read_config
+from components.settings.stack import PROJECT_DIRECTORY, Settings, SettingsError, parse_settings
+from scripts.lib.errors import BadInputError
+from scripts.lib.stack_config import read_config
 
 
 def load(stack: str, overrides: Mapping[str, str]) -> Settings:
     """The checked settings of `stack`, with `overrides` (setting -> text) over its file's.
 
-    Raises SettingsError for settings that are wrong and typer.BadParameter for a stack that isn't there.
+    Raises BadInputError for settings that are wrong and for a stack that isn't there.
     """
     given = [f"{key}={value}" for key, value in {**dict.fromkeys(_encrypted(stack), ENCRYPTED), **overrides}.items()]
-    try:
-        config = read_config(PROJECT_DIRECTORY, stack, given, [])
-    except RehearsalError as error:
-        raise typer.BadParameter(str(error), param_hint="--stack") from error
+    config = read_config(PROJECT_DIRECTORY, stack, given, [])
     prefix = f"{config.project}:"
     values = {key.removeprefix(prefix): text for key, text in config.for_pulumi().items() if key.startswith(prefix)}
     secrets = {name: pulumi.Output.secret(values[name]) for name in SECRETS}
-    return parse_settings(values, stack, secrets, load_catalogue())
+    try:
+        return parse_settings(values, stack, secrets, load_catalogue())
+    except SettingsError as error:
+        raise BadInputError(str(error), f"correct what is wrong in stacks/Pulumi.{stack}.yaml") from error
 
 
 def overrides(given: Iterable[str]) -> dict[str, str]:
@@ -34,7 +33,7 @@ def overrides(given: Iterable[str]) -> dict[str, str]:
     pairs = [text.partition("=") for text in given]
     wrong = [key for key, separator, _ in pairs if not separator or not key]
     if wrong:
-        raise typer.BadParameter(f"{wrong[0]}: write --set KEY=VALUE", param_hint="--set")
+        raise BadInputError(f"--set {wrong[0]}: there is no value", "write --set KEY=VALUE")
     return {key.strip(): value for key, _, value in pairs}
 
 

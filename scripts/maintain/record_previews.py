@@ -19,8 +19,8 @@ import yaml
 from rich.console import Console
 
 from scripts.lab import compute_api, simulated_vm
-from scripts.lab.emulator.config import read_config
 from scripts.lab.in_place_of_google import is_for_google, rehearsed, serving_hub
+from scripts.lib.stack_config import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"

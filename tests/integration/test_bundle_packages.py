@@ -12,6 +12,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from components.bundle import manifest
+from components.errors import UserError
 from scripts.cli.bundle import collect, making, packages, probe
 from scripts.cli.bundle.making import Base
 from scripts.cli.bundle.probe import Probe
@@ -136,9 +137,7 @@ def test_podman_comes_with_its_network(probed: Probe, tmp_path: Path) -> None:
 
 
 def test_a_package_that_nobody_has(probed: Probe, tmp_path: Path) -> None:
-    with pytest.raises(
-        manifest.BundleError, match=r"Unable to locate package no-such-package.* fix: the packages must"
-    ):
+    with pytest.raises(UserError, match=r"Unable to locate package no-such-package.* fix: the packages must"):
         packages.download(probed, ["no-such-package"], tmp_path / "packages", lambda _: None)
 
 

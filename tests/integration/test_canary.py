@@ -184,8 +184,8 @@ def failures(directory: Path, given: list[str], elastic: Elastic) -> dict[str, s
 def support(directory: Path) -> dict[str, str]:
     """What is shown of the stack, and the files of its support archive."""
     archive = directory / "support.tar.gz"
-    command = [str(ROOT / "scripts" / "elastic-vllm"), "diagnose", "--stack", STACK, "--bundle", str(archive)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [str(ROOT / "scripts" / "elastic-vllm"), "diagnose", "--rehearsal", "--stack", STACK]
+    done = subprocess.run([*command, "--bundle", str(archive)], capture_output=True, text=True, check=False)
     with tarfile.open(archive) as tar:
         files = {name: tar.extractfile(name) for name in tar.getnames()}
         found = {f"support archive: {name}": file.read().decode() for name, file in files.items() if file}

@@ -13,8 +13,7 @@ from typer.testing import Result
 
 from components.elastic import payloads
 from scripts.cli.diagnose import command
-from scripts.cli.diagnose.finding import Kind
-from scripts.lib import stack_outputs
+from scripts.lib.errors import ExitCode
 from scripts.lib.verification import generation
 from tests.integration.conftest import ROOT, deployment, outputs_of, rehearse_up
 from tests.support import elastic_stand_in, faults, local_sshd, verify_server, vllm_stand_in
@@ -48,7 +47,7 @@ def diagnosed(outputs: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_p
 
     def run(*arguments: str, key: str = "", **changes: Any) -> Result:
         told = {**outputs, **changes}
-        monkeypatch.setattr(command, "stack_outputs", lambda _stack: told)
+        monkeypatch.setattr(command, "stack_outputs", lambda _stack, **_: told)
         if key:
             (tmp_path / "key").write_text(key)
             arguments += ("--key-file", str(tmp_path / "key"))
@@ -60,7 +59,7 @@ def diagnosed(outputs: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_p
     return run
 
 
-def expect(result: Result, kind: Kind | None, *words: str) -> None:
+def expect(result: Result, kind: ExitCode | None, *words: str) -> None:
     """The exit status, and words that the cause or fix must have."""
     assert result.exit_code == (kind or 0), result.output
     told = result.output.partition("\ncause: ")[2].partition("\nalso: ")[0] if kind else result.output
@@ -78,32 +77,40 @@ def test_all_is_well(diagnosed: Diagnose) -> None:
 @pytest.mark.parametrize(
     ("change", "kind", "words"),
     [
-        (lambda o: {"key": o["connectorApiKey"][:-1] + "x"}, Kind.KEY, ("refuses the key (401)", "connectorApiKey")),
-        (lambda o: {"key": o["connectorApiKey"].upper()}, Kind.KEY, ("refuses the key (401)", "small letters")),
-        (lambda o: {"key": "short"}, Kind.KEY, ("the key can't be right",)),
-        (lambda o: {"model": "gpt-4"}, Kind.REQUEST, ("'gpt-4' is not listed", "elastic-llm")),
+        (
+            lambda o: {"key": o["connectorApiKey"][:-1] + "x"},
+            ExitCode.KEY,
+            ("refuses the key (401)", "connectorApiKey"),
+        ),
+        (lambda o: {"key": o["connectorApiKey"].upper()}, ExitCode.KEY, ("refuses the key (401)", "small letters")),
+        (lambda o: {"key": "short"}, ExitCode.KEY, ("the key can't be right",)),
+        (lambda o: {"model": "gpt-4"}, ExitCode.REQUEST, ("'gpt-4' is not listed", "elastic-llm")),
         (
             lambda o: {"connectorUrl": o["connectorUrl"].replace("chat/completions", "completions")},
-            Kind.REQUEST,
+            ExitCode.REQUEST,
             ("/v1/chat/completions",),
         ),
-        (lambda o: {"connectorUrl": o["connectorUrl"].replace("https:", "http:")}, Kind.REQUEST, ("https://",)),
+        (lambda o: {"connectorUrl": o["connectorUrl"].replace("https:", "http:")}, ExitCode.REQUEST, ("https://",)),
         (
             lambda o: {"connectorUrl": "https://no-such-name.invalid/v1/chat/completions"},
-            Kind.NETWORK,
+            ExitCode.NETWORK,
             ("the host name has no address", "DNS"),
         ),
         (
             lambda o: {"connectorUrl": f"https://127.0.0.1:{local_sshd.free_port()}/v1/chat/completions"},
-            Kind.NETWORK,
+            ExitCode.NETWORK,
             ("connection refused", "is Nginx running"),
         ),
-        (lambda o: {"caCertificate": new_authority().pem}, Kind.TLS, ("not signed by the given CA", "caCertificate")),
-        (lambda o: {"caCertificate": None}, Kind.TLS, ("not signed by a CA that this system trusts",)),
-        (lambda o: {"caCertificate": "no PEM"}, Kind.TLS, ("the ca_certificate can't be right",)),
+        (
+            lambda o: {"caCertificate": new_authority().pem},
+            ExitCode.TLS,
+            ("not signed by the given CA", "caCertificate"),
+        ),
+        (lambda o: {"caCertificate": None}, ExitCode.TLS, ("not signed by a CA that this system trusts",)),
+        (lambda o: {"caCertificate": "no PEM"}, ExitCode.TLS, ("the ca_certificate can't be right",)),
         (
             lambda o: {"connectorUrl": o["connectorUrl"].replace("127.0.0.1", "localhost")},
-            Kind.TLS,
+            ExitCode.TLS,
             ("certificate not valid for localhost, only for 127.0.0.1",),
         ),
     ],
@@ -126,7 +133,7 @@ def test_what_a_client_has_wrong(
     diagnosed: Diagnose,
     outputs: Mapping[str, Any],
     change: Callable[[Mapping[str, Any]], dict[str, Any]],
-    kind: Kind,
+    kind: ExitCode,
     words: tuple[str, ...],
 ) -> None:
     expect(diagnosed(**change(outputs)), kind, *words)
@@ -152,13 +159,13 @@ def in_place(tmp_path: Path, fault: str, days: float = 365) -> Iterator[dict[str
 @pytest.mark.parametrize(
     ("fault", "days", "kind", "words"),
     [
-        ("", -1, Kind.TLS, ("certificate expired on", "renew it")),
-        ("buffered", 365, Kind.REQUEST, ("buffer",)),
-        ("stream-cut", 365, Kind.REQUEST, ("broke off",)),
+        ("", -1, ExitCode.TLS, ("certificate expired on", "renew it")),
+        ("buffered", 365, ExitCode.REQUEST, ("buffer",)),
+        ("stream-cut", 365, ExitCode.REQUEST, ("broke off",)),
     ],
 )
 def test_what_is_between(
-    diagnosed: Diagnose, tmp_path: Path, fault: str, days: float, kind: Kind, words: tuple[str, ...]
+    diagnosed: Diagnose, tmp_path: Path, fault: str, days: float, kind: ExitCode, words: tuple[str, ...]
 ) -> None:
     with in_place(tmp_path, fault, days) as changes:
         expect(diagnosed(**changes), kind, *words)
@@ -167,7 +174,7 @@ def test_what_is_between(
 def test_a_port_without_tls(diagnosed: Diagnose) -> None:
     with elastic_stand_in.serving(Elastic()) as plain:
         url = plain.address.replace("http:", "https:") + "/v1/chat/completions"
-        expect(diagnosed(connectorUrl=url), Kind.TLS, "does not speak TLS", "port")
+        expect(diagnosed(connectorUrl=url), ExitCode.TLS, "does not speak TLS", "port")
 
 
 def test_a_port_that_a_firewall_drops(diagnosed: Diagnose, outputs: Mapping[str, Any], monkeypatch: Any) -> None:
@@ -178,7 +185,7 @@ def test_a_port_that_a_firewall_drops(diagnosed: Diagnose, outputs: Mapping[str,
     subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
     try:
         url = f"https://127.0.0.1:{port}/v1/chat/completions"
-        expect(diagnosed(connectorUrl=url), Kind.NETWORK, "no answer", "firewall")
+        expect(diagnosed(connectorUrl=url), ExitCode.NETWORK, "no answer", "firewall")
     finally:
         subprocess.run(["nft", "delete", "table", "inet", f"elastic_vllm_{STACK}_drop"], check=True)
 
@@ -188,30 +195,34 @@ def test_a_port_that_a_firewall_drops(diagnosed: Diagnose, outputs: Mapping[str,
 
 LOADS = ("sh", "-c", "echo 'Loading safetensors checkpoint shards:  40% Completed | 2/5'; sleep 600")
 EATS = ("python3", "-c", "x = bytearray(10**9)")
-FAULTS: Mapping[str, tuple[Callable[[], AbstractContextManager[None]], Kind, tuple[str, ...]]] = {
+FAULTS: Mapping[str, tuple[Callable[[], AbstractContextManager[None]], ExitCode, tuple[str, ...]]] = {
     "Nginx stopped": (
         lambda: faults.stopped(NGINX),
-        Kind.CONTAINERS,
+        ExitCode.CONTAINERS,
         (f"{NGINX} does not run (exited", "docker start"),
     ),
-    "vLLM stopped": (lambda: faults.stopped(VLLM), Kind.CONTAINERS, (f"{VLLM} does not run (exited", "docker start")),
-    "vLLM killed": (lambda: faults.killed(VLLM), Kind.CONTAINERS, ("exit code 137", "docker start")),
-    "vLLM paused": (lambda: faults.paused(VLLM), Kind.CONTAINERS, (f"{VLLM} is paused", "docker unpause")),
-    "Nginx removed": (lambda: faults.removed(NGINX), Kind.CONTAINERS, (f"there is no container {NGINX}", "run up")),
-    "vLLM loads": (lambda: faults.in_its_place(VLLM, *LOADS), Kind.LOADING, ("still loading (40 %)", "wait")),
+    "vLLM stopped": (
+        lambda: faults.stopped(VLLM),
+        ExitCode.CONTAINERS,
+        (f"{VLLM} does not run (exited", "docker start"),
+    ),
+    "vLLM killed": (lambda: faults.killed(VLLM), ExitCode.CONTAINERS, ("exit code 137", "docker start")),
+    "vLLM paused": (lambda: faults.paused(VLLM), ExitCode.CONTAINERS, (f"{VLLM} is paused", "docker unpause")),
+    "Nginx removed": (lambda: faults.removed(NGINX), ExitCode.CONTAINERS, (f"there is no container {NGINX}", "run up")),
+    "vLLM loads": (lambda: faults.in_its_place(VLLM, *LOADS), ExitCode.LOADING, ("still loading (40 %)", "wait")),
     "out of memory": (
         lambda: faults.in_its_place(VLLM, *EATS, memory="32m"),
-        Kind.CONTAINERS,
+        ExitCode.CONTAINERS,
         (f"{VLLM} ran out of memory", "smaller model"),
     ),
     "socket gone": (
         lambda: faults.without(OWN / "socket" / "vllm.sock"),
-        Kind.CONTAINERS,
+        ExitCode.CONTAINERS,
         ("its socket is gone", f"docker restart {VLLM}"),
     ),
-    "Nginx's configuration gone": (faults.broken_configuration, Kind.CONTAINERS, (NGINX, "see docker logs")),
-    "disk full": (faults.full_disk, Kind.SERVER, (f"the disk is full at {LOGS}", "free some space")),
-    "packet filter gone": (faults.no_packet_filter, Kind.SERVER, ("the packet filter is gone", "run up")),
+    "Nginx's configuration gone": (faults.broken_configuration, ExitCode.CONTAINERS, (NGINX, "see docker logs")),
+    "disk full": (faults.full_disk, ExitCode.SERVER, (f"the disk is full at {LOGS}", "free some space")),
+    "packet filter gone": (faults.no_packet_filter, ExitCode.SERVER, ("the packet filter is gone", "run up")),
 }
 
 
@@ -243,7 +254,7 @@ def test_a_server_that_ssh_does_not_reach(
     ssh = dict(outputs["ssh"])
     if "options" in change:
         ssh["options"] = _with(ssh["options"], change["options"])
-    expect(diagnosed(ssh={**ssh, **{k: v for k, v in change.items() if k != "options"}}), Kind.SERVER, *words)
+    expect(diagnosed(ssh={**ssh, **{k: v for k, v in change.items() if k != "options"}}), ExitCode.SERVER, *words)
 
 
 def _with(options: list[str], change: list[str]) -> list[str]:
@@ -270,21 +281,23 @@ def test_kibanas_connector_is_as_it_should_be(
 ) -> None:
     elastic, options = kibana
     id_ = payloads.connector_id(f"elastic-vllm-{STACK}")
-    expect(diagnosed(*options), Kind.KIBANA, f"Kibana has no connector {id_}", "kibanaUrl")
+    expect(diagnosed(*options), ExitCode.KIBANA, f"Kibana has no connector {id_}", "kibanaUrl")
     elastic.connectors["default", id_] = outputs["kibanaConnector"]
     expect(diagnosed(*options), None, "has the connector as it should be", "responseTimeout")
     config = {**outputs["kibanaConnector"]["config"], "apiUrl": "https://elsewhere/v1/chat/completions"}
     elastic.connectors["default", id_] = {**outputs["kibanaConnector"], "config": config}
-    expect(diagnosed(*options), Kind.KIBANA, "the connector leads elsewhere: apiUrl is", "up --refresh")
+    expect(diagnosed(*options), ExitCode.KIBANA, "the connector leads elsewhere: apiUrl is", "up --refresh")
 
 
 @SLOW
 def test_kibana_that_does_not_answer_or_refuses_the_key(diagnosed: Diagnose, tmp_path: Path) -> None:
     (tmp_path / "kibana-key").write_text("d3Jvbmc=")
     file = ("--kibana-key-file", str(tmp_path / "kibana-key"))
-    expect(diagnosed("--kibana-url", "http://127.0.0.1:9", *file), Kind.KIBANA, "Connection refused", "is it up")
+    expect(diagnosed("--kibana-url", "http://127.0.0.1:9", *file), ExitCode.KIBANA, "Connection refused", "is it up")
     with elastic_stand_in.serving(Elastic()) as elastic:
-        expect(diagnosed("--kibana-url", elastic.address, *file), Kind.KIBANA, "refuses the API key", "kibanaApiKey")
+        expect(
+            diagnosed("--kibana-url", elastic.address, *file), ExitCode.KIBANA, "refuses the API key", "kibanaApiKey"
+        )
 
 
 # The archive
@@ -314,14 +327,14 @@ def test_the_support_archive_holds_no_secret(diagnosed: Diagnose, outputs: Mappi
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "connectorUrl is not known: give --stack, or --url"),
-        (["--stack", "nope"], "--stack nope: no outputs"),
+        ([], "connectorUrl is not known\n  fix: give --stack, or --url"),
+        (["--stack", "nope", "--rehearsal"], "stack nope isn't up"),
+        (["--url", "https://x/v1/chat/completions", "--rehearsal"], "--rehearsal is given without --stack"),
         (["--url", "https://x/v1/chat/completions", "--key-file", "/no/file"], "/no/file"),
-        (["--stack", STACK, "--kibana-url", "https://k"], "--kibana-url needs --kibana-key-file"),
+        (["--stack", STACK, "--rehearsal", "--kibana-url", "https://k"], "--kibana-url is given without"),
     ],
 )
 def test_bad_input_is_one_clear_error(outputs: Mapping[str, Any], arguments: list[str], said: str) -> None:
-    assert stack_outputs.is_rehearsed(STACK)
     result = invoke("diagnose", *arguments)
     assert result.exit_code == 2
     assert said in result.output

@@ -50,7 +50,7 @@ def file(machine: None) -> Iterator[Path]:
 
 
 def rotate(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [str(ROOT / "scripts" / "elastic-vllm"), "rotate", "--stack", STACK, *arguments]
+    command = [str(ROOT / "scripts" / "elastic-vllm"), "rotate", "--rehearsal", "--stack", STACK, *arguments]
     environment = {**os.environ, "TERM": "dumb"}
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
 
@@ -203,7 +203,7 @@ def test_it_goes_on_where_it_was_killed(file: Path) -> None:
     """After the file was changed, while `up` runs: the worst moment."""
     before = outputs_of(STACK)["keyVersions"]["siem"]
     version = before[0]
-    command = [str(ROOT / "scripts" / "elastic-vllm"), "rotate", "--stack", STACK, "--key", "siem"]
+    command = [str(ROOT / "scripts" / "elastic-vllm"), "rotate", "--rehearsal", "--stack", STACK, "--key", "siem"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as running:
         assert running.stdout
         for line in running.stdout:
@@ -231,6 +231,7 @@ def test_a_named_key_has_a_hand_off_of_its_own(file: Path, tmp_path: Path) -> No
     command = [
         str(ROOT / "scripts" / "elastic-vllm"),
         "handoff",
+        "--rehearsal",
         "--stack",
         STACK,
         "--key",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from components.bundle import manifest
-from components.bundle.manifest import BundleError
+from components.errors import UserError
 from scripts.cli.bundle import archives, images, sbom
 from scripts.cli.bundle.wanted import Say, Wanted
 
@@ -33,7 +33,7 @@ def image(role: str, reference: str, architecture: str) -> Wanted:
             say(f"looking into {blob.name[:12]}")
             said = next(archives.flaws(blob, f"{directory}/{images.BLOBS}/{blob.name}", compressed_layers=True), "")
             if said:
-                raise BundleError(f"image {reference}, layer {blob.name[:12]}: {said}; fix: pin another image")
+                raise UserError(f"image {reference}, layer {blob.name[:12]}: {said}", "pin another image")
 
     return Wanted(
         name=f"image-{role}",
@@ -57,7 +57,7 @@ def wheels(root: Path) -> Wanted:
         done = subprocess.run([*pip, *options], capture_output=True, text=True, check=False)
         if done.returncode:
             said = " ".join(done.stderr.split())[-300:]
-            raise BundleError(f"pip can't download requirements.txt: {said}; fix: a package index must be reachable")
+            raise UserError(f"pip can't download requirements.txt: {said}", "a package index must be reachable")
 
     source = f"requirements.txt {hashlib.sha256(requirements.read_bytes()).hexdigest()}, Python {sys.version_info[:2]}"
     return Wanted(name="wheels", directory="wheels", source=source, bytes=lambda: WHEELS_BYTES, make=make)
@@ -100,12 +100,12 @@ def bill_of_materials(output: Path, parts: Sequence[Wanted]) -> Wanted:
 
 
 def commit(root: Path) -> str:
-    """This project's commit. Raises BundleError where its files are not those of one."""
+    """This project's commit. Raises UserError where its files are not those of one."""
     changed = [line[3:] for line in _git(root, "status", "--porcelain", "--untracked-files=no").splitlines()]
     # Stack files are people's own, and travel beside the project.
     changed = [path for path in changed if not path.startswith("stacks/")]
     if changed:
-        raise BundleError(f"{changed[0]} is changed and not committed; fix: commit it: a bundle holds one commit")
+        raise UserError(f"{changed[0]} is changed and not committed", "commit it: a bundle holds one commit")
     return _git(root, "rev-parse", "HEAD").strip()
 
 
@@ -113,11 +113,9 @@ def _git(root: Path, *arguments: str) -> str:
     try:
         done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
     except OSError as error:
-        raise BundleError(f"git can't be run: {error}; fix: install git") from error
+        raise UserError(f"git can't be run: {error}", "install git") from error
     if done.returncode:
-        raise BundleError(
-            f"git {arguments[0]}: {' '.join(done.stderr.split())}; fix: run it in a clone of this project"
-        )
+        raise UserError(f"git {arguments[0]}: {' '.join(done.stderr.split())}", "run it in a clone of this project")
     return done.stdout
 
 

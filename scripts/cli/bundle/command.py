@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from components.bundle.manifest import BundleError
 from components.catalogue import models
+from components.errors import UserError
 from components.settings import model as model_checks
 from components.settings import problems as setting_checks
 from components.settings.problems import Problems
@@ -15,7 +15,8 @@ from scripts.cli.bundle import collect, guide, making, packages, probe, pulumi_c
 from scripts.cli.bundle.making import Base
 from scripts.cli.bundle.probe import Probe
 from scripts.cli.bundle.wanted import Wanted
-from scripts.lib.stack_file import PREFIX, StackFile, StackFileError
+from scripts.lib.errors import BadInputError
+from scripts.lib.stack_file import PREFIX, StackFile
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -27,10 +28,7 @@ def probe_server(
 
     Where this machine does not reach it: scripts/elastic-vllm bundle probe --script is what to run there.
     """
-    try:
-        typer.echo(probe.of_server(_values(StackFile(ROOT, stack)), defaults()), nl=False)
-    except (BundleError, StackFileError, OSError) as error:
-        raise _failed(error) from None
+    typer.echo(probe.of_server(_values(StackFile(ROOT, stack)), defaults()), nl=False)
 
 
 def build(  # noqa: PLR0917 - options all
@@ -87,8 +85,8 @@ def build(  # noqa: PLR0917 - options all
             made = making.build(output, making.about(stack, commit, base), wanted, finish, base)
             if sign_key:
                 signature.sign(output, sign_key)
-    except (BundleError, StackFileError, OSError) as error:
-        raise _failed(error) from None
+    except OSError as error:
+        raise UserError(f"the bundle can't be written: {error}", "put that right, and run the same again") from error
     size = sum(file.bytes for file in made.carried) / 1e9
     delta = f", a delta since {base.sha256[:12]}" if base else ""
     typer.echo(f"{output}: {len(made.carried)} files, {size:.1f} GB{delta}; what to do with it: {output / guide.PATH}")
@@ -98,12 +96,6 @@ def build(  # noqa: PLR0917 - options all
         typer.echo("not signed: --sign-key FILE lets the site see that it comes from you")
 
 
-def _failed(error: Exception) -> typer.Exit:
-    fix = f"; fix: {error.fix}" if isinstance(error, StackFileError) else ""
-    typer.echo(f"bundle: {error}{fix}", err=True)
-    return typer.Exit(1)
-
-
 def _values(file: StackFile) -> dict[str, str]:
     """All settings as texts, Pulumi.yaml's defaults among them."""
     given = {key.removeprefix(PREFIX): as_text(value) for key, value in file.config.items() if key.startswith(PREFIX)}
@@ -111,7 +103,7 @@ def _values(file: StackFile) -> dict[str, str]:
 
 
 def _parts(file: StackFile, commit: str, given: Path | None, server: Probe | None, pulumi: str) -> list[Wanted]:
-    """What the stack needs, but for what tells of it. Raises BundleError."""
+    """What the stack needs, but for what tells of it. Raises UserError."""
     values = _values(file)
     problems = Problems(values, defaults())
     problems.unknown_keys()
@@ -125,7 +117,8 @@ def _parts(file: StackFile, commit: str, given: Path | None, server: Probe | Non
     if from_hub and given:
         problems.add("modelSource", "hub, so --weights is not for it", "leave --weights out, or set it to host")
     if problems.found:
-        raise BundleError("settings are wrong; nothing was collected:\n  - " + "\n  - ".join(problems.found))
+        wrong = "".join(f"\n  - {problem}" for problem in problems.found)
+        raise BadInputError(f"settings are wrong; nothing was collected:{wrong}", f"correct them in {file.name}")
     licence, architecture = models.licence(model.name), making.architecture()
     parts = [collect.image(role, reference, architecture) for role, reference in images.items()]
     if from_hub:

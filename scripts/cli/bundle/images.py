@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from components.bundle.manifest import BLOCK_BYTES, BundleError
+from components.bundle.manifest import BLOCK_BYTES
+from components.errors import UserError
 
 BLOBS = Path("blobs/sha256")
 LOCAL = "localhost/"
@@ -28,21 +29,21 @@ def local_name(role: str, reference: str, source: str) -> str:
 
 
 def id_in_docker(reference: str) -> tuple[str, int]:
-    """Id and bytes of an image that this machine's Docker holds. Raises BundleError."""
+    """Id and bytes of an image that this machine's Docker holds. Raises UserError."""
     command = ["docker", "image", "inspect", "--format", "{{.Id}} {{.Size}}", reference]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
-        raise BundleError(f"there is no docker here for image {reference}: {error}; fix: install it") from error
+        raise UserError(f"there is no docker here for image {reference}: {error}", "install it") from error
     if done.returncode:
         said = " ".join(done.stderr.split())
-        raise BundleError(f"image {reference} can't be taken from Docker: {said}; fix: build or load it here first")
+        raise UserError(f"image {reference} can't be taken from Docker: {said}", "build or load it here first")
     id_, _, size = done.stdout.strip().partition(" ")
     return id_, int(size)
 
 
 def from_docker(reference: str, name: str, directory: Path, say: Callable[[str], None]) -> None:
-    """Take an image out of this machine's Docker. Raises BundleError."""
+    """Take an image out of this machine's Docker. Raises UserError."""
     blobs = directory / BLOBS
     blobs.mkdir(parents=True, exist_ok=True)
     stored: dict[str, str] = {}  # entry -> its blob
@@ -64,9 +65,9 @@ def from_docker(reference: str, name: str, directory: Path, say: Callable[[str],
                         stored[entry.name] = _store(content, blobs, progress.add)
         except tarfile.TarError as error:
             process.kill()
-            raise BundleError(f"docker image save {reference} broke off: {error}; fix: run the same again") from error
+            raise UserError(f"docker image save {reference} broke off: {error}", "run the same again") from error
     if process.returncode or len(manifests) != 1:
-        raise BundleError(f"docker image save {reference} failed ({process.returncode}); fix: see its lines above")
+        raise UserError(f"docker image save {reference} failed ({process.returncode})", "see its lines above")
     # Older Dockers write a layer that comes twice as a link to ../LAYER/layer.tar.
     for link, target in links.items():
         stored[link] = stored[f"{target}/layer.tar" if f"{target}/layer.tar" in stored else target]
@@ -77,7 +78,7 @@ def from_docker(reference: str, name: str, directory: Path, say: Callable[[str],
 
 
 def from_registry(reference: str, name: str, architecture: str, directory: Path, say: Callable[[str], None]) -> None:
-    """Take an image from its registry by digest; what an earlier try brought is not fetched again. Raises BundleError.
+    """Take an image from its registry by digest; what an earlier try brought is not fetched again. Raises UserError.
 
     The digest is checked by skopeo, that of each layer too. An image in Docker's own format becomes OCI's: same layers,
     another id, and without HEALTHCHECK, SHELL and ONBUILD, which nothing here uses.
@@ -92,7 +93,7 @@ def from_registry(reference: str, name: str, architecture: str, directory: Path,
             said = line.strip() or said
             say(said)
     if process.returncode:
-        raise BundleError(f"image {reference} can't be fetched: {said[-300:]}; fix: check its name and the network")
+        raise UserError(f"image {reference} can't be fetched: {said[-300:]}", "check its name and the network")
     index = json.loads((directory / "index.json").read_text())
     manifest = json.loads((directory / BLOBS / _hex(index["manifests"][0]["digest"])).read_text())
     _finish(
@@ -101,15 +102,13 @@ def from_registry(reference: str, name: str, architecture: str, directory: Path,
 
 
 def bytes_in_registry(reference: str, architecture: str) -> int:
-    """Bytes of an image's layers, as they are fetched. Raises BundleError."""
+    """Bytes of an image's layers, as they are fetched. Raises UserError."""
     found = _manifest(reference)
     if "manifests" in found:
         wanted = {"os": "linux", "architecture": architecture}
         fitting = [each for each in found["manifests"] if wanted.items() <= each.get("platform", {}).items()]
         if not fitting:
-            raise BundleError(
-                f"image {reference} is not there for {architecture}; fix: pin another, or build elsewhere"
-            )
+            raise UserError(f"image {reference} is not there for {architecture}", "pin another, or build elsewhere")
         found = _manifest(f"{reference.partition('@')[0]}@{fitting[0]['digest']}")
     return sum(int(layer["size"]) for layer in found["layers"])
 
@@ -121,7 +120,7 @@ def _manifest(reference: str) -> dict[str, Any]:
         text = process.communicate()[0]
     if process.returncode:
         said = " ".join(text.split())[-300:]
-        raise BundleError(f"the registry does not tell of {reference}: {said}; fix: check its name and the network")
+        raise UserError(f"the registry does not tell of {reference}: {said}", "check its name and the network")
     found: dict[str, Any] = json.loads(text)
     return found
 
@@ -136,7 +135,7 @@ def _skopeo(command: list[str]) -> subprocess.Popen[str]:
     try:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     except FileNotFoundError as error:
-        raise BundleError("there is no skopeo here, which fetches images; fix: apt-get install skopeo") from error
+        raise UserError("there is no skopeo here, which fetches images", "apt-get install skopeo") from error
 
 
 def _platform(architecture: str) -> list[str]:

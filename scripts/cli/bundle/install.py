@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from components.bundle import manifest
-from components.bundle.manifest import MANIFEST, BundleError, File, Manifest
+from components.bundle.manifest import MANIFEST, File, Manifest
+from components.errors import UserError
+from scripts.lib.errors import report
 
 ROOT = Path(__file__).resolve().parents[3]
 HOME = ROOT / ".pulumi"
@@ -22,7 +24,7 @@ HOME = ROOT / ".pulumi"
 
 
 def packages(directories: Sequence[Path], bundle: Manifest) -> None:
-    """Make .venv, where it does not fit yet. Raises BundleError."""
+    """Make .venv, where it does not fit yet. Raises UserError."""
     places = _there(directories, bundle, bundle.parts["wheels"].files)
     found = [*dict.fromkeys(path.parent for path in places.values())]
     missing = [file for file in bundle.parts["wheels"].files if file.path not in places]
@@ -33,11 +35,11 @@ def packages(directories: Sequence[Path], bundle: Manifest) -> None:
     if done.returncode and missing:
         raise _needs_base(bundle, missing[0])
     if done.returncode:
-        raise BundleError("the Python packages can't be installed; fix: see the lines above")
+        raise UserError("the Python packages can't be installed", "see the lines above")
 
 
 def pulumi(directories: Sequence[Path], bundle: Manifest) -> bool:
-    """Unpack the CLI and install its plugins, where the bundle has them. Raises BundleError."""
+    """Unpack the CLI and install its plugins, where the bundle has them. Raises UserError."""
     if "pulumi" not in bundle.parts:
         return False
     part = bundle.parts["pulumi"]
@@ -56,7 +58,7 @@ def pulumi(directories: Sequence[Path], bundle: Manifest) -> bool:
         with tarfile.open(cli) as archive:
             archive.extractall(new, filter="data")
     except tarfile.TarError as error:
-        raise BundleError(f"{cli}: {error}; fix: verify the bundle") from error
+        raise UserError(f"{cli}: {error}", "verify the bundle") from error
     shutil.rmtree(HOME / "bin", ignore_errors=True)
     (new / "pulumi").rename(HOME / "bin")
     new.rmdir()
@@ -68,13 +70,13 @@ def pulumi(directories: Sequence[Path], bundle: Manifest) -> bool:
         done = subprocess.run([*command, "--reinstall"], env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             said = " ".join(f"{done.stdout} {done.stderr}".split())[-300:]
-            raise BundleError(f"Pulumi's plugin {name} can't be installed: {said}; fix: see its words")
+            raise UserError(f"Pulumi's plugin {name} can't be installed: {said}", "see its words")
     stamp.write_text(part.source)
     return True
 
 
 def _there(directories: Sequence[Path], bundle: Manifest, files: Sequence[File]) -> dict[str, Path]:
-    """Where the files are, by path: in the bundle, or with the same content in one before it. Raises BundleError."""
+    """Where the files are, by path: in the bundle, or with the same content in one before it. Raises UserError."""
     before = [(place, file) for place in directories[1:] for file in manifest.read(place).carried]
     known = {file.sha256: place / file.path for place, file in before}
     places = {}
@@ -83,22 +85,22 @@ def _there(directories: Sequence[Path], bundle: Manifest, files: Sequence[File])
         if path is None:
             continue
         if not path.is_file() or manifest.sha256(path) != file.sha256:
-            raise BundleError(
-                f"{path}: missing or altered; fix: run scripts/elastic-vllm bundle verify, and carry it over again"
+            raise UserError(
+                f"{path}: missing or altered", "run scripts/elastic-vllm bundle verify, and carry it over again"
             )
         places[file.path] = path
     return places
 
 
-def _needs_base(bundle: Manifest, file: File) -> BundleError:
-    return BundleError(
-        f"this delta leaves out {file.path}, and it is not installed here either; fix: give the bundle before it, too:"
-        f" --base DIR, whose {MANIFEST} has SHA-256 {bundle.since}"
+def _needs_base(bundle: Manifest, file: File) -> UserError:
+    return UserError(
+        f"this delta leaves out {file.path}, and it is not installed here either",
+        f"give the bundle before it, too: --base DIR, whose {MANIFEST} has SHA-256 {bundle.since}",
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Exit code 0: all is installed; 1: it can't be."""
+    """Install, and end with an exit status of scripts/lib/errors.py."""
     parser = argparse.ArgumentParser(
         prog="scripts/elastic-vllm bundle install",
         description="Make .venv, and .pulumi where the Pulumi CLI is in the bundle, from a bundle that `bundle verify`"
@@ -114,9 +116,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         bundle = manifest.read(given.directory)
         packages(directories, bundle)
         there = pulumi(directories, bundle)
-    except (BundleError, OSError) as error:
-        print(f"bundle: {error}", file=sys.stderr)
-        sys.exit(1)
+    except UserError as error:
+        sys.exit(report(error))
+    except OSError as error:
+        sys.exit(report(UserError(f"it can't be installed: {error}", "put that right, and run the same again")))
     print(f"installed: .venv{', .pulumi' if there else ''}")
     if there:
         print('before pulumi is run: export PULUMI_HOME="$PWD/.pulumi" PATH="$PWD/.pulumi/bin:$PATH"')

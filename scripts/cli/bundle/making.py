@@ -15,10 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from components.bundle import manifest
-from components.bundle.manifest import MANIFEST, SIGNATURE, SUMS, BundleError, File, Manifest, Part
+from components.bundle.manifest import MANIFEST, SIGNATURE, SUMS, File, Manifest, Part
+from components.errors import UserError
 from scripts.cli.bundle import collect
 from scripts.cli.bundle.wanted import Say, UnreachableError, Wanted
 from scripts.lab.display import Display
+from scripts.lib.errors import BadInputError
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 SPARE_BYTES = 1_000_000_000
@@ -36,10 +38,10 @@ class Base:
 
     @classmethod
     def read(cls, path: Path) -> "Base":
-        """From a manifest's file. Raises BundleError."""
+        """From a manifest's file. Raises UserError."""
         found = manifest.read(path.parent) if path.name == MANIFEST else None
         if not found:
-            raise BundleError(f"--since {path}: give the {MANIFEST} of the bundle before, under that name")
+            raise BadInputError(f"--since {path}: no {MANIFEST}", "give that of the bundle before, under that name")
         return cls(found, manifest.sha256(path))
 
     def left_out(self, part: Part) -> Part:
@@ -58,14 +60,14 @@ class Base:
 
 @contextmanager
 def alone(output: Path) -> Iterator[None]:
-    """The directory, which is made, is this process's until the block ends. Raises BundleError, OSError."""
+    """The directory, which is made, is this process's until the block ends. Raises UserError, OSError."""
     output.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(output, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise BundleError(f"another build is writing to {output}; fix: wait for it") from None
+        raise UserError(f"another build is writing to {output}", "wait for it") from None
     finally:
         os.close(descriptor)
 
@@ -77,15 +79,15 @@ def build(
     finish: Callable[[list[Wanted]], list[Wanted]],
     base: Base | None,
 ) -> Manifest:
-    """Make what is missing; `finish` gives the parts that tell of the others. Raises BundleError, OSError."""
+    """Make what is missing; `finish` gives the parts that tell of the others. Raises UserError, OSError."""
     strangers = [path.name for path in output.iterdir() if path.name not in _places(wanted, finish)]
     if strangers:
-        raise BundleError(f"--output {output} holds {min(strangers)}; fix: give a new directory, or that of a bundle")
+        raise BadInputError(f"--output {output} holds {min(strangers)}", "give a new directory, or that of a bundle")
     before = manifest.read(output) if (output / MANIFEST).exists() else None
     if before and before.stack != about.stack:
-        raise BundleError(f"--output {output} is the bundle of stack {before.stack}; fix: give another directory")
+        raise BadInputError(f"--output {output} is the bundle of stack {before.stack}", "give another directory")
     if before and before.since != about.since:
-        raise BundleError(f"--output {output} goes on from another bundle (--since); fix: give another directory")
+        raise BadInputError(f"--output {output} builds on another bundle (--since)", "give another directory")
     with Display() as display:
         return _Making(output, about, before, base, display).make(list(wanted), finish)
 
@@ -100,7 +102,7 @@ class _Making:
         self._made = about
 
     def make(self, wanted: list[Wanted], finish: Callable[[list[Wanted]], list[Wanted]]) -> Manifest:
-        """All parts, and what names them. Raises BundleError, OSError."""
+        """All parts, and what names them. Raises UserError, OSError."""
         output, before = self._output, self._before
         with self._display.task("what is there", "bundle") as task:
             kept = self._good(wanted, task.say)
@@ -185,8 +187,8 @@ class _Making:
         there = sum(path.stat().st_size for part in missing for path in _files(output, part))
         needed, free = sum(part.bytes() for part in missing) + SPARE_BYTES - there, shutil.disk_usage(output).free
         if free < needed:
-            raise BundleError(
-                f"too little disk at {output}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free; fix: free some"
+            raise UserError(
+                f"too little disk at {output}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free", "free some"
             )
 
 
@@ -222,7 +224,7 @@ def _as_it_is(output: Path, part: Wanted) -> Part:
     for path in _files(output, part):
         name = path.relative_to(output).as_posix()
         if said := manifest.flaw(name):
-            raise BundleError(f"the file {name!r} of {part.name} {said}; fix: rename it where it comes from")
+            raise UserError(f"the file {name!r} of {part.name} {said}", "rename it where it comes from")
         files.append(File(path=name, bytes=path.stat().st_size, sha256=manifest.sha256(path)))
     return Part(source=part.source, licence=part.licence, about=part.about, files=tuple(files))
 

@@ -11,18 +11,62 @@ import tempfile
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from components.bundle.manifest import BundleError
+from components.errors import UserError
 from components.machine.gpu_driver import LEAST_DRIVER, TOOLKIT
 from scripts.cli.bundle import probe
 from scripts.cli.bundle.probe import Probe
 from scripts.cli.bundle.wanted import Say, Wanted
 
-SINCE: Mapping[str, Mapping[str, float]] = {
-    "debian": {"netavark": 13, "docker-cli": 13},
-    "ubuntu": {"netavark": 23.04, "docker-cli": 1000},
-}
-"""Distribution -> what podman or docker.io only recommend, and do not work without -> the release that has it so."""
+DISTRIBUTIONS = ("debian", "ubuntu")
+NETAVARK = {"debian": 13, "ubuntu": 23.04}
+"""First releases whose Podman publishes ports with netavark: netavark 1.4 publishes a port that the API asks for on
+0.0.0.0 to nobody (seen), so CNI's plugins are used before."""
+DOCKER_CLIENT = {"debian": 13}
+"""First releases whose docker.io only recommends its client."""
+
+
+class Package(NamedTuple):
+    """A package that a server needs where it lacks the program."""
+
+    name: str
+    program: str
+    runtime: str = ""
+    """Needed with this container runtime only."""
+    since: Mapping[str, float] | None = None
+    """Needed from these releases on."""
+    before: Mapping[str, float] | None = None
+    """Needed before these releases only."""
+    for_gpus: bool = False
+
+    def is_needed(self, server: Probe, runtime: str, *, gpus: bool) -> bool:
+        """True if the server lacks it."""
+        return (
+            server.programs[self.program] is None
+            and self.runtime in {"", runtime}
+            and (gpus or not self.for_gpus)
+            and (self.since is None or _is_since(server, self.since))
+            and (self.before is None or not _is_since(server, self.before))
+        )
+
+
+PACKAGES = (
+    Package("podman", "podman", "podman"),
+    # netavark runs iptables to publish ports, and Debian's packages only suggest it.
+    Package("iptables", "podman", "podman"),
+    Package("netavark", "podman", "podman", since=NETAVARK),
+    Package("aardvark-dns", "podman", "podman", since=NETAVARK),
+    Package("containernetworking-plugins", "podman", "podman", before=NETAVARK),
+    Package("podman-docker", "docker", "podman"),
+    Package("runc", "runc", "podman", for_gpus=True),  # components/files/containers/podman-with-gpus.sh
+    Package("docker.io", "docker", "docker"),
+    Package("docker-cli", "docker", "docker", since=DOCKER_CLIENT),
+    Package("ca-certificates", "curl"),
+    Package("curl", "curl"),
+    Package("nftables", "nft"),
+    Package("logrotate", "logrotate"),
+)
 TOOLKIT_PACKAGES = (
     "nvidia-container-toolkit",
     "nvidia-container-toolkit-base",
@@ -42,36 +86,26 @@ HOOKS = (
 
 
 def names(server: Probe, *, runtime: str, gpus: bool) -> list[str]:
-    """The packages to ask for; what the server has is left out. Raises BundleError where it can't have them."""
-    there = server.programs
-    kind, _, release = server.distribution.partition(" ")
-    # Testing has no number.
-    newer = {what: not release or float(release) >= first for what, first in SINCE.get(kind, {}).items()}
-    asked: list[str] = []
-    if runtime == "podman":
-        # netavark runs iptables to publish ports, and Debian's packages only suggest it.
-        asked += ["podman", "iptables"] if there["podman"] is None else []
-        # Before, CNI's plugins: netavark 1.4 publishes a port that is asked for by the API on 0.0.0.0 to nobody (seen).
-        network = ["netavark", "aardvark-dns"] if newer.get("netavark") else ["containernetworking-plugins"]
-        asked += network if there["podman"] is None else []
-        asked += ["podman-docker"] if there["docker"] is None else []
-        # components/files/containers/podman-with-gpus.sh
-        asked += ["runc"] if gpus and there["runc"] is None else []
-    elif there["docker"] is None:
-        asked += ["docker.io", *(["docker-cli"] if newer.get("docker-cli") else [])]
-    asked += ["ca-certificates", "curl"] if there["curl"] is None else []
-    asked += [package for program, package in (("nft", "nftables"), ("logrotate", "logrotate")) if not there[program]]
+    """The packages that the server lacks. Raises UserError where it can't have them."""
+    lacking = [package.name for package in PACKAGES if package.is_needed(server, runtime, gpus=gpus)]
     if gpus and not _has_driver(server):
-        asked += _driver(server)
+        lacking += _driver(server)
     if gpus and not _has_toolkit(server):
-        asked += [f"{package}={TOOLKIT['toolkit_version']}" for package in TOOLKIT_PACKAGES]
-    if asked and (kind not in SINCE or server.dpkg_status is None):
-        lacking = ", ".join(asked)
-        raise BundleError(
-            f"the probed server ({server.distribution or 'unknown'}) lacks {lacking}, and only Debian and Ubuntu are"
-            " installed to; fix: install them there by hand, then probe it again"
+        lacking += [f"{package}={TOOLKIT['toolkit_version']}" for package in TOOLKIT_PACKAGES]
+    known = server.distribution.startswith(DISTRIBUTIONS) and server.dpkg_status is not None
+    if lacking and not known:
+        raise UserError(
+            f"the probed server ({server.distribution or 'unknown'}) lacks {', '.join(lacking)}, and only Debian and "
+            "Ubuntu are installed to",
+            "install them there by hand, then probe it again",
         )
-    return asked
+    return lacking
+
+
+def _is_since(server: Probe, first: Mapping[str, float]) -> bool:
+    """True if the server has the named release of its distribution, or a newer one: testing has no number."""
+    kind, _, release = server.distribution.partition(" ")
+    return kind in first and (not release or float(release) >= first[kind])
 
 
 def _has_driver(server: Probe) -> bool:
@@ -89,14 +123,14 @@ def _has_toolkit(server: Probe) -> bool:
 def _driver(server: Probe) -> list[str]:
     """Ubuntu's signed modules for exactly the kernel that runs there, as install-gpu-driver.sh wants them."""
     if server.nvidia_driver:
-        raise BundleError(
-            f"the probed server has NVIDIA's driver {server.nvidia_driver}, which is too old: {LEAST_DRIVER} is needed;"
-            " fix: replace it there by hand, then probe it again"
+        raise UserError(
+            f"the probed server has NVIDIA's driver {server.nvidia_driver}, which is too old: {LEAST_DRIVER} is needed",
+            "replace it there by hand, then probe it again",
         )
     if not server.distribution.startswith("ubuntu "):
-        raise BundleError(
-            f"the probed server ({server.distribution}) has no NVIDIA driver, and only Ubuntu's can be bundled;"
-            f" fix: install {LEAST_DRIVER} or newer there by hand, then probe it again"
+        raise UserError(
+            f"the probed server ({server.distribution}) has no NVIDIA driver, and only Ubuntu's can be bundled",
+            f"install {LEAST_DRIVER} or newer there by hand, then probe it again",
         )
     branch = f"{LEAST_DRIVER}-server"
     found = [f"linux-modules-nvidia-{branch}-open-{server.kernel}", f"nvidia-headless-no-dkms-{branch}-open"]
@@ -105,16 +139,17 @@ def _driver(server: Probe) -> list[str]:
 
 
 def part(server: Probe, *, runtime: str, gpus: bool, here: Probe | None = None) -> Wanted | None:
-    """The packages for a server; None where it lacks none. Raises BundleError where they can't be had from here."""
+    """The packages for a server; None where it lacks none. Raises UserError where they can't be had from here."""
     asked = names(server, runtime=runtime, gpus=gpus)
     if not asked:
         return None
     here = here or probe.this_machine()
     for what in ("distribution", "codename", "architecture"):
         if (ours := getattr(here, what)) != (theirs := getattr(server, what)):
-            raise BundleError(
+            raise UserError(
                 f"the probed server's {what} is {theirs!r}, this machine's is {ours!r}, so its packages can't be had"
-                " here; fix: build on a machine (or in a container) of the server's kind, or leave --probe out"
+                " here",
+                "build on a machine (or in a container) of the server's kind, or leave --probe out",
             )
 
     def make(path: Path, say: Say) -> None:
@@ -135,7 +170,7 @@ def part(server: Probe, *, runtime: str, gpus: bool, here: Probe | None = None) 
 
 
 def download(server: Probe, asked: Sequence[str], path: Path, say: Say) -> None:
-    """Fetch these packages, and what they need, into a directory; nothing else is there then. Raises BundleError."""
+    """Fetch these packages, and what they need, into a directory; nothing else is there then. Raises UserError."""
     (path / "partial").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="elastic-vllm-apt-") as directory:
         apt = _Apt(Path(directory), server, say)
@@ -198,12 +233,12 @@ class _Apt:
         (work / "apt.conf").write_text("\n".join([*lines, ""]))
 
     def install(self, asked: Sequence[str], archives: Path, how: str) -> list[str]:
-        """Work out what is needed and fetch it into `archives`, or say it. Raises BundleError."""
+        """Work out what is needed and fetch it into `archives`, or say it. Raises UserError."""
         options = ("--yes", "--no-install-recommends", "--allow-change-held-packages", how)
         return self.run("install", *options, "-o", f"Dir::Cache::archives={archives}", *asked)
 
     def run(self, *arguments: str) -> list[str]:
-        """apt-get; what it says is shown, and returned. Raises BundleError."""
+        """apt-get; what it says is shown, and returned. Raises UserError."""
         command = ["apt-get", "-q", "-c", str(self._work / "apt.conf"), *arguments]
         environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
         said: list[str] = []
@@ -215,18 +250,18 @@ class _Apt:
                     said.append(line.strip())
                     self._say(line)
         except FileNotFoundError as error:
-            raise BundleError("there is no apt-get here; fix: build on a machine of the server's kind") from error
+            raise UserError("there is no apt-get here", "build on a machine of the server's kind") from error
         if process.returncode:
             errors = [line[3:] for line in said if line.startswith("E: ")] or said[-1:]
             unmet = [line for line in said if "Depends:" in line]
-            raise BundleError(
-                f"apt-get {arguments[0]}: {'; '.join([*errors, *unmet])[:400]}; fix: the packages must be in this"
-                " machine's apt sources, reachable and up to date"
+            raise UserError(
+                f"apt-get {arguments[0]}: {'; '.join([*errors, *unmet])[:400]}",
+                "the packages must be in this machine's apt sources, reachable and up to date",
             )
         return said
 
     def add_toolkit(self) -> None:
-        """NVIDIA's own repository, if its key is the known one. Raises BundleError."""
+        """NVIDIA's own repository, if its key is the known one. Raises UserError."""
         url = TOOLKIT["toolkit_key"]
         self._say(url)
         key = self._work / "key"
@@ -234,9 +269,10 @@ class _Apt:
             with urllib.request.urlopen(url, timeout=KEY_SECONDS) as answer:  # noqa: S310 - https
                 key.write_bytes(answer.read())
         except OSError as error:
-            raise BundleError(
-                f"NVIDIA's package repository can't be reached: {url}: {error}; fix: let this machine reach it, or"
-                f" install nvidia-container-toolkit above {TOOLKIT['toolkit_above']} on the server and probe it again"
+            raise UserError(
+                f"NVIDIA's package repository can't be reached: {url}: {error}",
+                "let this machine reach it, or"
+                f" install nvidia-container-toolkit above {TOOLKIT['toolkit_above']} on the server and probe it again",
             ) from error
         keyring = self._work / "keyring.gpg"
         check_key(key, TOOLKIT["toolkit_fingerprint"], keyring)
@@ -245,7 +281,7 @@ class _Apt:
 
 
 def check_key(key: Path, fingerprint: str, keyring: Path) -> None:
-    """Write the keyring if the file's only primary key is the known one. Raises BundleError."""
+    """Write the keyring if the file's only primary key is the known one. Raises UserError."""
     with tempfile.TemporaryDirectory(prefix="elastic-vllm-gpg-") as home:
         gpg = ["gpg", "--batch", "--quiet", "--homedir", home]
         try:
@@ -253,7 +289,7 @@ def check_key(key: Path, fingerprint: str, keyring: Path) -> None:
                 [*gpg, "--with-colons", "--show-keys", str(key)], capture_output=True, text=True, check=False
             )
         except FileNotFoundError as error:
-            raise BundleError("there is no gpg here, which checks keys; fix: apt-get install gpg") from error
+            raise UserError("there is no gpg here, which checks keys", "apt-get install gpg") from error
         found, primary = [], False
         for line in shown.stdout.splitlines():
             fields = line.split(":")
@@ -262,18 +298,19 @@ def check_key(key: Path, fingerprint: str, keyring: Path) -> None:
                 found.append(fields[9])
                 primary = False
         if found != [fingerprint]:
-            raise BundleError(
+            raise UserError(
                 f"the key of NVIDIA's package repository is not the known one: {' '.join(found) or 'none'} instead of"
-                f" {fingerprint}; fix: find out whether NVIDIA has announced a new key"
+                f" {fingerprint}",
+                "find out whether NVIDIA has announced a new key",
             )
         subprocess.run([*gpg, "--yes", "--dearmor", "--output", str(keyring), str(key)], check=True)
 
 
 def of_file(path: Path) -> tuple[str, str, str]:
-    """Name, version and architecture of a package. Raises BundleError."""
+    """Name, version and architecture of a package. Raises UserError."""
     command = ["dpkg-deb", "--show", "--showformat", "${Package} ${Version} ${Architecture}", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     words = done.stdout.split()
     if done.returncode or len(words) != 3:  # noqa: PLR2004
-        raise BundleError(f"{path.name}: {' '.join(done.stderr.split())}; fix: run the same again")
+        raise UserError(f"{path.name}: {' '.join(done.stderr.split())}", "run the same again")
     return words[0], words[1], words[2]

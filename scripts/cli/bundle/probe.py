@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.bundle.manifest import BundleError
+from components.errors import UserError
 from components.machine.host import STANDARD_SSH_PORT
 from components.settings import problems as setting_checks
 from components.settings import ssh as ssh_checks
 from components.settings.problems import Problems
 from components.settings.stack import PROJECT_DIRECTORY
+from scripts.lib.errors import BadInputError
 
 FORMAT = 1
 SCRIPT = Path(__file__).with_name("probe.sh")
@@ -52,11 +53,11 @@ class Probe:
 
 
 def read(path: Path) -> Probe:
-    """The probe in a file. Raises BundleError."""
+    """The probe in a file. Raises UserError."""
     try:
         return parse(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, zlib.error) as error:
-        raise BundleError(f"--probe {path}: {error}; fix: {AGAIN}") from error
+        raise BadInputError(f"--probe {path}: {error}", AGAIN) from error
 
 
 def parse(document: Any) -> Probe:
@@ -84,15 +85,15 @@ def parse(document: Any) -> Probe:
 
 
 def this_machine() -> Probe:
-    """What a bundle is built on. Raises BundleError."""
+    """What a bundle is built on. Raises UserError."""
     done = subprocess.run(["bash", SCRIPT], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise BundleError(f"this machine can't be probed: {' '.join(done.stderr.split())}; fix: build on Linux")
+        raise UserError(f"this machine can't be probed: {' '.join(done.stderr.split())}", "build on Linux")
     return parse(json.loads(done.stdout))
 
 
 def of_server(values: Mapping[str, str], defaults: Mapping[str, str]) -> str:
-    """Probe a stack's server over SSH, its host key checked; returns the document. Raises BundleError."""
+    """Probe a stack's server over SSH, its host key checked; returns the document. Raises UserError."""
     problems = Problems(values, defaults)
     key = ssh_checks.private_key(problems, PROJECT_DIRECTORY)
     host_key = ssh_checks.host_key(problems, PROJECT_DIRECTORY)
@@ -100,7 +101,8 @@ def of_server(values: Mapping[str, str], defaults: Mapping[str, str]) -> str:
     user = problems.text("sshUser", setting_checks.USER, "use a Linux user name")
     port = problems.integer("sshPort", 1, 65535)
     if problems.found:
-        raise BundleError("settings are wrong; nothing was asked:\n  - " + "\n  - ".join(problems.found))
+        wrong = "".join(f"\n  - {problem}" for problem in problems.found)
+        raise BadInputError(f"settings are wrong; nothing was asked:{wrong}", "correct them in the stack's file")
     known = host if port == STANDARD_SSH_PORT else f"[{host}]:{port}"
     options = {
         "BatchMode": "yes",
@@ -120,12 +122,10 @@ def of_server(values: Mapping[str, str], defaults: Mapping[str, str]) -> str:
         if not done.returncode:
             parse(json.loads(document))
     except subprocess.TimeoutExpired as error:
-        raise BundleError(f"{user}@{host} does not answer within {SSH_SECONDS} s; fix: is the machine on") from error
+        raise UserError(f"{user}@{host} does not answer within {SSH_SECONDS} s", "is the machine on") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise BundleError(
-            f"{user}@{host} answered something else: {error}; fix: its shell must print nothing"
-        ) from error
+        raise UserError(f"{user}@{host} answered something else: {error}", "its shell must print nothing") from error
     if done.returncode:
         said = " ".join(done.stderr.decode("utf-8", "replace").split())[-300:]
-        raise BundleError(f"{user}@{host} can't be probed: {said}; fix: check host, sshUser, sshPort and sshHostKey")
+        raise UserError(f"{user}@{host} can't be probed: {said}", "check host, sshUser, sshPort and sshHostKey")
     return document

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
-from components.bundle.manifest import BLOCK_BYTES, BundleError
+from components.bundle.manifest import BLOCK_BYTES
+from components.errors import UserError
 from scripts.cli.bundle.wanted import Say, UnreachableError, Wanted
+from scripts.lib.errors import BadInputError
 
 RELEASES = "https://github.com/pulumi"
 PLUGINS = ("command", "docker", "random", "tls")
@@ -55,7 +57,7 @@ def archives(requirements: Path, architecture: str, gcp: bool) -> list[Archive]:
 
 
 def part(wanted: Sequence[Archive], given: str) -> Wanted | None:
-    """What `--pulumi` asks for: a directory, `download`, a mirror's URL, or None for `none`. Raises BundleError."""
+    """What `--pulumi` asks for: a directory, `download`, a mirror's URL, or None for `none`. Raises UserError."""
     if given == "none":
         return None
     remote = given == "download" or re.match(r"https?://", given)
@@ -63,7 +65,7 @@ def part(wanted: Sequence[Archive], given: str) -> Wanted | None:
     directory = Path(given).expanduser()
     missing = [name for each in wanted for name in (each.name, each.checksums) if not (directory / name).is_file()]
     if not remote and missing:
-        raise BundleError(f"--pulumi {given}: there is no {missing[0]}; fix: put it there, from {RELEASES}, releases")
+        raise BadInputError(f"--pulumi {given}: there is no {missing[0]}", f"put it there, from {RELEASES}, releases")
 
     def url(each: Archive, name: str) -> str:
         return f"{base}/{each.repository}/releases/download/v{each.version}/{name}"
@@ -89,8 +91,8 @@ def part(wanted: Sequence[Archive], given: str) -> Wanted | None:
             if (found := _hash(target, checksum)) != checksum:
                 target.unlink()
                 where = url(each, each.name) if remote else directory / each.name
-                raise BundleError(
-                    f"{where} has checksum {found}, {each.checksums} says {checksum}; fix: download both again"
+                raise UserError(
+                    f"{where} has checksum {found}, {each.checksums} says {checksum}", "download both again"
                 )
         for stranger in {entry.name for entry in path.iterdir()} - {each.name for each in wanted}:
             (path / stranger).unlink()
@@ -110,7 +112,7 @@ def part(wanted: Sequence[Archive], given: str) -> Wanted | None:
 def _checksum(sums: str, archive: Archive) -> str:
     known = {match[2]: match[1] for match in map(LINE.fullmatch, sums.splitlines()) if match}
     if archive.name not in known:
-        raise BundleError(f"{archive.checksums} does not name {archive.name}; fix: {BY_HAND}")
+        raise UserError(f"{archive.checksums} does not name {archive.name}", BY_HAND)
     return known[archive.name]
 
 
@@ -129,7 +131,7 @@ def _size(url: str) -> int:
         with _open(url, {}, "HEAD") as answer:
             return int(answer.headers["Content-Length"] or 0)
     except (OSError, HTTPException) as error:
-        raise UnreachableError(f"{url}: {error}; fix: {BY_HAND}") from error
+        raise UnreachableError(f"{url}: {error}", BY_HAND) from error
 
 
 def _text(url: str) -> str:
@@ -137,7 +139,7 @@ def _text(url: str) -> str:
         with _open(url, {}) as answer:
             return str(answer.read().decode("utf-8", "replace"))
     except (OSError, HTTPException) as error:
-        raise UnreachableError(f"{url}: {error}; fix: {BY_HAND}") from error
+        raise UnreachableError(f"{url}: {error}", BY_HAND) from error
 
 
 def _fetch(url: str, target: Path, say: Say) -> None:
@@ -156,7 +158,7 @@ def _fetch(url: str, target: Path, say: Say) -> None:
     except (OSError, HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError) and error.code == 416:  # noqa: PLR2004 - more than there is
             begun.unlink(missing_ok=True)
-        raise BundleError(f"{url}: {error}; fix: run the same again: it goes on where it stopped") from error
+        raise UserError(f"{url}: {error}", "run the same again: it goes on where it stopped") from error
     if left > 0:
-        raise BundleError(f"{url}: broke off {left} bytes before its end; fix: run the same again: it goes on there")
+        raise UserError(f"{url}: broke off {left} bytes before its end", "run the same again: it goes on there")
     begun.replace(target)

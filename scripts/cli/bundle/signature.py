@@ -4,7 +4,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from components.bundle.manifest import SIGNATURE, SUMS, BundleError
+from components.bundle.manifest import SIGNATURE, SUMS
+from scripts.lib.errors import BadInputError
 
 NAMESPACE = "elastic-vllm-bundle"
 """Keeps a signature that the key gave for something else from passing for one of a bundle."""
@@ -12,24 +13,24 @@ SIGNER = "bundle"
 
 
 def sign(directory: Path, private_key: Path) -> None:
-    """Sign SHA256SUMS; asks for a passphrase where the key has one. Raises BundleError."""
+    """Sign SHA256SUMS; asks for a passphrase where the key has one. Raises BadInputError."""
     (directory / SIGNATURE).unlink(missing_ok=True)
     command = ["ssh-keygen", "-Y", "sign", "-q", "-f", str(private_key), "-n", NAMESPACE, str(directory / SUMS)]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         said = " ".join(done.stderr.split()) or f"ssh-keygen ended with {done.returncode}"
-        raise BundleError(f"--sign-key {private_key}: {said}; fix: give a private key that ssh-keygen can use")
+        raise BadInputError(f"--sign-key {private_key}: {said}", "give a private key that ssh-keygen can use")
 
 
 def flaw(directory: Path, public_key: Path) -> str:
-    """What is wrong with the signature; empty if it is this key's, of these checksums. Raises BundleError."""
+    """What is wrong with the signature; empty if it is this key's, of these checksums. Raises BadInputError."""
     try:
         lines = [line for line in public_key.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"--key {public_key}: {error}; fix: give the signer's public key file") from error
+        raise BadInputError(f"--key {public_key}: {error}", "give the signer's public key file") from error
     words = lines[0].split() if len(lines) == 1 else []
     if len(words) < 2 or "PRIVATE" in lines[0]:  # noqa: PLR2004 - a key's type and the key
-        raise BundleError(f"--key {public_key}: no public key; fix: give the signer's public key file, such as key.pub")
+        raise BadInputError(f"--key {public_key}: no public key", "give the signer's public key file, such as key.pub")
     if not (directory / SIGNATURE).is_file() or not (directory / SUMS).is_file():
         return f"not signed: there is no {SIGNATURE}"
     with tempfile.NamedTemporaryFile("w") as allowed, (directory / SUMS).open("rb") as signed:

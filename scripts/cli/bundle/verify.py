@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from components.bundle import manifest
-from components.bundle.manifest import MANIFEST, SIGNATURE, SUMS, BundleError, File
+from components.bundle.manifest import MANIFEST, SIGNATURE, SUMS, File
+from components.errors import UserError
 from scripts.cli.bundle import archives, signature
+from scripts.lib.errors import BadInputError, ExitCode, report
 
 HEARTBEAT_SECONDS = 5.0
 
@@ -60,11 +62,11 @@ def problems(
     """What is wrong with a bundle, a line each; `public_key` None: unsigned ones are good enough.
 
     Of a delta, what it carries is checked. `listing`: the manifest, its checksums and their signature alone; the files
-    that it names are elsewhere. `compressed_layers`: look into those of images too. Raises BundleError where it can't
+    that it names are elsewhere. `compressed_layers`: look into those of images too. Raises UserError where it can't
     be checked at all.
     """
     if not (directory / SUMS).is_file():
-        raise BundleError(f"{directory} is no finished bundle: there is no {SUMS}; fix: run `bundle build` again there")
+        raise UserError(f"{directory} is no finished bundle: there is no {SUMS}", "run `bundle build` again there")
     if public_key and (said := signature.flaw(directory, public_key)):
         # Whatever else is in it was said by nobody in particular.
         yield f"{SIGNATURE}: {said}"
@@ -140,7 +142,7 @@ def _unlisted(directory: Path, sums: dict[str, str]) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Exit code 0: all is well; 1: something is wrong with the bundle; 2: it can't be checked."""
+    """Check a bundle, and end with an exit status of scripts/lib/errors.py."""
     parser = argparse.ArgumentParser(
         prog="scripts/elastic-vllm bundle verify",
         description="Check a bundle: complete, unaltered and signed, with nothing else in it. Needs Python alone.",
@@ -161,14 +163,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"bad: {problem}", flush=True)
             found += 1
         if found:
-            print(f"{found} problem{'s' * (found > 1)}; fix: carry it over again, or build it anew", file=sys.stderr)
-            sys.exit(1)
+            sys.exit(report(UserError(f"{found} problem{'s' * (found > 1)}", "carry it over again, or build it again")))
         bundle = manifest.read(given.directory)
-    except (BundleError, OSError) as error:
-        print(f"bundle: {error}", file=sys.stderr)
-        sys.exit(2)
+    except UserError as error:
+        sys.exit(report(BadInputError(error.cause, error.fix)))
+    except OSError as error:
+        sys.exit(report(BadInputError(f"it can't be read: {error}", "carry it over again")))
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(ExitCode.INTERRUPTED)
     signed = "not signed" if given.unsigned else f"signed by {given.key}"
     size = sum(file.bytes for file in bundle.carried) / 1e9
     delta = f"; a delta since the bundle whose {MANIFEST} has SHA-256 {bundle.since}" if bundle.since else ""

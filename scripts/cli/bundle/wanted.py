@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from components.bundle.manifest import BundleError
+from components.errors import UserError
 
 Say = Callable[[str], None]
 Make = Callable[[Path, Say], None]
 
 
-class UnreachableError(BundleError):
+class UnreachableError(UserError):
     """Where a part comes from can't be reached; a part that is optional is then left out."""
 
 
@@ -25,7 +25,7 @@ class Wanted:
     bytes: Callable[[], int]
     """What it takes on disk, roughly; may have to ask where it comes from, so only for what is to be made."""
     make: Make
-    """Fills the part's directory, where an earlier try may have left something. Raises BundleError or OSError."""
+    """Fills the part's directory, where an earlier try may have left something. Raises UserError or OSError."""
     licence: str | None = None
     about: Mapping[str, str] = field(default_factory=dict)
     optional: bool = False

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from components import render
 from components.bundle import manifest
-from components.bundle.manifest import BundleError
 from components.catalogue.models import GB, Model
+from components.errors import UserError
 from scripts.cli.bundle.wanted import Say, Wanted
+from scripts.lib.errors import BadInputError
 
 
 def from_hub(model: Model, revision: str, endpoint: str, licence: str | None) -> Wanted:
@@ -55,7 +56,9 @@ def from_hub(model: Model, revision: str, endpoint: str, licence: str | None) ->
                 said = line.strip() or said
                 say(said)
         if process.returncode:
-            raise BundleError(said.replace("hubToken to a token", "the environment variable HF_TOKEN to a token"))
+            cause, _, fix = said.partition("; fix: ")
+            fix = fix.replace("hubToken to a token", "the environment variable HF_TOKEN to a token")
+            raise UserError(cause, fix or "see its last line")
 
     return Wanted(
         name="weights",
@@ -72,7 +75,7 @@ def from_directory(model: Model, given: Path, licence: str | None) -> Wanted:
     """A model's files as they lie in a directory here; `revision` tells their names and content."""
     files = sorted(path for path in given.rglob("*") if path.is_file()) if given.is_dir() else []
     if not any(path.suffix == ".safetensors" for path in files):
-        raise BundleError(f"--weights {given}: no .safetensors file in it; fix: give the model's own directory")
+        raise BadInputError(f"--weights {given}: no .safetensors file in it", "give the model's own directory")
     # Python hashes without its lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         sums = dict(zip(files, pool.map(manifest.sha256, files), strict=True))
@@ -90,7 +93,7 @@ def from_directory(model: Model, given: Path, licence: str | None) -> Wanted:
                 continue
             shutil.copyfile(file, target)
             if manifest.sha256(target) != sums[file]:
-                raise BundleError(f"{file} changed while it was copied; fix: run the same again")
+                raise UserError(f"{file} changed while it was copied", "run the same again")
 
     return Wanted(
         name="weights",

@@ -12,15 +12,15 @@ import typer
 
 from components.elastic import payloads
 from components.elastic.api import Product
-from scripts.cli.diagnose import bundle as support
+from scripts.cli.diagnose import archive, outside, server
 from scripts.cli.diagnose import kibana as kibana_looks
-from scripts.cli.diagnose import outside, server
-from scripts.cli.diagnose.finding import Finding, Kind, Look, Rank
+from scripts.cli.diagnose.finding import Finding, Look, Rank
 from scripts.cli.verify import Heartbeat
-from scripts.lib.stack_outputs import BadInputError, first_client, stack_outputs
+from scripts.lib.errors import BadInputError, ExitCode
+from scripts.lib.redaction import leaves
+from scripts.lib.stack_outputs import Rehearsal, first_client, stack_outputs
 from scripts.lib.verification.endpoint import Endpoint, InvalidEndpointError
 
-EXIT_BAD_INPUT = 2
 SECRET_OUTPUTS = (
     "connectorApiKey",
     "acceptedKeys",
@@ -38,7 +38,8 @@ PUBLIC_IN_THEM = frozenset(
 
 def main(
     *,
-    stack: Annotated[str | None, typer.Option(help="Stack that is up, in Pulumi or as a rehearsal.")] = None,
+    stack: Annotated[str | None, typer.Option(help="Stack that is up.")] = None,
+    rehearsal: Rehearsal = False,
     url: Annotated[str | None, typer.Option(help="Connector URL, in place of the stack's.")] = None,
     model: Annotated[str | None, typer.Option(help="Model or alias to ask for, in place of the stack's.")] = None,
     key_file: Annotated[Path | None, typer.Option(help="File with the key, in place of the stack's.")] = None,
@@ -52,17 +53,12 @@ def main(
 ) -> None:
     """Find out why the endpoint does not work; with --stack also on its server, over SSH. Changes nothing.
 
-    Exit status: 0 all is well, 2 bad input, else the kind of the cause: 10 network, 11 TLS, 12 key or client
-    certificate, 13 URL, model or stream, 14 containers, 15 server, 16 Kibana, 17 vLLM still loads.
+    The exit status tells what kind of cause was found (scripts/elastic-vllm --help).
     """
     heartbeat = Heartbeat()
-    try:
-        given = {"connectorUrl": url, "model": model, "caCertificate": _text(ca), "clientPem": _text(client_pem)}
-        about = _about(stack, given | {"connectorApiKey": (_text(key_file) or "").strip()})
-        kibana = _kibana(kibana_url, kibana_key_file, kibana_ca)
-    except BadInputError as error:
-        typer.echo(f"diagnose: {error}", err=True)
-        raise typer.Exit(EXIT_BAD_INPUT) from error
+    given = {"connectorUrl": url, "model": model, "caCertificate": _text(ca), "clientPem": _text(client_pem)}
+    about = _about(stack, given | {"connectorApiKey": (_text(key_file) or "").strip()}, rehearsal=rehearsal)
+    kibana = _kibana(kibana_url, kibana_key_file, kibana_ca)
     looks: list[Look] = []
     survey: dict[str, Sequence[str]] = {}
     for look in chain(
@@ -78,7 +74,7 @@ def main(
     if bundle:
         _write(bundle, looks, about, survey, [kibana.key] if kibana else [])
     real = [found for found in findings if found.rank is not Rank.SOON]
-    raise typer.Exit(int(real[0].kind) if real else 0)
+    raise typer.Exit(real[0].kind if real else ExitCode.DONE)
 
 
 def _endpoint_looks(about: Mapping[str, Any], heartbeat: Heartbeat) -> Iterator[Look]:
@@ -91,10 +87,10 @@ def _endpoint_looks(about: Mapping[str, Any], heartbeat: Heartbeat) -> Iterator[
             client_certificate=about.get("clientPem") or first_client(about),
         )
     except InvalidEndpointError as error:
-        kinds = {"key": Kind.KEY, "client_certificate": Kind.KEY, "ca_certificate": Kind.TLS}
+        kinds = {"key": ExitCode.KEY, "client_certificate": ExitCode.KEY, "ca_certificate": ExitCode.TLS}
         shown = f" {about['connectorUrl']}" if error.field == "url" else ""
         cause = f"the {error.field}{shown} can't be right: it {error}"
-        finding = Finding(kinds.get(error.field, Kind.REQUEST), Rank.ROUTE, cause, "correct it")
+        finding = Finding(kinds.get(error.field, ExitCode.REQUEST), Rank.ROUTE, cause, "correct it")
         yield Look(error.field, "", (finding,))
     else:
         yield from outside.look(endpoint, heartbeat.start)
@@ -146,14 +142,16 @@ def _line(look: Look) -> str:
     return f"{'ok':<9}{look.name:<15}{look.seen}"
 
 
-def _about(stack: str | None, given: Mapping[str, str | None]) -> Mapping[str, Any]:
-    """What is known of the endpoint: the stack's outputs, and what is given in place of them."""
-    outputs: Mapping[str, Any] = stack_outputs(stack) if stack else {}
+def _about(stack: str | None, given: Mapping[str, str | None], *, rehearsal: bool) -> Mapping[str, Any]:
+    """The endpoint as the stack's outputs describe it, overridden by what is given."""
+    if rehearsal and not stack:
+        raise BadInputError("--rehearsal is given without --stack", "give the rehearsed stack's name")
+    outputs: Mapping[str, Any] = stack_outputs(stack, rehearsal=rehearsal) if stack else {}
     if outputs.get("parked"):
-        raise BadInputError(f"--stack {stack}: it is parked, so nothing answers: set parked to false, then run up")
+        raise BadInputError(f"--stack {stack}: it is parked, so nothing answers", "set parked to false, then run up")
     about = {**outputs, **{name: value for name, value in given.items() if value}}
     if missing := [name for name in ("connectorUrl", "connectorApiKey", "model") if not about.get(name)]:
-        raise BadInputError(f"{missing[0]} is not known: give --stack, or --url, --key-file and --model")
+        raise BadInputError(f"{missing[0]} is not known", "give --stack, or --url, --key-file and --model")
     return about
 
 
@@ -163,14 +161,14 @@ def _text(path: Path | None) -> str | None:
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInputError(f"{path}: {error}: give a file that can be read") from error
+        raise BadInputError(f"{path}: {error}", "give a file that can be read") from error
 
 
 def _kibana(url: str | None, key_file: Path | None, ca: Path | None) -> Product | None:
     if not url:
         return None
     if not key_file:
-        raise BadInputError("--kibana-url needs --kibana-key-file: a file with an API key of Kibana")
+        raise BadInputError("--kibana-url is given without --kibana-key-file", "give a file with an API key of Kibana")
     return Product(
         name="Kibana",
         url=url.rstrip("/"),
@@ -195,12 +193,11 @@ def _write(
         "machine.txt": f"{platform.platform()}, Python {platform.python_version()}\n",
         **{f"server/{name}.txt": "\n".join(lines) + "\n" for name, lines in survey.items()},
     }
-    secrets = [*support.leaves({name: _secret(about.get(name)) for name in (*SECRET_OUTPUTS, "clientPem")}), *more]
+    secrets = [*leaves({name: _secret(about.get(name)) for name in (*SECRET_OUTPUTS, "clientPem")}), *more]
     try:
-        support.write(path, files, secrets)
+        archive.write(path, files, secrets)
     except OSError as error:
-        typer.echo(f"diagnose: --bundle {path}: {error.strerror}: give a place that can be written", err=True)
-        raise typer.Exit(EXIT_BAD_INPUT) from error
+        raise BadInputError(f"--bundle {path}: {error.strerror}", "give a place that can be written") from error
     typer.echo(f"wrote {path}, readable by you alone; look into it before you give it away")
 
 

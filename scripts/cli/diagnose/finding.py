@@ -1,20 +1,9 @@
-"""What is wrong, why it comes before other things that are wrong, and the exit status that stands for its kind."""
+"""What is wrong, and why it comes before other things that are wrong."""
 
 from dataclasses import dataclass
 from enum import IntEnum
 
-
-class Kind(IntEnum):
-    """The kinds of causes; each is an exit status."""
-
-    NETWORK = 10
-    TLS = 11
-    KEY = 12
-    REQUEST = 13
-    CONTAINERS = 14
-    SERVER = 15
-    KIBANA = 16
-    LOADING = 17
+from scripts.lib.errors import ExitCode
 
 
 class Rank(IntEnum):
@@ -37,7 +26,7 @@ class Rank(IntEnum):
 class Finding:
     """One thing that is wrong."""
 
-    kind: Kind
+    kind: ExitCode
     rank: Rank
     cause: str
     fix: str

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from http import HTTPStatus
 
 from components.elastic.api import ElasticError, Product
-from scripts.cli.diagnose.finding import Finding, Kind, Look, Rank
+from scripts.cli.diagnose.finding import Finding, Look, Rank
+from scripts.lib.errors import ExitCode
 
 TIMEOUTS = "no API shows its kibana.yml: responseTimeout and maxResponseContentLength must be as in kibanaSettings"
 
@@ -14,7 +15,7 @@ def look(kibana: Product, space: str, connector: str, expected: dict[str, object
     path = (f"/s/{space}" if space else "") + f"/api/actions/connector/{connector}"
 
     def wrong(cause: str, fix: str) -> Look:
-        return Look("Kibana", "", (Finding(Kind.KIBANA, Rank.KIBANA, cause, fix),))
+        return Look("Kibana", "", (Finding(ExitCode.KIBANA, Rank.KIBANA, cause, fix),))
 
     try:
         answer = kibana.ask("GET", path)

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import httpx2
 
-from scripts.cli.diagnose.finding import Finding, Kind, Look, Rank
+from scripts.cli.diagnose.finding import Finding, Look, Rank
+from scripts.lib.errors import ExitCode
 from scripts.lib.verification import gateway, generation
 from scripts.lib.verification.endpoint import Endpoint
 from scripts.lib.verification.failures import Blocks, CheckFailedError, explain
@@ -20,7 +21,7 @@ MOST_CLOCK_SECONDS = 60
 class _Step(NamedTuple):
     name: str
     look: Callable[[Probe], str]
-    kind: Kind
+    kind: ExitCode
     rank: Rank
 
 
@@ -54,13 +55,13 @@ def _clock(probe: Probe) -> str:
 
 
 STEPS = (
-    _Step("certificate", gateway.certificate, Kind.TLS, Rank.ROUTE),
-    _Step("health", gateway.health, Kind.CONTAINERS, Rank.SYMPTOM),
-    _Step("clock", _clock, Kind.SERVER, Rank.REQUEST),
-    _Step("key", _key, Kind.KEY, Rank.REQUEST),
-    _Step("model", generation.models, Kind.REQUEST, Rank.REQUEST),
-    _Step("answer", generation.chat, Kind.REQUEST, Rank.SYMPTOM),
-    _Step("stream", generation.streamed_chat, Kind.REQUEST, Rank.REQUEST),
+    _Step("certificate", gateway.certificate, ExitCode.TLS, Rank.ROUTE),
+    _Step("health", gateway.health, ExitCode.CONTAINERS, Rank.SYMPTOM),
+    _Step("clock", _clock, ExitCode.SERVER, Rank.REQUEST),
+    _Step("key", _key, ExitCode.KEY, Rank.REQUEST),
+    _Step("model", generation.models, ExitCode.REQUEST, Rank.REQUEST),
+    _Step("answer", generation.chat, ExitCode.REQUEST, Rank.SYMPTOM),
+    _Step("stream", generation.streamed_chat, ExitCode.REQUEST, Rank.REQUEST),
 )
 
 
@@ -76,7 +77,7 @@ def look(endpoint: Endpoint, start: Callable[[str], None]) -> Iterator[Look]:
                 fix = str(failure).removeprefix(f"{failure.cause}: ")
                 kind = step.kind
                 if step.name == "certificate" and not _is_tls(error, failure):
-                    kind = Kind.NETWORK
+                    kind = ExitCode.NETWORK
                 finding = Finding(kind, step.rank, endpoint.redact(failure.cause), endpoint.redact(fix))
                 yield Look(step.name, "", (finding,))
                 if failure.blocks is not Blocks.NOTHING or step.name in {"certificate", "health", "model"}:
@@ -101,4 +102,4 @@ RENEW = (
 def _soon(name: str, seen: str) -> Iterator[Finding]:
     if name == "certificate" and "expires in" in seen:
         cause = seen.rpartition(", ")[2].partition(":")[0]
-        yield Finding(Kind.TLS, Rank.SOON, f"the certificate {cause}", RENEW)
+        yield Finding(ExitCode.TLS, Rank.SOON, f"the certificate {cause}", RENEW)

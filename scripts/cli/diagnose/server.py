@@ -12,7 +12,8 @@ from components import render
 from components.containers.podman import PODMAN
 from components.elastic import agent
 from components.settings.stack import STATE_DIRECTORY
-from scripts.cli.diagnose.finding import Finding, Kind, Look, Rank
+from scripts.cli.diagnose.finding import Finding, Look, Rank
+from scripts.lib.errors import ExitCode
 
 SSH_SECONDS = 60
 LINES_OF_LOG = 200
@@ -78,7 +79,7 @@ def unreachable(error: UnreachableError, destination: str) -> Look:
             f"SSH does not get there ({said})",
             "is the machine on, is sshd running, do firewalls let SSH through",
         )
-    return Look("server", "", (Finding(Kind.SERVER, Rank.UNSEEN, f"{destination}: {cause}", fix),))
+    return Look("server", "", (Finding(ExitCode.SERVER, Rank.UNSEEN, f"{destination}: {cause}", fix),))
 
 
 def looks(found: Survey, stack: str, engine: str) -> Iterator[Look]:
@@ -87,7 +88,7 @@ def looks(found: Survey, stack: str, engine: str) -> Iterator[Look]:
     if down := found.get("engine-down"):
         fix = f"start it: systemctl start {engine}; see journalctl -u {engine}"
         cause = f"{engine.capitalize()} does not run: {down[0]}"
-        yield Look(engine, "", (Finding(Kind.SERVER, Rank.SERVER, cause, fix),))
+        yield Look(engine, "", (Finding(ExitCode.SERVER, Rank.SERVER, cause, fix),))
         return
     yield Look(engine, f"{engine.capitalize()} {found['engine'][0]}")
     prefix = f"elastic-vllm-{stack}"
@@ -106,10 +107,10 @@ def _disks(found: Survey, engine: str) -> Look:
     findings = []
     if full:
         fix = f"free some space there ({engine} system df; old weights), then scripts/elastic-vllm diagnose again"
-        findings.append(Finding(Kind.SERVER, Rank.SERVER, f"the disk is full at {', '.join(full)}", fix))
+        findings.append(Finding(ExitCode.SERVER, Rank.SERVER, f"the disk is full at {', '.join(full)}", fix))
     if low:
         cause = f"less than {LEAST_FREE:.0%} of the disk is free at {', '.join(low)}"
-        findings.append(Finding(Kind.SERVER, Rank.SOON, cause, "free some space there before it is full"))
+        findings.append(Finding(ExitCode.SERVER, Rank.SOON, cause, "free some space there before it is full"))
     least = min((int(free) / 2**20 for _, _, free in disks), default=0)
     return Look("disk", f"{least:.0f} GiB free at least", tuple(findings))
 
@@ -120,7 +121,7 @@ def _container(found: Survey, role: str, name: str, engine: str) -> tuple[str, t
     last = f"; its last line: {log[-1][:200]}" if log else ""
 
     def broken(cause: str, fix: str) -> tuple[str, tuple[Finding, ...]]:
-        return "", (Finding(Kind.CONTAINERS, Rank.CONTAINERS, cause, fix),)
+        return "", (Finding(ExitCode.CONTAINERS, Rank.CONTAINERS, cause, fix),)
 
     if state[0] == "missing":
         # Podman's vLLM is made by a command, which sees no need to run again.
@@ -164,25 +165,25 @@ def _socket(found: Survey, name: str, engine: str) -> tuple[str, tuple[Finding, 
         done = [match for line in loading if (match := PROGRESS.search(line))]
         far = f" ({next(filter(None, done[-1].groups()))} %)" if done else ""
         cause = f"vLLM is still loading{far}: {loading[-1].strip()[:160]}"
-        return "", (Finding(Kind.LOADING, Rank.CONTAINERS, cause, "wait: large models take minutes"),)
+        return "", (Finding(ExitCode.LOADING, Rank.CONTAINERS, cause, "wait: large models take minutes"),)
     if "socket" not in found:
         fix = f"{engine} restart {name}: vLLM makes its socket anew"
-        return "", (Finding(Kind.CONTAINERS, Rank.CONTAINERS, "vLLM runs, but its socket is gone", fix),)
+        return "", (Finding(ExitCode.CONTAINERS, Rank.CONTAINERS, "vLLM runs, but its socket is gone", fix),)
     cause = (
         f"vLLM runs, but does not answer on its socket ({health}); its last line: {log[-1][:160] if log else 'none'}"
     )
-    return "", (Finding(Kind.CONTAINERS, Rank.CONTAINERS, cause, f"{engine} restart {name}"),)
+    return "", (Finding(ExitCode.CONTAINERS, Rank.CONTAINERS, cause, f"{engine} restart {name}"),)
 
 
 def _guard(found: Survey) -> Look:
     if found.get("guard") == ["there"]:
         return Look("packet filter", "Nginx can begin no connection")
     cause = "the packet filter is gone that keeps Nginx from beginning connections"
-    return Look("packet filter", "", (Finding(Kind.SERVER, Rank.UNSEEN, cause, "run up: it puts it back"),))
+    return Look("packet filter", "", (Finding(ExitCode.SERVER, Rank.UNSEEN, cause, "run up: it puts it back"),))
 
 
 def _gpus(said: str) -> Look:
     if re.search(r"fail|error|couldn't|No devices", said, re.IGNORECASE):
         fix = "see nvidia-smi and journalctl -k on the server; a reboot helps after an update of the driver"
-        return Look("GPUs", "", (Finding(Kind.SERVER, Rank.SERVER, f"the GPUs can't be used: {said[:200]}", fix),))
+        return Look("GPUs", "", (Finding(ExitCode.SERVER, Rank.SERVER, f"the GPUs can't be used: {said[:200]}", fix),))
     return Look("GPUs", said)

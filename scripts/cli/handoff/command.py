@@ -13,11 +13,11 @@ import typer
 from components.elastic import payloads
 from components.elastic.payloads import ElasticEndpoint
 from components.settings.keys import DEFAULT
-from scripts.lab.emulator.state import write_private
-from scripts.lib.stack_outputs import BadInputError, stack_outputs
+from scripts.lib.errors import BadInputError
+from scripts.lib.private_files import write_private
+from scripts.lib.stack_outputs import Rehearsal, stack_outputs
 from scripts.lib.verification.endpoint import CHAT_PATH, Endpoint, InvalidEndpointError
 
-EXIT_BAD_INPUT = 2
 PROJECT = Path(__file__).resolve().parents[3]
 DOCUMENT, CA_FILE, KEY_FILE = "handoff.md", "ca.pem", "connector-api-key"
 AGENT_FILE = "elastic-agent.yml"
@@ -56,43 +56,35 @@ templates = jinja2.Environment(
 
 def main(
     *,
-    stack: Annotated[str, typer.Option(help="Stack that is up, in Pulumi or as a rehearsal.")],
+    stack: Annotated[str, typer.Option(help="Stack that is up.")],
+    rehearsal: Rehearsal = False,
     output: Annotated[Path | None, typer.Option(help="Directory to write to (default: handoff/STACK).")] = None,
     key: Annotated[str, typer.Option(help="Name of the key to hand over, as in the setting keys.")] = DEFAULT,
     show_key: Annotated[bool, typer.Option("--show-key", help="Print the key as well.")] = False,
 ) -> None:
-    """Write what the Elastic admin gets: handoff.md (no secret in it), ca.pem, and the key in a file for you alone.
-
-    Exit status: 0 written, 2 the stack isn't up or is parked, or the directory can't be written.
-    """
+    """Write what the Elastic admin gets: handoff.md (no secret in it), ca.pem, and the key in a file for you alone."""
     name = stack.rpartition("/")[2]  # Pulumi takes ORGANISATION/PROJECT/STACK as well
     directory = output or PROJECT / "handoff" / name
     typer.echo(f"reading the outputs of stack {stack}")
-    try:
-        outputs = _checked(stack_outputs(stack), stack)
-        outputs = {**outputs, "connectorApiKey": _key(outputs, key, stack)}
-        clients = outputs.get("clientCertificates") or {}
-        endpoint = ElasticEndpoint(
-            name=f"elastic-vllm-{name}",
-            url=outputs["connectorUrl"],
-            key=PLACEHOLDER,
-            model=_asked(outputs),
-            context_tokens=outputs["contextTokens"],
-            native_function_calling=outputs["nativeFunctionCalling"],
-            ca_certificate=outputs.get("caCertificate", ""),
-            client_certificate=CERTIFICATE_BASE64 if clients else "",
-            client_key=CLIENT_KEY_BASE64 if clients else "",
-        )
-        made = {title: outputs[output] for output, title in MADE.items() if outputs.get(output)}
-        shown = _shown(directory)
-        text = document(
-            name, endpoint, served_model=outputs["model"], limits=outputs["limits"], directory=shown, made=made
-        )
-        public = {DOCUMENT: text, CA_FILE: endpoint.ca_certificate, AGENT_FILE: outputs.get("agentPolicy", "")}
-        _write(directory, public, outputs["connectorApiKey"], next(iter(clients.values()), {}))
-    except BadInputError as error:
-        typer.echo(f"handoff: {error}", err=True)
-        raise typer.Exit(EXIT_BAD_INPUT) from error
+    outputs = _checked(stack_outputs(stack, rehearsal=rehearsal), stack)
+    outputs = {**outputs, "connectorApiKey": _key(outputs, key, stack)}
+    clients = outputs.get("clientCertificates") or {}
+    endpoint = ElasticEndpoint(
+        name=f"elastic-vllm-{name}",
+        url=outputs["connectorUrl"],
+        key=PLACEHOLDER,
+        model=_asked(outputs),
+        context_tokens=outputs["contextTokens"],
+        native_function_calling=outputs["nativeFunctionCalling"],
+        ca_certificate=outputs.get("caCertificate", ""),
+        client_certificate=CERTIFICATE_BASE64 if clients else "",
+        client_key=CLIENT_KEY_BASE64 if clients else "",
+    )
+    made = {title: outputs[output] for output, title in MADE.items() if outputs.get(output)}
+    shown = _shown(directory)
+    text = document(name, endpoint, served_model=outputs["model"], limits=outputs["limits"], directory=shown, made=made)
+    public = {DOCUMENT: text, CA_FILE: endpoint.ca_certificate, AGENT_FILE: outputs.get("agentPolicy", "")}
+    _write(directory, public, outputs["connectorApiKey"], next(iter(clients.values()), {}))
     if show_key:
         typer.echo(f"key: {outputs['connectorApiKey']}")
     given = f"{DOCUMENT} and {CA_FILE}" if endpoint.ca_certificate else DOCUMENT
@@ -156,7 +148,9 @@ def document(
 def _key(outputs: Mapping[str, Any], name: str, stack: str) -> str:
     named = {DEFAULT: outputs["connectorApiKey"], **outputs.get("namedKeys", {})}
     if name not in named:
-        raise BadInputError(f"--key {name}: stack {stack} has {', '.join(named)}: add it to the setting keys, then up")
+        raise BadInputError(
+            f"--key {name}: stack {stack} has {', '.join(named)}", "add it to the setting keys, then up"
+        )
     return str(named[name])
 
 
@@ -168,14 +162,13 @@ def _asked(outputs: Mapping[str, Any]) -> str:
 def _checked(outputs: Mapping[str, Any], stack: str) -> Mapping[str, Any]:
     if outputs.get("parked"):
         raise BadInputError(
-            f"--stack {stack}: it is parked, so nothing answers: pulumi config set parked false --stack {stack}, "
-            "then pulumi up"
+            f"--stack {stack}: it is parked, so nothing answers",
+            f"pulumi config set parked false --stack {stack}, then pulumi up",
         )
     for name, kind in NEEDED.items():
         if not isinstance(outputs.get(name), kind):
             raise BadInputError(
-                f"--stack {stack}: it has no output {name}: run pulumi up or scripts/rehearse up, with this version of "
-                "the program"
+                f"--stack {stack}: it has no output {name}", "bring it up with this version of the program"
             )
     try:
         Endpoint(
@@ -185,14 +178,14 @@ def _checked(outputs: Mapping[str, Any], stack: str) -> Mapping[str, Any]:
             ca_certificate=outputs.get("caCertificate"),
         )
     except InvalidEndpointError as error:
-        raise BadInputError(f"--stack {stack}: its {error.field} {error}: run pulumi up again") from error
+        raise BadInputError(f"--stack {stack}: its {error.field} {error}", "run pulumi up again") from error
     return outputs
 
 
 def _write(directory: Path, public: Mapping[str, str], key: str, client: Mapping[str, str]) -> None:
     # These are made without secrets: this is for the day that somebody changes that.
     if any(secret in text for text in public.values() for secret in (key, *client.values())):
-        raise BadInputError("a file would hold the key, and none was written: report this")
+        raise BadInputError("a file would hold the key, so none was written", "report this")
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         for name, text in public.items():
@@ -205,7 +198,9 @@ def _write(directory: Path, public: Mapping[str, str], key: str, client: Mapping
             write_private(directory / CLIENT_FILES[part], pem)
             typer.echo(f"wrote {_shown(directory / CLIENT_FILES[part])}, readable by you alone")
     except OSError as error:
-        raise BadInputError(f"--output {directory}: {error.strerror}: give a directory that can be written") from error
+        raise BadInputError(
+            f"--output {directory}: {error.strerror}", "give a directory that can be written"
+        ) from error
 
 
 def _shown(path: Path) -> str:

@@ -7,15 +7,16 @@ from typing import Annotated
 
 import typer
 
+from components.errors import UserError
 from components.settings.gcp import GcpSettings
-from components.settings.stack import Settings, SettingsError
-from scripts.cli.preflight.google import Google, NoCredentialsError, find_identity
+from components.settings.stack import Settings
 from scripts.cli.preflight.report import Result, Verdict, format_result, summary
 from scripts.cli.preflight.run import checks_of, run
 from scripts.cli.verify import Heartbeat
 from scripts.lib import stack_settings
+from scripts.lib.errors import BadInputError, ExitCode
+from scripts.lib.google import Google, find_identity
 
-EXIT_CHECK_FAILED = 1
 GOOGLE_BASE = ""
 """http://HOST:PORT that stands in place of Google's APIs, for tests."""
 
@@ -27,17 +28,12 @@ def main(
 ) -> None:
     """Check that `pulumi up` of a Google Cloud stack can succeed, and what it will cost. Changes nothing.
 
-    Exit status: 0 no check failed, 1 one failed or the settings are wrong, 2 bad input. A check that could not be
-    made says so and why, and does not count as failed.
+    A check that could not be made says so and why, and does not count as failed.
 
     Credentials: $GOOGLE_OAUTH_ACCESS_TOKEN, else Application Default Credentials, else the login of gcloud. A gated
     or private model needs the hub's token in $HF_TOKEN.
     """
-    try:
-        settings, gcp = load(stack, sets or [])
-    except SettingsError as error:
-        typer.echo(f"preflight: {error}", err=True)
-        raise typer.Exit(EXIT_CHECK_FAILED) from error
+    settings, gcp = load(stack, sets or [])
     for library in ("google", "urllib3"):  # each check says what was wrong, in its own line
         logging.getLogger(library).setLevel(logging.ERROR)
     heartbeat = Heartbeat()
@@ -63,25 +59,23 @@ def main(
     else:
         typer.echo("\n".join(summary(results)))
     if failed:
-        raise typer.Exit(EXIT_CHECK_FAILED)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def _google() -> tuple[Google | None, str]:
     """Google's APIs, or why they can't be asked."""
     try:
         return Google(find_identity(), GOOGLE_BASE), ""
-    except NoCredentialsError as error:
-        return None, str(error)
+    except UserError as error:
+        return None, f"{error.cause}: {error.fix}"
 
 
 def load(stack: str, overrides: list[str]) -> tuple[Settings, GcpSettings]:
     """The settings of a stack as the program reads them; `overrides` are `key=value`.
 
-    Raises typer.BadParameter for a stack that is not there or has another target, SettingsError for wrong settings.
+    Raises BadInputError for a stack that is not there or has another target, and for wrong settings.
     """
     settings = stack_settings.load(stack, stack_settings.overrides(overrides))
     if settings.gcp is None:
-        raise typer.BadParameter(
-            f"target of {stack} is not gcp: nothing of it is in Google Cloud", param_hint="--stack"
-        )
+        raise BadInputError(f"--stack {stack}: its target is not gcp", "check a stack that is in Google Cloud")
     return settings, settings.gcp

@@ -2,9 +2,9 @@
 
 from itertools import groupby
 
-from scripts.cli.preflight.google import RefusedError
 from scripts.cli.preflight.report import Outcome, failed, ok, warning
 from scripts.cli.preflight.survey import Survey
+from scripts.lib.google import RefusedError
 
 IAP = "iap.googleapis.com"
 MANAGER = "cloudresourcemanager.googleapis.com"

@@ -10,9 +10,9 @@ from typing import NamedTuple
 from components.settings.gcp import GcpSettings
 from components.settings.stack import Settings
 from scripts.cli.preflight import capacity, cost, hub, names, project
-from scripts.cli.preflight.google import COMPUTE, Google, RefusedError
 from scripts.cli.preflight.report import NotCheckedError, Outcome, Result, Verdict
 from scripts.cli.preflight.survey import Survey
+from scripts.lib.google import COMPUTE, Google, NoAnswerError, RefusedError
 
 CHECK_SECONDS = 120.0
 """The longest that one check may take: the price list is some pages, and each request may be repeated."""
@@ -105,7 +105,7 @@ def _within(limit: float, check: Check) -> Outcome:
 def _outcome(check: Check) -> Outcome:
     try:
         return check.run()
-    except NotCheckedError as error:
+    except (NotCheckedError, NoAnswerError) as error:
         return Outcome(Verdict.NOT_CHECKED, str(error))
     except RefusedError as error:
         said = f"{error.host} answered {error.status} {error.reason}: {error}"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from components.settings.gcp import GcpSettings
 from components.settings.stack import Settings
-from scripts.cli.preflight.google import COMPUTE, Google
+from scripts.lib.google import COMPUTE, Google
 
 QUOTA_PAGE = "https://console.cloud.google.com/iam-admin/quotas"
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from components.catalogue.machine_types import MachineType, load_machine_types
 from scripts.lab import simulated_vm
-from scripts.lab.emulator.config import StackConfig
 from scripts.lab.emulator.resource import Adapter, Resource, Seen
 from scripts.lab.simulated_vm import Vm
+from scripts.lib.stack_config import StackConfig
 
 API = "https://www.googleapis.com/compute/v1"
 EXTERNAL, INTERNAL = "203.0.113", "198.51.100"

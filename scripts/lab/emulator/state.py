@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scripts.lab import RehearsalError
+from scripts.lib.private_files import write_private
 
 ROOT = Path("/var/lib/elastic-vllm-rehearsal")
 
@@ -50,22 +51,6 @@ class State:
         del content["path"]
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_private(self.path, json.dumps(content, indent=1))
-
-
-def write_private(path: Path, content: str) -> None:
-    """Write a file that only its owner can read, atomically and down to the disk."""
-    new = path.with_name(f"{path.name}.new")
-    new.unlink(missing_ok=True)
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def stack_directory(root: Path, stack: str) -> Path:

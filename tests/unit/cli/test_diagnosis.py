@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.cli.diagnose import bundle, server
-from scripts.cli.diagnose.finding import Finding, Kind, Rank
+from scripts.cli.diagnose import archive, server
+from scripts.cli.diagnose.finding import Finding, Rank
+from scripts.lib.errors import ExitCode
+from scripts.lib.redaction import REDACTED, redact
 
 WELL: server.Survey = {
     "clock": ["1"],
@@ -39,32 +41,37 @@ def test_a_server_that_is_well_has_no_findings() -> None:
 @pytest.mark.parametrize(
     ("changes", "kind", "rank", "words"),
     [
-        ({"disk": ["/ 100000000 10"]}, Kind.SERVER, Rank.SERVER, "the disk is full at /"),
-        ({"disk": ["/ 100000000 3000000"]}, Kind.SERVER, Rank.SOON, "less than 5%"),
-        ({"engine_down": ["ERROR: no daemon"]}, Kind.SERVER, Rank.SERVER, "Docker does not run"),
-        ({"container_nginx": ["missing"]}, Kind.CONTAINERS, Rank.CONTAINERS, "no container elastic-vllm-prod-nginx"),
-        ({"container_vllm": ["exited 137 true 0 x"]}, Kind.CONTAINERS, Rank.CONTAINERS, "ran out of memory"),
-        ({"container_nginx": ["paused 0 false 0 x"]}, Kind.CONTAINERS, Rank.CONTAINERS, "is paused"),
-        ({"container_nginx": ["restarting 1 false 9 x"]}, Kind.CONTAINERS, Rank.CONTAINERS, "again and again"),
+        ({"disk": ["/ 100000000 10"]}, ExitCode.SERVER, Rank.SERVER, "the disk is full at /"),
+        ({"disk": ["/ 100000000 3000000"]}, ExitCode.SERVER, Rank.SOON, "less than 5%"),
+        ({"engine_down": ["ERROR: no daemon"]}, ExitCode.SERVER, Rank.SERVER, "Docker does not run"),
+        (
+            {"container_nginx": ["missing"]},
+            ExitCode.CONTAINERS,
+            Rank.CONTAINERS,
+            "no container elastic-vllm-prod-nginx",
+        ),
+        ({"container_vllm": ["exited 137 true 0 x"]}, ExitCode.CONTAINERS, Rank.CONTAINERS, "ran out of memory"),
+        ({"container_nginx": ["paused 0 false 0 x"]}, ExitCode.CONTAINERS, Rank.CONTAINERS, "is paused"),
+        ({"container_nginx": ["restarting 1 false 9 x"]}, ExitCode.CONTAINERS, Rank.CONTAINERS, "again and again"),
         (
             {"clock": ["1767225605"], "container_nginx": ["running 0 false 9 2026-01-01T00:00:00.1Z"]},
-            Kind.CONTAINERS,
+            ExitCode.CONTAINERS,
             Rank.CONTAINERS,
             "again and again",
         ),
         (
             {"clock": ["1767225599"], "container_nginx": ["running 0 false 1 2026-01-01T00:00:00.1Z"]},
-            Kind.CONTAINERS,
+            ExitCode.CONTAINERS,
             Rank.CONTAINERS,
             "again and again",
         ),
-        ({"guard": ["missing"]}, Kind.SERVER, Rank.UNSEEN, "the packet filter is gone"),
-        ({"socket": None, "vllm_health": None}, Kind.CONTAINERS, Rank.CONTAINERS, "its socket is gone"),
-        ({"vllm_health": ["500"]}, Kind.CONTAINERS, Rank.CONTAINERS, "does not answer on its socket (500)"),
-        ({"gpu": ["Failed to initialize NVML"]}, Kind.SERVER, Rank.SERVER, "the GPUs can't be used"),
+        ({"guard": ["missing"]}, ExitCode.SERVER, Rank.UNSEEN, "the packet filter is gone"),
+        ({"socket": None, "vllm_health": None}, ExitCode.CONTAINERS, Rank.CONTAINERS, "its socket is gone"),
+        ({"vllm_health": ["500"]}, ExitCode.CONTAINERS, Rank.CONTAINERS, "does not answer on its socket (500)"),
+        ({"gpu": ["Failed to initialize NVML"]}, ExitCode.SERVER, Rank.SERVER, "the GPUs can't be used"),
     ],
 )
-def test_what_is_wrong_is_named(changes: dict[str, list[str] | None], kind: Kind, rank: Rank, words: str) -> None:
+def test_what_is_wrong_is_named(changes: dict[str, list[str] | None], kind: ExitCode, rank: Rank, words: str) -> None:
     (found,) = findings(**changes)
     assert (found.kind, found.rank) == (kind, rank)
     assert words in found.cause
@@ -81,7 +88,7 @@ def test_what_is_wrong_is_named(changes: dict[str, list[str] | None], kind: Kind
 )
 def test_a_model_that_loads_is_told_with_how_far(log: list[str], far: str) -> None:
     (found,) = findings(vllm_health=["000"], socket=None, log_vllm=log)
-    assert found.kind is Kind.LOADING
+    assert found.kind is ExitCode.LOADING
     assert far in found.cause
 
 
@@ -97,7 +104,7 @@ def test_a_model_that_loads_is_told_with_how_far(log: list[str], far: str) -> No
 def test_why_ssh_does_not_get_there(said: str, words: str) -> None:
     (found,) = server.unreachable(server.UnreachableError(said), "root@x").findings
     assert words in found.cause
-    assert found.kind is Kind.SERVER
+    assert found.kind is ExitCode.SERVER
 
 
 @pytest.mark.parametrize(
@@ -116,8 +123,8 @@ def test_why_ssh_does_not_get_there(said: str, words: str) -> None:
     ],
 )
 def test_no_secret_is_left_in_any_form(text: str) -> None:
-    left = bundle.redact(f"before {text} after", [SECRET])
-    assert bundle.REDACTED in left
+    left = redact(f"before {text} after", [SECRET])
+    assert REDACTED in left
     for word in (
         SECRET,
         "bm90LWlu",
@@ -133,17 +140,17 @@ def test_no_secret_is_left_in_any_form(text: str) -> None:
 
 def test_what_is_no_secret_stays() -> None:
     text = f"image sha256:{'a' * 64}, port 443, elastic-vllm-prod"
-    assert bundle.redact(text, [SECRET, "short"]) == text
+    assert redact(text, [SECRET, "short"]) == text
 
 
 def test_an_archive_is_for_its_owner_alone(tmp_path: Path) -> None:
     path = tmp_path / "support.tar.gz"
     path.write_text("old")
     path.chmod(0o644)
-    bundle.write(path, {"a.txt": f"x {SECRET} y"}, [SECRET])
+    archive.write(path, {"a.txt": f"x {SECRET} y"}, [SECRET])
     assert path.stat().st_mode & 0o777 == 0o600
-    with tarfile.open(path) as archive:
-        (name,) = archive.getnames()
-        file = archive.extractfile(name)
+    with tarfile.open(path) as opened:
+        (name,) = opened.getnames()
+        file = opened.extractfile(name)
         assert file
-        assert file.read().decode() == f"x {bundle.REDACTED} y"
+        assert file.read().decode() == f"x {REDACTED} y"

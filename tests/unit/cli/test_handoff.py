@@ -17,12 +17,11 @@ import pytest
 from typer.testing import Result
 
 from scripts.cli.handoff import command as handoff
-from scripts.lab import RehearsalError
-from scripts.lib import stack_outputs
 from scripts.lib.verification import generation
 from tests.support import elastic_schemas as schemas
 from tests.support.commands import invoke
 from tests.support.program import ROOT, key_of
+from tests.support.pulumi_stub import PulumiStub
 from tests.support.verify_server import KEY, MODEL, issue, new_authority, serving
 
 Outputs = Callable[..., dict[str, Any]]
@@ -42,17 +41,13 @@ GOOD: dict[str, Any] = {
 
 
 @pytest.fixture
-def hand_off(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Runs the command on a rehearsed stack `prod` with these outputs; the key shows only where it is asked for."""
+def hand_off(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Result]:
+    """Runs the command on a stack `prod` with these outputs; the key shows only where it is asked for."""
+    pulumi = PulumiStub(tmp_path_factory.mktemp("stub") / "bin")
 
     def run(*arguments: str, outputs: dict[str, Any] | None = None, stack: str = "prod") -> Result:
-        def outputs_of(wanted: str) -> dict[str, Any]:
-            if wanted != stack.rpartition("/")[2]:
-                raise RehearsalError(f"stack {wanted} isn't up")
-            return GOOD if outputs is None else outputs
-
-        monkeypatch.setattr(stack_outputs, "outputs_of", outputs_of)
-        result = invoke("handoff", "--stack", stack, *arguments, env={"PATH": "/nonexistent"})
+        pulumi.answers(GOOD if outputs is None else outputs)
+        result = invoke("handoff", "--stack", stack, *arguments, env={"PATH": pulumi.path})
         assert not result.exception or isinstance(result.exception, SystemExit)
         assert "--show-key" in arguments or KEY not in result.output
         return result
@@ -137,8 +132,7 @@ def test_by_default_it_goes_where_git_does_not_look(
     hand_off: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(handoff, "PROJECT", tmp_path)
-    assert hand_off(stack="acme/elastic-vllm/prod").exit_code == 2  # a rehearsal knows no such name
-    assert hand_off().exit_code == 0
+    assert hand_off(stack="acme/elastic-vllm/prod").exit_code == 0
     text = (tmp_path / "handoff" / "prod" / "handoff.md").read_text()
     assert "--key-file handoff/prod/connector-api-key" in text
     ignored = subprocess.run(["git", "check-ignore", "-q", "handoff/prod/connector-api-key"], cwd=ROOT, check=False)
@@ -148,8 +142,12 @@ def test_by_default_it_goes_where_git_does_not_look(
 @pytest.mark.parametrize(
     ("outputs", "words"),
     [
-        ({**GOOD, "parked": True}, "it is parked, so nothing answers: pulumi config set parked false --stack prod"),
-        ({}, "it has no output connectorUrl: run pulumi up or scripts/rehearse up"),
+        (
+            {**GOOD, "parked": True},
+            "it is parked, so nothing answers\n  fix: pulumi config set parked false",
+        ),
+        ({}, "it has no outputs\n  fix: bring it up: pulumi up --stack prod"),
+        ({"model": "x"}, "it has no output connectorUrl\n  fix: bring it up with this version"),
         ({name: value for name, value in GOOD.items() if name != "contextTokens"}, "it has no output contextTokens"),
         ({**GOOD, "connectorApiKey": ""}, "it has no output connectorApiKey"),
         ({**GOOD, "connectorApiKey": "short"}, "its key must be at least 16"),
@@ -157,27 +155,21 @@ def test_by_default_it_goes_where_git_does_not_look(
         ({**GOOD, "caCertificate": "none"}, "its ca_certificate must be a certificate in PEM"),
     ],
 )
-def test_a_stack_that_can_not_be_handed_over_is_refused_in_one_line(
+def test_a_stack_that_can_not_be_handed_over_is_refused_with_its_fix(
     outputs: dict[str, Any], words: str, hand_off: Callable[..., Result], tmp_path: Path
 ) -> None:
     result = hand_off("--output", str(tmp_path / "new"), outputs=outputs)
-    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 2)
     assert words in result.stderr
     assert not (tmp_path / "new").exists()
 
 
-def test_a_stack_that_is_not_up_is_refused_in_one_line(hand_off: Callable[..., Result], tmp_path: Path) -> None:
-    result = hand_off("--output", str(tmp_path / "new"), "--stack", "absent")
-    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
-    assert "--stack absent: no outputs (no pulumi on PATH; rehearsal: stack absent isn't up)" in result.stderr
-
-
-def test_a_directory_that_can_not_be_written_is_refused_in_one_line(
+def test_a_directory_that_can_not_be_written_is_refused_with_its_fix(
     hand_off: Callable[..., Result], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
     result = hand_off("--output", str(tmp_path / "file"))
-    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 2)
     assert "give a directory that can be written" in result.stderr
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from components.errors import UserError
 from scripts.cli import tunnel
-from scripts.cli.tunnel import Target, TunnelError
+from scripts.cli.tunnel import Target
 from tests.support import gcloud_stand_in
 from tests.support.commands import invoke
 from tests.support.gcloud_stand_in import Gcloud, until
@@ -36,12 +37,12 @@ class Run:
     command: list[str]
     signals: list[int] = field(default_factory=list)
     code: int | None = None
-    error: TunnelError | None = None
+    error: UserError | None = None
 
     def work(self) -> None:
         try:
             self.code = tunnel.keep_open(self.target, self.command, self.signals)
-        except TunnelError as error:
+        except UserError as error:
             self.error = error
 
     @property
@@ -213,9 +214,9 @@ def test_what_waiting_cannot_mend_ends_it_with_gclouds_words(
     error: str, fix: str, gcloud: Gcloud, target: Target
 ) -> None:
     gcloud.says(f"WARNING: of something else\nERROR: (gcloud.compute.start-iap-tunnel) {error}\n")
-    with pytest.raises(TunnelError) as raised:
+    with pytest.raises(UserError) as raised:
         tunnel.keep_open(target, [], [])
-    text, _, its_fix = str(raised.value).rpartition("\n  fix: ")
+    text, its_fix = raised.value.cause, raised.value.fix
     assert text == f"no tunnel to VM elastic-vllm-x; gcloud says:\nERROR: (gcloud.compute.start-iap-tunnel) {error}"
     assert fix in its_fix
     assert len(gcloud.calls) == 1
@@ -223,14 +224,14 @@ def test_what_waiting_cannot_mend_ends_it_with_gclouds_words(
 
 def test_without_gcloud_it_says_how_to_get_it(gcloud: Gcloud, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    with pytest.raises(TunnelError, match=r"there is no gcloud on PATH\n  fix: install it \(https://"):
+    with pytest.raises(UserError, match=r"there is no gcloud on PATH; fix: install it \(https://"):
         tunnel.keep_open(target, [], [])
 
 
 def test_a_port_that_something_else_has_is_an_error(gcloud: Gcloud, target: Target) -> None:
     with (
         socket.create_server(("127.0.0.1", target.port)),
-        pytest.raises(TunnelError, match=f"listens on 127.0.0.1:{target.port} already\n  fix: .*tunnelPort"),
+        pytest.raises(UserError, match=f"listens on 127.0.0.1:{target.port} already; fix: .*tunnelPort"),
     ):
         tunnel.keep_open(target, [], [])
     assert not gcloud.calls
@@ -265,7 +266,7 @@ def test_a_command_that_creates_the_vm_need_not_wait_for_it(gcloud: Gcloud, targ
 
 def test_no_command_begins_where_the_first_try_fails_for_good(gcloud: Gcloud, target: Target, tmp_path: Path) -> None:
     gcloud.says(DENIED)
-    with pytest.raises(TunnelError, match="4033"):
+    with pytest.raises(UserError, match="4033"):
         tunnel.keep_open(target, ["touch", str(tmp_path / "begun")], [])
     assert not (tmp_path / "begun").exists()
 
@@ -284,7 +285,7 @@ def test_a_command_is_interrupted_where_the_tunnel_fails_for_good(
 
 
 def test_a_command_that_is_not_there_is_an_error(gcloud: Gcloud, target: Target) -> None:
-    with pytest.raises(TunnelError, match="there is no nonsense on PATH"):
+    with pytest.raises(UserError, match="there is no nonsense on PATH"):
         tunnel.keep_open(target, ["nonsense"], [])
     assert not gcloud.calls
 
@@ -313,9 +314,7 @@ def test_a_second_tunnel_says_that_there_is_one(gcloud: Gcloud, target: Target) 
     """Also while the first one waits, and nothing listens yet."""
     with running(target):
         until(lambda: gcloud.calls, "the first")
-        with pytest.raises(
-            TunnelError, match=f"is a tunnel on .*: process {os.getpid()}, to acme-llm/.*/elastic-vllm-x"
-        ):
+        with pytest.raises(UserError, match=f"is a tunnel on .*: process {os.getpid()}, to acme-llm/.*/elastic-vllm-x"):
             tunnel.keep_open(target, [], [])
     with running(target) as later:
         until(lambda: len({pid for pid, _ in gcloud.calls}) > 1, "one after the first")
@@ -345,7 +344,7 @@ def test_a_tunnel_to_another_vm_is_not_used(gcloud: Gcloud, target: Target) -> N
     other = Target(project="acme-llm", zone="us-central1-a", vm="elastic-vllm-y", port=target.port)
     with running(other):
         until(lambda: gcloud.calls, "the first")
-        with pytest.raises(TunnelError, match=r"elastic-vllm-y\n  fix: end it, or set another tunnelPort"):
+        with pytest.raises(UserError, match=r"elastic-vllm-y; fix: end it, or set another tunnelPort"):
             tunnel.keep_open(target, ["true"], [])
 
 
@@ -396,5 +395,5 @@ def test_what_is_wrong_is_said_in_short(
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     result = invoke("tunnel", "--stack", "x")
     assert result.exit_code == 1
-    assert "tunnel: no tunnel to VM elastic-vllm-x; gcloud says:\nERROR: (gcloud." in said()
+    assert "error: no tunnel to VM elastic-vllm-x; gcloud says:\nERROR: (gcloud." in result.stderr
     assert "Traceback" not in said() + result.output

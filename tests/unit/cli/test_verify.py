@@ -1,7 +1,6 @@
 """An endpoint that keeps its promises passes; one broken promise fails its own checks and no other."""
 
 import json
-import os
 import socket
 import time
 from collections.abc import Iterator
@@ -15,10 +14,9 @@ from typer.testing import Result
 
 import scripts.cli.verify as cli
 from scripts.cli.verify import CheckResult, Endpoint, InvalidEndpointError, format_result, verify
-from scripts.lab import RehearsalError
-from scripts.lib import stack_outputs
 from scripts.lib.verification import generation, probe
 from tests.support.commands import invoke
+from tests.support.pulumi_stub import PulumiStub
 from tests.support.verify_server import KEY, MODEL, Authority, Gateway, issue, new_authority, serving
 
 TOOLS = {f"tool-{choice}{kind}" for choice in ("auto", "required", "named") for kind in ("", "-stream")}
@@ -242,30 +240,12 @@ def test_a_stack_says_whether_its_model_has_tools(given: dict[str, bool], tools:
     assert asked[0].supports_tools is tools
 
 
-def test_a_stack_is_asked_of_pulumi_then_of_the_rehearsal(
-    asked: list[Endpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def outputs_of(stack: str) -> dict[str, Any]:
-        if stack != "local":
-            raise RehearsalError(f"stack {stack} isn't up")
-        return GOOD | {"model": "rehearsed"}
-
-    monkeypatch.setattr(stack_outputs, "outputs_of", outputs_of)
-    pulumi = tmp_path / "pulumi"
-    pulumi.write_text(
-        f"""#!/bin/sh
-        [ "$*" = "stack output --json --show-secrets --stack prod --non-interactive" ] && echo '{json.dumps(GOOD)}' ||
-        {{ echo 'error: no such stack' >&2; exit 255; }}"""
-    )
-    pulumi.chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    assert run("--stack", "prod", environment=environment).exit_code == 0
-    assert run("--stack", "local", environment=environment).exit_code == 0
-    assert run("--stack", "local", environment={"PATH": "/nonexistent"}).exit_code == 0
-    assert [endpoint.model for endpoint in asked] == [MODEL, "rehearsed", "rehearsed"]
-    absent = run("--stack", "absent", environment=environment)
-    assert absent.exit_code == 2
-    assert "no such stack; rehearsal: stack absent isn't up" in absent.stderr
+def test_a_stack_is_asked_of_pulumi(asked: list[Endpoint], tmp_path: Path) -> None:
+    pulumi = PulumiStub(tmp_path / "pulumi")
+    pulumi.answers(GOOD)
+    assert run("--stack", "prod", environment={"PATH": pulumi.path}).exit_code == 0
+    assert pulumi.asked == ["stack output --json --show-secrets --stack prod --non-interactive"]
+    assert [endpoint.model for endpoint in asked] == [MODEL]
 
 
 GOOD: dict[str, Any] = outputs("https://llm.example/v1/chat/completions", None)
@@ -274,18 +254,19 @@ GOOD: dict[str, Any] = outputs("https://llm.example/v1/chat/completions", None)
 @pytest.mark.parametrize(
     ("arguments", "given", "words"),
     [
-        ([], None, "give one of --url, --outputs and --stack"),
-        (["--url", GOOD["connectorUrl"], "--stack", "dev"], None, "give one of --url, --outputs and --stack"),
-        (["--url", GOOD["connectorUrl"]], None, "no key: pass --key-file FILE or set ELASTIC_VLLM_KEY"),
+        ([], None, "not given by one of --url, --outputs and --stack"),
+        (["--url", GOOD["connectorUrl"], "--stack", "dev"], None, "not given by one of --url, --outputs and --stack"),
+        (["--outputs", "-", "--rehearsal"], GOOD, "--rehearsal is given without --stack"),
+        (["--url", GOOD["connectorUrl"]], None, "no key is given\n  fix: pass --key-file FILE or set ELASTIC_VLLM_KEY"),
         (["--outputs", "-", "--key-file", "/absent"], GOOD, "--key-file /absent: No such file"),
         (["--outputs", "-", "--ca", "/dev/null"], GOOD, "--ca (caCertificate of the outputs) must be a cert"),
         (["--outputs", "-", "--ca", __file__], GOOD, "--ca (caCertificate of the outputs) must be a cert"),
         (["--outputs", "/absent"], None, "--outputs /absent: No such file"),
-        (["--outputs", "-"], [], "--outputs -: not a JSON object"),
+        (["--outputs", "-"], [], "--outputs -: the outputs are not a JSON object"),
         (["--outputs", "-"], {"connectorApiKey": KEY}, "--url (connectorUrl of the outputs) is missing"),
         (["--outputs", "-"], GOOD | {"model": ""}, "--model (model of the outputs) is missing"),
-        (["--outputs", "-"], GOOD | {"model": 3}, "--model (model of the outputs) must be a string"),
-        (["--outputs", "-"], GOOD | {"connectorApiKey": "[secret]"}, "is hidden: add --show-secrets"),
+        (["--outputs", "-"], GOOD | {"model": 3}, "--model (model of the outputs) is not a string"),
+        (["--outputs", "-"], GOOD | {"connectorApiKey": "[secret]"}, "is hidden\n  fix: add --show-secrets"),
         (["--outputs", "-"], GOOD | {"connectorApiKey": "short"}, "must be at least 16 visible ASCII"),
         (["--outputs", "-"], GOOD | {"connectorUrl": "http://a/v1/chat/completions"}, "must be https://HOST"),
         (["--outputs", "-"], GOOD | {"connectorUrl": "https://a/v1"}, "--url (connectorUrl of the outputs) must"),
@@ -295,7 +276,9 @@ GOOD: dict[str, Any] = outputs("https://llm.example/v1/chat/completions", None)
 def test_bad_input_names_the_option_and_exits_2(arguments: list[str], given: Any, words: str) -> None:
     result = run(*arguments, given=given, environment={cli.KEY_VARIABLE: ""})
     assert words in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    cause, fix = result.stderr.splitlines()
+    assert cause.startswith("error: ")
+    assert fix.startswith("  fix: ")
     assert result.stdout == ""
     assert result.exit_code == 2
 

@@ -9,7 +9,8 @@ import pytest
 
 from scripts.lab import RehearsalError
 from scripts.lab.emulator import engine
-from scripts.lab.emulator.state import Record, State, is_locked, load, locked, stacks_with_state, write_private
+from scripts.lab.emulator.state import Record, State, is_locked, load, locked, stacks_with_state
+from scripts.lib.private_files import write_private
 
 HOLDER = """
 import sys, time

@@ -4,12 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-import typer
 import yaml
 
 from components.settings.problems import ENCRYPTED
-from components.settings.stack import PROJECT_DIRECTORY, SettingsError
+from components.settings.stack import PROJECT_DIRECTORY
 from scripts.lib import stack_settings
+from scripts.lib.errors import BadInputError
 from scripts.lib.stack_settings import load, overrides
 from tests.support.program import GPU, HOST_KEY
 
@@ -37,7 +37,7 @@ def test_overrides_go_over_the_file(stack: str) -> None:
 
 
 def test_what_is_wrong_is_said_by_the_settings_own_check(stack: str) -> None:
-    with pytest.raises(SettingsError, match="httpsPort = '0': out of range"):
+    with pytest.raises(BadInputError, match="httpsPort = '0': out of range"):
         load(stack, {"httpsPort": "0"})
 
 
@@ -49,14 +49,14 @@ def test_an_encrypted_secret_counts_as_there(stack: str, monkeypatch: pytest.Mon
     assert seen == [ENCRYPTED, ""]
 
 
-def test_a_stack_that_is_not_there_is_a_usage_error(stack: str) -> None:
-    with pytest.raises(typer.BadParameter, match=r"there is no stack nope: .*; stacks: x"):
+def test_a_stack_that_is_not_there_is_bad_input(stack: str) -> None:
+    with pytest.raises(BadInputError, match=r"there is no stack nope: .*; fix: use one of: x"):
         load("nope", {})
 
 
 @pytest.mark.parametrize("text", ["zone", "=x"])
-def test_a_wrong_override_is_a_usage_error(text: str) -> None:
-    with pytest.raises(typer.BadParameter, match="write --set KEY=VALUE"):
+def test_a_wrong_override_is_bad_input(text: str) -> None:
+    with pytest.raises(BadInputError, match="write --set KEY=VALUE"):
         overrides([text])
 
 

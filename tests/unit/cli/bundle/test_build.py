@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from components.bundle.manifest import BundleError, Manifest
+from components.bundle.manifest import Manifest
 from components.catalogue.models import Model
+from components.errors import UserError
 from scripts.cli.bundle import guide, images, weights
 from scripts.cli.bundle.making import Base
 from scripts.cli.bundle.wanted import Wanted
@@ -21,8 +22,8 @@ def test_it_answers_help() -> None:
 
 def test_a_stack_that_is_not_there(tmp_path: Path) -> None:
     told = invoke("bundle", "build", "--stack", "nope", "--output", str(tmp_path / "b"))
-    assert told.exit_code == 1
-    assert "there is no stacks/Pulumi.nope.yaml (--stack); fix: " in " ".join(told.output.split())
+    assert told.exit_code == 2
+    assert "there is no stacks/Pulumi.nope.yaml (--stack) fix: " in " ".join(told.output.split())
     assert not (tmp_path / "b").exists()
 
 
@@ -96,5 +97,5 @@ def test_weights_from_a_directory_are_named_after_their_content(tmp_path: Path) 
         "config.json": "2",
     }
     (tmp_path / "a" / "config.json").write_text("4")
-    with pytest.raises(BundleError, match="changed while it was copied"):
+    with pytest.raises(UserError, match="changed while it was copied"):
         first.make(tmp_path / "again", lambda _: None)

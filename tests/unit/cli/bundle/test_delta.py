@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from components.bundle import manifest
-from components.bundle.manifest import MANIFEST, BundleError, Manifest
+from components.bundle.manifest import MANIFEST, Manifest
+from components.errors import UserError
 from scripts.cli.bundle import making
 from scripts.cli.bundle.making import Base
 from scripts.cli.bundle.verify import problems
@@ -107,13 +108,13 @@ def test_a_delta_since_a_delta(tmp_path: Path, base: Base) -> None:
 
 def test_a_directory_is_of_one_base(tmp_path: Path, base: Base) -> None:
     build(tmp_path / "delta", NEW, base)
-    with pytest.raises(BundleError, match=r"goes on from another bundle \(--since\); fix: give another directory"):
+    with pytest.raises(UserError, match=r"builds on another bundle \(--since\); fix: give another directory"):
         build(tmp_path / "delta", NEW)
 
 
 @pytest.mark.parametrize("name", ["none.json", MANIFEST])
 def test_what_is_no_base(tmp_path: Path, name: str) -> None:
-    with pytest.raises(BundleError, match=r"manifest\.json"):
+    with pytest.raises(UserError, match=r"manifest\.json"):
         Base.read(tmp_path / name)
 
 
@@ -121,7 +122,7 @@ def test_an_optional_part_that_cannot_be_reached_is_left_out_with_a_word(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def unreachable() -> int:
-        raise UnreachableError("https://example.com: no; fix: carry it")
+        raise UnreachableError("https://example.com: no", "carry it")
 
     def make(path: Path, _say: Say) -> None:
         path.mkdir()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from components.bundle.manifest import BundleError
+from components.errors import UserError
 from components.machine.gpu_driver import TOOLKIT
 from scripts.cli.bundle import packages
 from scripts.cli.bundle.packages import TOOLKIT_PACKAGES, names
@@ -100,7 +100,7 @@ def test_the_toolkit_is_the_pinned_one(there: str | None) -> None:
 )
 def test_what_cannot_be_had(changes: Mapping[str, object], said: str) -> None:
     server = replace(BARE, **changes)  # type: ignore[arg-type] # fields of it
-    with pytest.raises(BundleError, match=said):
+    with pytest.raises(UserError, match=said):
         names(server, runtime="docker", gpus="distribution" not in changes)
 
 
@@ -114,7 +114,7 @@ def test_what_cannot_be_had(changes: Mapping[str, object], said: str) -> None:
     ids=str,
 )
 def test_a_machine_of_another_kind_can_fetch_none(here: Mapping[str, str]) -> None:
-    with pytest.raises(BundleError, match="so its packages can't be had here; fix: build on a machine"):
+    with pytest.raises(UserError, match="so its packages can't be had here; fix: build on a machine"):
         packages.part(BARE, runtime="docker", gpus=False, here=replace(BARE, **here))  # type: ignore[arg-type] # fields
 
 
@@ -160,6 +160,6 @@ def test_only_the_known_key_is_trusted(keys: Mapping[str, Path], tmp_path: Path)
     packages.check_key(keys["one"], known, tmp_path / "keyring")
     assert (tmp_path / "keyring").read_bytes()
     for name in ("other", "both"):
-        with pytest.raises(BundleError, match="is not the known one"):
+        with pytest.raises(UserError, match="is not the known one"):
             packages.check_key(keys[name], known, tmp_path / name)
         assert not (tmp_path / name).exists()

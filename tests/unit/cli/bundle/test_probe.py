@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from components.bundle.manifest import BundleError
+from components.errors import UserError
 from scripts.cli.bundle import probe
 from tests.support.program import ROOT
 
@@ -99,7 +99,7 @@ def test_another_kernel_or_package_is_another_probe(tmp_path: Path) -> None:
 def test_what_is_no_probe(tmp_path: Path, text: str) -> None:
     path = tmp_path / "probe.json"
     path.write_text(text)
-    with pytest.raises(BundleError, match="fix: run scripts/elastic-vllm bundle probe at the site again"):
+    with pytest.raises(UserError, match="fix: run scripts/elastic-vllm bundle probe at the site again"):
         probe.read(path)
 
 
@@ -107,5 +107,5 @@ def test_a_probe_that_was_cut_off(tmp_path: Path) -> None:
     document = run(tmp_path)
     path = tmp_path / "probe.json"
     path.write_text(json.dumps({**document, "dpkg_status": document["dpkg_status"][:-8]}))
-    with pytest.raises(BundleError, match="probe at the site again"):
+    with pytest.raises(UserError, match="probe at the site again"):
         probe.read(path)

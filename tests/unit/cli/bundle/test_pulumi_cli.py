@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from components.bundle import manifest
-from components.bundle.manifest import BundleError, File, Manifest, Part
+from components.bundle.manifest import File, Manifest, Part
+from components.errors import UserError
 from scripts.cli.bundle import install, pulumi_cli
 from scripts.cli.bundle.pulumi_cli import Archive
 from scripts.cli.bundle.wanted import UnreachableError
@@ -54,7 +55,7 @@ def test_what_is_there_and_good_is_not_fetched_again(mirror: Mirror, tmp_path: P
 
 def test_it_goes_on_where_it_was_cut_off(mirror: Mirror, tmp_path: Path) -> None:
     mirror.cut_after = 100
-    with pytest.raises(BundleError, match=r"broke off .* fix: run the same again"):
+    with pytest.raises(UserError, match=r"broke off .* fix: run the same again"):
         mirror.part().make(tmp_path, lambda _: None)
     mirror.cut_after = None
     mirror.part().make(tmp_path, lambda _: None)
@@ -66,7 +67,7 @@ def test_it_goes_on_where_it_was_cut_off(mirror: Mirror, tmp_path: Path) -> None
 def test_another_content_than_was_published_is_refused(mirror: Mirror, tmp_path: Path, archive: Archive) -> None:
     path = f"/{archive.repository}/releases/download/v{archive.version}/{archive.name}"
     mirror.files[path] = mirror.files[path][:-1] + b"!"
-    with pytest.raises(BundleError, match=r"has checksum .* says .* fix: download both again"):
+    with pytest.raises(UserError, match=r"has checksum .* says .* fix: download both again"):
         mirror.part().make(tmp_path, lambda _: None)
     assert not (tmp_path / archive.name).exists()
 
@@ -74,7 +75,7 @@ def test_another_content_than_was_published_is_refused(mirror: Mirror, tmp_path:
 def test_a_checksum_file_that_does_not_name_it(mirror: Mirror, tmp_path: Path) -> None:
     cli = WANTED[0]
     mirror.files[f"/pulumi/releases/download/v{cli.version}/{cli.checksums}"] = b"<html>not found</html>\n"
-    with pytest.raises(BundleError, match=r"does not name .* fix: .*--pulumi DIR"):
+    with pytest.raises(UserError, match=r"does not name .* fix: .*--pulumi DIR"):
         mirror.part().make(tmp_path, lambda _: None)
 
 
@@ -104,10 +105,10 @@ def test_from_a_directory(tmp_path: Path) -> None:
     part.make(tmp_path / "out", lambda _: None)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {each.name for each in WANTED}
     (given / WANTED[3].name).write_bytes(b"another")
-    with pytest.raises(BundleError, match="has checksum"):
+    with pytest.raises(UserError, match="has checksum"):
         part.make(tmp_path / "again", lambda _: None)
     (given / WANTED[3].checksums).unlink()
-    with pytest.raises(BundleError, match=f"there is no {WANTED[3].checksums}; fix: put it there"):
+    with pytest.raises(UserError, match=f"there is no {WANTED[3].checksums}; fix: put it there"):
         pulumi_cli.part(WANTED, str(given))
 
 
@@ -147,6 +148,6 @@ def test_the_cli_and_plugins_are_installed_below_the_project(bundle: tuple[Path,
 def test_a_damaged_archive_is_never_unpacked(bundle: tuple[Path, Manifest], tmp_path: Path) -> None:
     directory, about = bundle
     (directory / "pulumi" / WANTED[0].name).write_bytes(tar("pulumi/pulumi", "#!/bin/sh\n"))
-    with pytest.raises(BundleError, match="missing or altered; fix: run scripts/elastic-vllm bundle verify"):
+    with pytest.raises(UserError, match="missing or altered; fix: run scripts/elastic-vllm bundle verify"):
         install.pulumi([directory], about)
     assert not (tmp_path / "home").exists()

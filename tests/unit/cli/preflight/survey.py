@@ -9,8 +9,8 @@ from typer.testing import Result
 from components.settings.gcp import GcpSettings
 from components.settings.stack import Settings
 from scripts.cli.preflight import command, run
-from scripts.cli.preflight.google import Google, find_identity
 from scripts.cli.preflight.report import Outcome
+from scripts.lib.google import Google, find_identity
 from tests.support.commands import invoke
 from tests.support.google_stand_in import HUB_TOKEN, TOKEN, Cloud
 

@@ -9,10 +9,10 @@ import pytest
 
 from components.catalogue.machine_types import load_machine_types
 from scripts.cli.preflight import cost, run
-from scripts.cli.preflight.google import Google, find_identity
 from scripts.cli.preflight.project import permissions_needed
 from scripts.cli.preflight.report import Verdict
 from scripts.cli.preflight.survey import Survey
+from scripts.lib.google import Google, find_identity
 from tests.support.google_stand_in import HUB_TOKEN, MANAGER, MODEL, SKUS, USAGE, Cloud, quotas, sku
 from tests.unit.cli.preflight.survey import loaded, report
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import google.auth.compute_engine
 import pytest
 
+from components.errors import UserError
 from scripts.cli.preflight import command as preflight
 from scripts.cli.preflight import run
-from scripts.cli.preflight.google import NoCredentialsError, find_identity
 from scripts.cli.preflight.report import Outcome, Verdict
+from scripts.lib.google import find_identity
 from tests.support.google_stand_in import TOKEN, Cloud
 from tests.unit.cli.preflight.survey import invoked, report
 
@@ -136,9 +137,7 @@ def test_the_login_of_gcloud_is_the_last_resort(tmp_path: Path) -> None:
 
 def test_a_gcloud_without_a_login_is_told(tmp_path: Path) -> None:
     gcloud(tmp_path, "echo 'You do not currently have an active account selected.' >&2; exit 1")
-    with pytest.raises(
-        NoCredentialsError, match=r"gcloud gave no token \(You do not .*\): gcloud auth application-def"
-    ):
+    with pytest.raises(UserError, match=r"gcloud gave no token \(You do not .*\); fix: gcloud auth application-def"):
         find_identity()
 
 
@@ -151,7 +150,7 @@ def test_application_default_credentials_come_before_gcloud(tmp_path: Path, monk
     found = find_identity()
     assert (found.kind, found.who) == ("Application Default Credentials", "ada@example.com")
     path.write_text("{")
-    with pytest.raises(NoCredentialsError, match=r"not usable .*: check \$GOOGLE_APPLICATION_CREDENTIALS"):
+    with pytest.raises(UserError, match=r"not usable .*; fix: check \$GOOGLE_APPLICATION_CREDENTIALS"):
         find_identity()
 
 
@@ -167,10 +166,10 @@ def test_a_virtual_machines_own_account_has_no_name_yet(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("stack", "arguments", "exit_code", "words"),
     [
-        ("here", [], 2, "target of here is not gcp"),
+        ("here", [], 2, "--stack here: its target is not gcp"),
         ("nowhere", [], 2, "there is no stack nowhere"),
         ("cloud", ["--set", "zone"], 2, "write --set KEY=VALUE"),
-        ("cloud", ["--set", "zone=us-west1-b", "--set", "capacity=best"], 1, "2 settings are wrong in stack cloud"),
+        ("cloud", ["--set", "zone=us-west1-b", "--set", "capacity=best"], 2, "2 settings are wrong in stack cloud"),
     ],
 )
 def test_what_it_can_not_work_with_is_told(

@@ -58,7 +58,7 @@ def test_a_recorded_image_of_the_family_stays_unless_asked_otherwise(file: Path,
 def test_a_family_without_an_image_is_told(file: Path, cloud: Cloud) -> None:
     done = run_pin()
     assert done.exit_code == 1
-    assert f"pin: {PROJECT} has no image of family" in done.output
+    assert f"error: {PROJECT} has no image of family" in done.output
     assert file.read_text() == STACK
 
 

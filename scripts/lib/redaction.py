@@ -1,14 +1,11 @@
-"""A support archive without secrets."""
+"""Texts without secrets."""
 
 import base64
-import io
 import json
 import os
 import re
-import tarfile
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 
 REDACTED = "<redacted>"
 SHORTEST = 8
@@ -18,8 +15,11 @@ PATTERNS = (
     re.compile(r"(?i)(?<=bearer )[^\s\"'<]+"),
     re.compile(r"(?i)(?<=apikey )[^\s\"'<]+"),
     re.compile(r"\bhf_[A-Za-z0-9]{8,}"),
+    re.compile(r"\bpul-[0-9a-f]{8,}"),
+    re.compile(r"(?<=://)[^\s/@]+(?=@)"),
     re.compile(r"(?i)(?<!sha256:)\b[0-9a-f]{64}\b"),
 )
+SECRET_VARIABLE = re.compile(r"TOKEN|PASSPHRASE$|PASSWORD|SECRET|_KEY$")
 
 
 def leaves(value: object) -> Iterator[str]:
@@ -32,6 +32,11 @@ def leaves(value: object) -> Iterator[str]:
     elif isinstance(value, Iterable):
         for each in value:
             yield from leaves(each)
+
+
+def environment_secrets() -> list[str]:
+    """Values of this process's environment variables whose names say that they are secret."""
+    return [value for name, value in os.environ.items() if SECRET_VARIABLE.search(name)]
 
 
 def redact(text: str, secrets: Iterable[str]) -> str:
@@ -53,16 +58,3 @@ def _forms(secret: str) -> Iterator[str]:
         yield base64.b64encode(form.encode()).decode().rstrip("=")
     # Of a text of several lines, each line is one: logs break it up.
     yield from (line for line in secret.splitlines() if len(line) > 3 * SHORTEST and not line.startswith("-----"))
-
-
-def write(path: Path, files: Mapping[str, str], secrets: Iterable[str]) -> None:
-    """Write the archive, for nobody else to read. Raises OSError."""
-    known = list(secrets)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
-        os.fchmod(out.fileno(), 0o600)
-        with tarfile.open(fileobj=out, mode="w:gz") as archive:
-            for name, text in files.items():
-                data = redact(text, known).encode()
-                entry = tarfile.TarInfo(f"elastic-vllm-support/{name}")
-                entry.size, entry.mode = len(data), 0o600
-                archive.addfile(entry, io.BytesIO(data))

@@ -18,7 +18,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
 from urllib3.util import Retry
 
-from scripts.cli.preflight.report import NotCheckedError
+from components.errors import UserError
 
 COMPUTE = "compute.googleapis.com"
 TOKEN_VARIABLE = "GOOGLE_OAUTH_ACCESS_TOKEN"  # noqa: S105 - a variable's name; Pulumi's gcp provider reads it first
@@ -35,8 +35,8 @@ TRANSIENT = (429, 500, 502, 503, 504)
 PASSING = (ReadTimeoutError, ProtocolError)
 
 
-class NoCredentialsError(Exception):
-    """There are none, or they can't be read; the text names the cause and the fix."""
+class NoAnswerError(Exception):
+    """No answer that can be used; the text says why."""
 
 
 class RefusedError(Exception):
@@ -61,7 +61,8 @@ class Identity:
 def find_identity() -> Identity:
     """The user's credentials, looked for as Pulumi does, and with gcloud where there is nothing else.
 
-    Order: $GOOGLE_OAUTH_ACCESS_TOKEN, Application Default Credentials, gcloud's own login. Raises NoCredentialsError.
+    Order: $GOOGLE_OAUTH_ACCESS_TOKEN, Application Default Credentials, gcloud's own login. Raises
+    UserError where there are none.
     """
     if token := os.environ.get(TOKEN_VARIABLE, "").strip():
         return Identity(_static(token), f"token of ${TOKEN_VARIABLE}", renewal=f"renew or unset ${TOKEN_VARIABLE}")
@@ -71,10 +72,8 @@ def find_identity() -> Identity:
     except (GoogleAuthError, OSError, ValueError) as error:
         chosen = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
         if chosen or not isinstance(error, DefaultCredentialsError):
-            raise NoCredentialsError(
-                f"Application Default Credentials are not usable ({error}): "
-                f"{'check $GOOGLE_APPLICATION_CREDENTIALS' if chosen else LOGIN}"
-            ) from error
+            fix = "check $GOOGLE_APPLICATION_CREDENTIALS" if chosen else LOGIN
+            raise UserError(f"Application Default Credentials are not usable ({error})", fix) from error
         return _of_gcloud()
     who = getattr(credentials, "service_account_email", "") or getattr(credentials, "account", "")
     # On a virtual machine it is the word `default` until it was asked for.
@@ -83,7 +82,7 @@ def find_identity() -> Identity:
 
 def _of_gcloud() -> Identity:
     if not shutil.which("gcloud"):
-        raise NoCredentialsError(f"no credentials ($GOOGLE_OAUTH_ACCESS_TOKEN, Application Default, gcloud): {LOGIN}")
+        raise UserError("no credentials ($GOOGLE_OAUTH_ACCESS_TOKEN, Application Default, gcloud)", LOGIN)
     try:
         token, account = (
             subprocess.run(
@@ -92,13 +91,11 @@ def _of_gcloud() -> Identity:
             for command in (["auth", "print-access-token"], ["config", "get", "account"])
         )
     except subprocess.TimeoutExpired as error:
-        raise NoCredentialsError(f"gcloud gave no token within {GCLOUD_SECONDS} s: {LOGIN}") from error
+        raise UserError(f"gcloud gave no token within {GCLOUD_SECONDS} s", LOGIN) from error
     except (OSError, subprocess.CalledProcessError) as error:
         # What it wrote to standard output may be a token.
         said = " ".join(str(getattr(error, "stderr", None) or error).split())
-        raise NoCredentialsError(
-            f"no Application Default Credentials, and gcloud gave no token ({said}): {LOGIN}"
-        ) from error
+        raise UserError(f"no Application Default Credentials, and gcloud gave no token ({said})", LOGIN) from error
     return Identity(_static(token), "login of gcloud", account, renewal="gcloud auth login")
 
 
@@ -135,12 +132,12 @@ class Google:
     ) -> dict[str, Any]:
         """The answer to a GET, or with a `body` to a POST.
 
-        Raises RefusedError for an answer that is an error, NotCheckedError where there is none or after a 401.
+        Raises RefusedError for an answer that is an error, NoAnswerError where there is none or after a 401.
         """
         if self._refused:
-            raise NotCheckedError(self._refused)
+            raise NoAnswerError(self._refused)
         if host in self._silent:
-            raise NotCheckedError(self._silent[host])
+            raise NoAnswerError(self._silent[host])
         url = f"{self._base}/{host}/{path}" if self._base else f"https://{host}/{path}"
         if url in self._answers:
             return self._answers[url]
@@ -161,21 +158,21 @@ class Google:
             refusal = None if answer.ok else _refusal(host, answer)
         except RefreshError as error:
             if error.retryable:
-                raise NotCheckedError(f"Google gave no new token for now ({error.args[0]})") from error
+                raise NoAnswerError(f"Google gave no new token for now ({error.args[0]})") from error
             refusal = RefusedError(host, HTTPStatus.UNAUTHORIZED, "", str(error.args[0] if error.args else error))
         except (requests.RequestException, GoogleAuthError) as error:
             cause = _cause(error)
             said = f"no answer from {host} ({str(cause).rsplit(': ', 1)[-1]})"
             if not isinstance(cause, PASSING):
                 self._silent[host] = said
-            raise NotCheckedError(said) from error
+            raise NoAnswerError(said) from error
         if refusal:
             if refusal.status == HTTPStatus.UNAUTHORIZED:
                 self._refused = "the credentials were refused"
             raise refusal
         found = answer.json()
         if not isinstance(found, dict):
-            raise NotCheckedError(f"the answer of {host} is no JSON object")
+            raise NoAnswerError(f"the answer of {host} is no JSON object")
         return found
 
     def find(self, project: str, path: str) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from scripts.lab import RehearsalError
+from scripts.lib.errors import BadInputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class StackConfig:
 def read_config(directory: Path, stack: str, sets: list[str], set_files: list[str]) -> StackConfig:
     """Read the stack's configuration; `sets` are `key=value`, `set_files` `key=PATH`.
 
-    Raises RehearsalError for a missing stack, unreadable YAML and a value that only the Pulumi CLI can decrypt.
+    Raises BadInputError for a missing stack, unreadable YAML and a value that only the Pulumi CLI can decrypt.
     """
     project_file = directory / "Pulumi.yaml"
     project_settings = _read_yaml(project_file)
@@ -59,9 +59,9 @@ def read_config(directory: Path, stack: str, sets: list[str], set_files: list[st
     encrypted = [key for key, value in values.items() if isinstance(value, dict) and "secure" in value]
     if encrypted:
         key = encrypted[0].removeprefix(f"{project}:")
-        raise RehearsalError(
-            f"{', '.join(encrypted)}: encrypted in the file of stack {stack}, which only the Pulumi CLI can decrypt; "
-            f"give the value from a file: --set-file {key}=PATH"
+        raise BadInputError(
+            f"{', '.join(encrypted)}: encrypted in the file of stack {stack}, which only the Pulumi CLI can decrypt",
+            f"give the value from a file: --set-file {key}=PATH",
         )
     return StackConfig(project=project, stack=stack, values=values, secrets=frozenset(secrets))
 
@@ -71,8 +71,8 @@ def _read_stack(directory: Path, project_settings: dict[str, Any], stack: str) -
     path = stacks / f"Pulumi.{stack}.yaml"
     if not path.exists():
         there_are = sorted(p.name.removeprefix("Pulumi.").removesuffix(".yaml") for p in stacks.glob("Pulumi.*.yaml"))
-        raise RehearsalError(
-            f"there is no stack {stack}: {path} does not exist; stacks: {', '.join(there_are) or 'none'}"
+        raise BadInputError(
+            f"there is no stack {stack}: {path} does not exist", f"use one of: {', '.join(there_are) or 'none yet'}"
         )
     return _read_yaml(path)
 
@@ -81,9 +81,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RehearsalError(f"{path} does not exist: run this in the repository") from None
+        raise BadInputError(f"{path} does not exist", "run this in the repository") from None
     except yaml.YAMLError as error:
-        raise RehearsalError(f"{path} is not valid YAML: {error}") from error
+        raise BadInputError(f"{path} is not valid YAML: {error}", "correct it") from error
     return content if isinstance(content, dict) else {}
 
 
@@ -94,7 +94,8 @@ def _full(project: str, key: str) -> str:
 def _split(text: str, option: str) -> tuple[str, str]:
     key, separator, value = text.partition("=")
     if not separator or not key:
-        raise RehearsalError(f"{option} {text}: write {option} key={'PATH' if option == '--set-file' else 'value'}")
+        form = f"{option} KEY={'PATH' if option == '--set-file' else 'VALUE'}"
+        raise BadInputError(f"{option} {text}: there is no value", f"write {form}")
     return key.strip(), value
 
 
@@ -111,4 +112,4 @@ def _content(key: str, path: str) -> str:
     try:
         return Path(path).expanduser().read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise RehearsalError(f"--set-file {key}={path}: {error.strerror or error}") from error
+        raise BadInputError(f"--set-file {key}={path}: {error.strerror or error}", "give a readable file") from error

@@ -1,11 +1,11 @@
-"""The rehearsal reads configuration as the Pulumi CLI does."""
+"""A stack's configuration is read as the Pulumi CLI reads it."""
 
 from pathlib import Path
 
 import pytest
 
-from scripts.lab import RehearsalError
-from scripts.lab.emulator.config import read_config
+from scripts.lib.errors import BadInputError
+from scripts.lib.stack_config import read_config
 
 PROJECT = """
 name: elastic-vllm
@@ -55,14 +55,14 @@ def test_secrets_come_from_files(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("stack", "sets", "set_files", "message"),
     [
-        ("nope", [], [], "there is no stack nope: .*; stacks: local, prod"),
+        ("nope", [], [], "there is no stack nope: .*; fix: use one of: local, prod"),
         ("prod", [], [], "elastic-vllm:token: encrypted .* --set-file token=PATH"),
-        ("local", ["model"], [], "--set model: write --set key=value"),
+        ("local", ["model"], [], "--set model: there is no value; fix: write --set KEY=VALUE"),
         ("local", [], ["token=/nowhere"], "--set-file token=/nowhere: No such file"),
     ],
 )
 def test_what_is_wrong_is_said(
     directory: Path, stack: str, sets: list[str], set_files: list[str], message: str
 ) -> None:
-    with pytest.raises(RehearsalError, match=message):
+    with pytest.raises(BadInputError, match=message):
         read_config(directory, stack, sets, set_files)
