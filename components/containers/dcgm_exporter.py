@@ -1,12 +1,27 @@
 """NVIDIA's DCGM exporter: the GPUs' metrics, for an agent on the server."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pulumi
 import pulumi_docker as docker
 
+from components.containers import declared
 from components.elastic.agent import DCGM_PORT
 from components.machine.host import Host
+
+CONFINEMENT: dict[str, Any] = {
+    "network_mode": "host",
+    "capabilities": {"drops": ["ALL"]},
+    "security_opts": ["no-new-privileges:true"],
+    "memory": 512,
+    "memory_swap": 512,
+    "tmpfs": {"/tmp": "rw,noexec,nosuid,nodev,size=64m,mode=1777", "/run": "rw,noexec,nosuid,nodev,size=16m"},  # noqa: S108 - inside the container
+    "ulimits": [{"name": "nofile", "soft": 4096, "hard": 4096}],
+    "log_driver": "json-file",
+    "log_opts": {"max-size": "10m", "max-file": "3"},
+}
+"""Options of the container that Docker may complete or rewrite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,19 +49,14 @@ class DcgmExporter(pulumi.ComponentResource):
             name=f"{args.host.prefix}-dcgm",
             image=args.image.image_id,
             envs=[f"DCGM_EXPORTER_LISTEN=127.0.0.1:{DCGM_PORT}", "DCGM_EXPORTER_KUBERNETES=false"],
-            network_mode="host",
             read_only=True,
-            capabilities=docker.ContainerCapabilitiesArgs(drops=["ALL"]),
-            security_opts=["no-new-privileges:true"],
             gpus="all",
-            memory=512,
-            memory_swap=512,
-            tmpfs={"/tmp": "rw,noexec,nosuid,nodev,size=64m,mode=1777", "/run": "rw,noexec,nosuid,nodev,size=16m"},  # noqa: S108 - inside the container
-            ulimits=[docker.ContainerUlimitArgs(name="nofile", soft=4096, hard=4096)],
-            log_driver="json-file",
-            log_opts={"max-size": "10m", "max-file": "3"},
             restart="always",
-            labels=[docker.ContainerLabelArgs(label="elastic-vllm.stack", value=pulumi.get_stack())],
+            labels=[
+                docker.ContainerLabelArgs(label=label, value=value)
+                for label, value in declared.labels(CONFINEMENT).items()
+            ],
+            **CONFINEMENT,
             opts=pulumi.ResourceOptions(
                 parent=self,
                 provider=args.provider,
@@ -54,6 +64,7 @@ class DcgmExporter(pulumi.ComponentResource):
                 delete_before_replace=True,
                 replacement_trigger=args.host.identity,
                 deleted_with=args.host.machine,
+                ignore_changes=declared.OF_CONTAINERS,
             ),
         )
         self.register_outputs({})

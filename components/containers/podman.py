@@ -13,12 +13,6 @@ PODMAN = "podman"
 SOCKET = "/run/podman/podman.sock"
 """Of the API of root's Podman."""
 
-# What its API tells of a container and of a network is not what it was asked for: capabilities one by one in place of
-# ALL, no options of logs, signals as numbers (seen in 4.3.1, 2026-11). The provider would take each for a change that
-# somebody made, and replace the container at every update.
-TOLD_OTHERWISE = ["capabilities", "logDriver", "logOpts", "securityOpts", "stopSignal", "tmpfs", "ulimits"]
-NETWORK_TOLD_OTHERWISE = ["ipamOptions", "options"]
-
 # Podman puts these into a container with a read-only root: as little as can be, and nothing to be run from them.
 OWN_TMPFS = dict.fromkeys(("/run", "/var/tmp"), "rw,noexec,nosuid,nodev,size=64k,mode=0755")  # noqa: S108
 # For all users and containers of the server: directories are shared by Nginx and vLLM, weights by stacks.
@@ -48,11 +42,6 @@ def security_options(prefix: str, *, gpus: bool = False) -> list[str]:
     low = int.from_bytes(digest[:4]) % (CATEGORIES - 1)
     high = low + 1 + int.from_bytes(digest[4:8]) % (CATEGORIES - 1 - low)
     return ["no-new-privileges", f"label=level:s0:c{low},c{high}"]
-
-
-def fingerprint(options: Mapping[str, object]) -> str:
-    """Changes with the options: since changes of theirs are not looked for, this replaces the container."""
-    return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

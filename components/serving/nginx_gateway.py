@@ -9,7 +9,7 @@ import pulumi
 import pulumi_docker as docker
 
 from components import render
-from components.containers import podman
+from components.containers import declared, podman
 from components.elastic import agent as elastic_agent
 from components.elastic.agent import Observed
 from components.machine.host import Host
@@ -82,7 +82,6 @@ class NginxGateway(pulumi.ComponentResource):
             replacement_trigger=args.host.identity,
             deleted_with=args.host.machine,
         )
-        labels = [("elastic-vllm.stack", pulumi.get_stack())]
         guard = args.host.command(
             f"{name}-egress-guard",
             render.script(
@@ -92,15 +91,18 @@ class NginxGateway(pulumi.ComponentResource):
             parent=self,
             depends_on=[args.directories],
         )
+        network_name = f"{args.host.prefix}-edge"
+        network_options = {"com.docker.network.bridge.name": interface}
         network = docker.Network(
             f"{name}-network",
-            name=f"{args.host.prefix}-edge",
+            name=network_name,
             driver="bridge",
-            options={"com.docker.network.bridge.name": interface},
-            labels=[docker.NetworkLabelArgs(label=label, value=value) for label, value in labels],
-            opts=pulumi.ResourceOptions.merge(
-                on_docker, pulumi.ResourceOptions(ignore_changes=podman.NETWORK_TOLD_OTHERWISE if in_podman else None)
-            ),
+            options=network_options,
+            labels=[
+                docker.NetworkLabelArgs(label=label, value=value)
+                for label, value in declared.labels({"options": network_options}).items()
+            ],
+            opts=pulumi.ResourceOptions.merge(on_docker, pulumi.ResourceOptions(ignore_changes=declared.OF_NETWORKS)),
         )
         config = args.host.command(
             f"{name}-config",
@@ -129,6 +131,10 @@ class NginxGateway(pulumi.ComponentResource):
             depends_on=[args.directories, *([args.acme.issued] if args.acme else [])],
         )
         confinement = _confinement(args.host)
+        labels: dict[str, pulumi.Input[str]] = {
+            **declared.labels({**confinement, "network_mode": network_name}),
+            declared.NETWORK_LABEL: network.id,
+        }
         self.container = docker.Container(
             f"{name}-container",
             name=container_name,
@@ -136,13 +142,12 @@ class NginxGateway(pulumi.ComponentResource):
             entrypoints=["sh"],
             command=[f"{CONFIG_DIRECTORY}/current/{START_SCRIPT}"],
             user=f"{NGINX_UID}:{SOCKET_GID}",
-            networks_advanced=[docker.ContainerNetworksAdvancedArgs(name=network.name)],
+            # Not networks_advanced: the provider would have Docker's own bridge left first, which need not exist.
+            network_mode=network_name,
             # Docker's resolver would ask on behalf of the container, from the host: give it nobody to ask.
             dns=["127.0.0.1"],
             ports=[docker.ContainerPortArgs(internal=CONTAINER_PORT, external=args.https_port, protocol="tcp")],
             read_only=True,
-            memory=512,
-            memory_swap=512,
             volumes=[
                 docker.ContainerVolumeArgs(
                     host_path=source,
@@ -159,17 +164,11 @@ class NginxGateway(pulumi.ComponentResource):
             ],
             restart="always",
             destroy_grace_seconds=30,
-            labels=[docker.ContainerLabelArgs(label=label, value=value) for label, value in labels],
+            labels=[docker.ContainerLabelArgs(label=label, value=value) for label, value in labels.items()],
             **confinement,
             opts=pulumi.ResourceOptions.merge(
                 on_docker,
-                pulumi.ResourceOptions(
-                    depends_on=[config, guard],
-                    ignore_changes=podman.TOLD_OTHERWISE if in_podman else None,
-                    replacement_trigger=pulumi.Output.concat(args.host.identity, podman.fingerprint(confinement))
-                    if in_podman
-                    else args.host.identity,
-                ),
+                pulumi.ResourceOptions(depends_on=[config, guard], ignore_changes=declared.OF_CONTAINERS),
             ),
         )
         self.ready = args.host.command(
@@ -184,7 +183,7 @@ class NginxGateway(pulumi.ComponentResource):
 
 
 def _confinement(host: Host) -> dict[str, Any]:
-    """Of Nginx's container: what Podman's API tells otherwise than it was asked for, and all of that."""
+    """Options of Nginx's container that an engine may complete or rewrite."""
     in_podman = host.engine == podman.PODMAN
     tmpfs = {"/tmp": "rw,noexec,nosuid,nodev,size=64m,mode=1777"}  # noqa: S108 - inside the container
     return {
@@ -195,6 +194,8 @@ def _confinement(host: Host) -> dict[str, Any]:
         "log_driver": "json-file",
         # Podman keeps one file, and begins it anew at this size.
         "log_opts": {"max-size": "50m"} if in_podman else {"max-size": "10m", "max-file": "5"},
+        "memory": 512,
+        "memory_swap": 512,
         "stop_signal": "SIGQUIT",
     }
 

@@ -1,13 +1,14 @@
 """vLLM in a container that has no network."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pulumi
 import pulumi_docker as docker
 
 from components import render
 from components.catalogue.models import Model
-from components.containers import podman
+from components.containers import declared, podman
 from components.machine.host import Host
 from components.settings.model import is_option
 
@@ -52,6 +53,17 @@ SHARED_MEMORY_MIB_CPU = 1024
 # Compilers of kernels load what they have just written, so exec is needed.
 TMPFS = {"/tmp": "rw,exec,nosuid,nodev,mode=1777"}  # noqa: S108 - inside the container
 OPEN_FILES = 16384
+CONFINEMENT: dict[str, Any] = {
+    "network_mode": "none",
+    "capabilities": {"drops": ["ALL"]},
+    "security_opts": ["no-new-privileges:true"],
+    "tmpfs": TMPFS,
+    # Threads count as processes, and each GPU's process has some for each core.
+    "ulimits": [{"name": name, "soft": OPEN_FILES, "hard": OPEN_FILES} for name in ("nofile", "nproc")],
+    "log_driver": "json-file",
+    "log_opts": {"max-size": "10m", "max-file": "3"},
+}
+"""Options of vLLM's container that Docker may complete or rewrite."""
 STOP_SECONDS = 30
 ABORT_SECONDS = 2
 """vLLM aborts what it computes in a moment when it shall end, but may wait for ever for the streams that it had."""
@@ -133,26 +145,15 @@ class VllmServer(pulumi.ComponentResource):
             command=serve_arguments(args),
             envs=[f"{key}={value}" for key, value in environment(args).items()],
             user=f"{VLLM_UID}:{SOCKET_GID}",
-            network_mode="none",
             read_only=True,
-            capabilities=docker.ContainerCapabilitiesArgs(drops=["ALL"]),
-            security_opts=["no-new-privileges:true"],
             gpus="all" if args.gpu_count else None,
             shm_size=shared_memory_mib(args),
-            tmpfs=TMPFS,
             volumes=[
                 docker.ContainerVolumeArgs(host_path=source, container_path=target, read_only=read_only or None)
                 for source, target, read_only in volumes(args)
             ],
             # No limit of memory: what loading takes depends on the model. Where the machine runs out of it, the kernel
             # ends vLLM first, which is the largest, and Docker starts it again.
-            ulimits=[
-                # Threads count as processes, and each GPU's process has some for each core.
-                docker.ContainerUlimitArgs(name=name, soft=OPEN_FILES, hard=OPEN_FILES)
-                for name in ("nofile", "nproc")
-            ],
-            log_driver="json-file",
-            log_opts={"max-size": "10m", "max-file": "3"},
             # Not unless-stopped: a dockerd that comes back after a crash stops what runs, and takes that for a wish.
             restart="always",
             healthcheck=docker.ContainerHealthcheckArgs(
@@ -163,7 +164,11 @@ class VllmServer(pulumi.ComponentResource):
                 retries=1,
             ),
             destroy_grace_seconds=STOP_SECONDS,
-            labels=[docker.ContainerLabelArgs(label=label, value=value) for label, value in labels().items()],
+            labels=[
+                docker.ContainerLabelArgs(label=label, value=value)
+                for label, value in declared.labels(CONFINEMENT).items()
+            ],
+            **CONFINEMENT,
             opts=pulumi.ResourceOptions(
                 parent=self,
                 provider=args.provider,
@@ -172,6 +177,7 @@ class VllmServer(pulumi.ComponentResource):
                 delete_before_replace=True,
                 replacement_trigger=args.host.identity,
                 deleted_with=args.host.machine,
+                ignore_changes=declared.OF_CONTAINERS,
             ),
         )
         return container.id
@@ -240,11 +246,6 @@ def volumes(args: VllmServerArgs) -> list[tuple[str, str, bool]]:
     ]
 
 
-def labels() -> dict[str, str]:
-    """They tell whose container it is."""
-    return {"elastic-vllm.stack": pulumi.get_stack()}
-
-
 def podman_container(args: VllmServerArgs) -> podman.Container:
     """vLLM's container as `podman run` makes it: as Docker's is."""
     return podman.Container(
@@ -260,7 +261,7 @@ def podman_container(args: VllmServerArgs) -> podman.Container:
         security_options=podman.security_options(args.host.prefix, gpus=args.gpu_count > 0),
         log_mib=30,
         stop_seconds=STOP_SECONDS,
-        labels=labels(),
+        labels={"elastic-vllm.stack": pulumi.get_stack()},
         gpus=args.gpu_count > 0,
     )
 

@@ -67,8 +67,9 @@ class Registered:
         if self.type.startswith("pulumi-python:"):
             provider = getattr(elastic_resources, f"{self.type.rpartition(':')[2]}Provider")
             return {name: self.inputs.get(name) for name in provider.replaced_by}
-        # Of these providers, every input that a setting can change forces replacement.
-        return self.inputs if self.type.startswith(("docker:", "random:", "tls:")) else {}
+        # Of these providers, every input that a setting can change forces replacement, unless it is ignored.
+        seen = {name: value for name, value in self.inputs.items() if name not in self.ignore_changes}
+        return seen if self.type.startswith(("docker:", "random:", "tls:")) else {}
 
     @property
     def is_component(self) -> bool:

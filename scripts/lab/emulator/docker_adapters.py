@@ -14,7 +14,7 @@ from docker.models.networks import Network
 from docker.types import DeviceRequest, IPAMConfig, IPAMPool, LogConfig, Ulimit
 
 from scripts.lab import RehearsalError
-from scripts.lab.emulator import docker_ssh
+from scripts.lab.emulator import docker_read, docker_ssh
 from scripts.lab.emulator.resource import Adapter, Resource, Seen
 
 HASH_LABEL = "elastic-vllm.rehearsal"  # sha256 of the inputs: what was cut off half-way is recognised by it
@@ -123,10 +123,14 @@ def _network_outputs(network: Network) -> dict[str, Any]:
 
 def _read_network(resource: Resource) -> Seen:
     try:
-        _client(resource).networks.get(resource.id)
+        found = _client(resource).networks.get(resource.id)
     except docker.errors.NotFound:
         return "gone"
-    return "same"
+    labels = {key: value for key, value in (found.attrs.get("Labels") or {}).items() if key != HASH_LABEL}
+    changed = docker_read.network_differences({**found.attrs, "Labels": labels}, resource.inputs) - resource.ignored
+    if changed:
+        resource.say(f"the engine has other {', '.join(sorted(changed))}")
+    return "expired" if changed else "same"
 
 
 def _delete_network(resource: Resource) -> None:
@@ -169,7 +173,7 @@ PLAIN = {
     "stopSignal": "stop_signal",
 }
 HANDLED = {
-    *("name", "networksAdvanced", "ports", "volumes", "capabilities", "shmSize", "memory", "memorySwap", "ulimits"),
+    *("name", "ports", "volumes", "capabilities", "shmSize", "memory", "memorySwap", "ulimits"),
     *("logDriver", "logOpts", "restart", "labels", "gpus", "stopTimeout", "destroyGraceSeconds"),
     *("mustRun", "wait", "start", "attach", "logs", "rm", "healthcheck"),
 }
@@ -185,13 +189,11 @@ def _create_container(resource: Resource) -> tuple[str, dict[str, Any]]:
     except docker.errors.NotFound:
         pass
     else:
-        if found.labels.get(HASH_LABEL) == digest and found.status == "running" and _is_connected(found, inputs):
+        if found.labels.get(HASH_LABEL) == digest and found.status == "running":
             return _container_outputs(found)
         _refuse_foreign("container", inputs["name"], found.labels)
         found.remove(force=True, v=True)
 
-    networks = [_only(each, {"name", "aliases"}) for each in inputs.get("networksAdvanced", [])]
-    first: Any = {each["name"]: client.api.create_endpoint_config(aliases=each.get("aliases")) for each in networks[:1]}
     options = {theirs: inputs[ours] for ours, theirs in PLAIN.items() if ours in inputs}
     if "stopTimeout" in inputs:
         options["stop_timeout"] = inputs["stopTimeout"]
@@ -203,12 +205,9 @@ def _create_container(resource: Resource) -> tuple[str, dict[str, Any]]:
         host_config=client.api.create_host_config(**host_options(inputs)),
         labels={**_labels(inputs), HASH_LABEL: digest},
         ports=ports or None,
-        networking_config=client.api.create_networking_config(first) if first else None,
         detach=True,
         **options,
     )
-    for each in networks[1:]:
-        client.networks.get(each["name"]).connect(made["Id"], aliases=each.get("aliases"))
     container = client.containers.get(made["Id"])
     container.start()
     container.reload()
@@ -222,8 +221,6 @@ def host_options(inputs: dict[str, Any]) -> dict[str, Any]:
     """
     _refuse_unknown_values(inputs)
     options: dict[str, Any] = {theirs: inputs[ours] for ours, theirs in HOST_PLAIN.items() if ours in inputs}
-    if inputs.get("networksAdvanced") and "network_mode" not in options:
-        options["network_mode"] = inputs["networksAdvanced"][0]["name"]
     bindings: dict[str, list[tuple[str, int | None]]] = {}
     for each in inputs.get("ports", []):
         port = _only(each, {"internal", "external", "ip", "protocol"})
@@ -282,12 +279,6 @@ def _container_outputs(container: Container) -> tuple[str, dict[str, Any]]:
     return str(container.id), {"hostname": container.attrs["Config"]["Hostname"]}
 
 
-def _is_connected(container: Container, inputs: dict[str, Any]) -> bool:
-    """Whether it is in all its networks: one that was replaced has lost its containers."""
-    wanted = {each["name"] for each in inputs.get("networksAdvanced", [])}
-    return wanted <= set(container.attrs["NetworkSettings"]["Networks"])
-
-
 def _read_container(resource: Resource) -> Seen:
     try:
         found = _client(resource).containers.get(resource.inputs["name"])
@@ -295,8 +286,16 @@ def _read_container(resource: Resource) -> Seen:
         return "gone"
     if found.id != resource.id:
         return "gone"
-    if not _is_connected(found, resource.inputs):
+    changed = docker_read.container_differences(found.attrs, resource.inputs) - resource.ignored
+    if found.status != "running":
+        changed -= {"ports"}  # published only while it runs
+    if changed:
+        resource.say(f"the engine has other {', '.join(sorted(changed))}")
+    if changed - docker_read.UPDATED_IN_PLACE:
         return "expired"
+    if changed:
+        _update_container(resource)
+        return "repaired"
     if found.status in {"running", "restarting"} or not resource.inputs.get("mustRun", True):
         return "same"
     if found.status == "paused":
@@ -304,6 +303,17 @@ def _read_container(resource: Resource) -> Seen:
     else:
         found.start()
     return "repaired"
+
+
+def _update_container(resource: Resource) -> dict[str, Any]:
+    """As the provider does: limits and restarts; other inputs that do not replace it concern its end only."""
+    found = _client(resource).containers.get(resource.id)
+    options = host_options(resource.inputs)
+    known = {key: options[key] for key in ("mem_limit", "memswap_limit", "restart_policy") if key in options}
+    if known:
+        found.update(**known)
+    found.reload()
+    return _container_outputs(found)[1]
 
 
 def _delete_container(resource: Resource) -> None:
@@ -375,7 +385,9 @@ ADAPTERS = {
     "docker:index/container:Container": Adapter(
         inputs=frozenset(HANDLED | HOST_PLAIN.keys() | PLAIN.keys()),
         create=_explained(_create_container),
+        update=_explained(_update_container),
         read=_explained(_read_container),
         delete=_explained(_delete_container),
+        replaces=lambda changed: bool(changed - docker_read.UPDATED_IN_PLACE),
     ),
 }

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +113,6 @@ class Monitor(mocks.MockMonitor):
         unknown = sorted(set(inputs) - adapter.inputs)
         if unknown:
             raise RehearsalError(f"the rehearsal doesn't know input {', '.join(unknown)} of {request.type}")
-        old = self.state.resources.get(urn)
-        for path in request.ignoreChanges:
-            key = path.split(".")[0].split("[")[0]
-            if old and key in old.inputs:
-                inputs[key] = old.inputs[key]
         provider = request.provider.rpartition("::")[0]
         trigger = resource_pb2.RegisterResourceRequest()
         if request.HasField("replacement_trigger"):
@@ -128,6 +124,7 @@ class Monitor(mocks.MockMonitor):
             "trigger": _plain(rpc.deserialize_properties(trigger.object).get("value")),
             "deleted_with": request.deletedWith,
             "retained": request.retainOnDelete,
+            "ignored": frozenset(path.split(".")[0].split("[")[0] for path in request.ignoreChanges),
         }
         resource = self._resource(
             Record(type=request.type, name=request.name, id="", inputs=inputs, outputs={}, provider=provider), say
@@ -150,26 +147,30 @@ class Monitor(mocks.MockMonitor):
                 raise
             return outcome, self._keep(urn, wanted, id_, outputs, made)
 
-        def replace(outcome: str, resource: Resource) -> tuple[str, Record]:
+        def remake(outcome: str, resource: Resource) -> tuple[str, Record]:
             self.remove(urn, resource)
             return create(outcome)
 
         if old is None or old.begun == "create":
             return create("created")
-        before = self._resource(old, wanted.say)
+        before = replace(self._resource(old, wanted.say), ignored=options["ignored"])
         if old.begun == "delete":
-            return replace("created", before)
-        changed = {k for k in {*old.inputs, *wanted.inputs} if old.inputs.get(k) != wanted.inputs.get(k)}
+            return remake("created", before)
+        # What is ignored stays as it was, unless it is replaced: then it is made as it is wanted now.
+        compared = {*old.inputs, *wanted.inputs} - options["ignored"]
+        changed = {key for key in compared if old.inputs.get(key) != wanted.inputs.get(key)}
         moved = old.provider != options["provider"] or old.trigger != options["trigger"]
         if moved or (changed and adapter.replaces(changed)):
-            return replace("replaced", before)
+            return remake("replaced", before)
         if changed:
-            current = Resource(**{**vars(wanted), "id": old.id, "outputs": old.outputs})
+            kept = {key: value for key, value in old.inputs.items() if key in options["ignored"]}
+            wanted = replace(wanted, inputs={**wanted.inputs, **kept})
+            current = replace(wanted, id=old.id, outputs=old.outputs)
             outputs = adapter.update(current) if adapter.update else {}
             return "updated", self._keep(urn, wanted, old.id, outputs, made)
         seen = adapter.read(before)
         if seen in {"gone", "expired"}:
-            return replace("created" if seen == "gone" else "replaced", before)
+            return remake("created" if seen == "gone" else "replaced", before)
         if seen == "repaired" or made != {key: getattr(old, key) for key in made}:
             old = self._keep(urn, wanted, old.id, before.outputs, made)
         return ("updated" if seen == "repaired" else "unchanged"), old

@@ -17,7 +17,8 @@ class NothingDoneError(RehearsalError):
 class Resource:
     """A resource as the program wants it, or as it was last made: plain values, secrets in clear.
 
-    `provider` holds the inputs of its explicit provider; `say` shows a line while it is worked on.
+    `provider` holds the inputs of its explicit provider; `say` shows a line while it is worked on; differences of
+    `ignored` inputs are none.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Resource:
     id: str
     provider: dict[str, Any]
     say: Callable[[str], None]
+    ignored: frozenset[str] = frozenset()
 
 
 def all_changes_replace(_changed: set[str]) -> bool:

@@ -44,8 +44,8 @@ def test_only_nginx_publishes_a_port_and_only_the_https_port(program_of: Program
 def test_nginx_is_on_no_network_but_the_stacks_own(program: Program) -> None:
     (network,) = program.of_type("docker:index/network:Network")
     inputs = container(program, "nginx").inputs
-    assert [attached["name"] for attached in inputs["networksAdvanced"]] == [network.inputs["name"]]
-    assert "networkMode" not in inputs
+    assert inputs["networkMode"] == network.inputs["name"]
+    assert "networksAdvanced" not in inputs
 
 
 def test_nobody_resolves_names_for_nginx(program: Program) -> None:
@@ -97,7 +97,8 @@ def test_every_log_is_rotated(program: Program) -> None:
 
 def test_every_container_says_whose_it_is(program: Program) -> None:
     (stack,) = {c.inputs["name"].removeprefix("elastic-vllm-").rpartition("-")[0] for c in program.containers}
-    assert [c.inputs["labels"] for c in program.containers] == [[{"label": "elastic-vllm.stack", "value": stack}]] * 2
+    labels = [{each["label"]: each["value"] for each in c.inputs["labels"]} for c in program.containers]
+    assert [each["elastic-vllm.stack"] for each in labels] == [stack] * 2
 
 
 def test_containers_run_images_by_their_id(program: Program) -> None:

@@ -128,7 +128,7 @@ def test_only_triggers_replace_a_command() -> None:
 def test_container_inputs_become_docker_options() -> None:
     options = host_options(
         {
-            "networksAdvanced": [{"name": "front"}],
+            "networkMode": "front",
             "ports": [{"internal": 8443, "external": 443, "ip": "0.0.0.0", "protocol": "tcp"}],  # noqa: S104
             "volumes": [
                 {"hostPath": "/a", "containerPath": "/b", "readOnly": True},

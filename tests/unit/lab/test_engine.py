@@ -148,6 +148,20 @@ def test_ignored_change_does_nothing(stack: Stack) -> None:
     assert stack.up(program.format(2)) == []
 
 
+def test_a_replacement_takes_the_ignored_input_as_it_is_declared_now(stack: Stack) -> None:
+    program = "Thing('a', pulumi.ResourceOptions(ignore_changes=['value']), value={0}, fixed={1})"
+    stack.up(program.format(1, 1))
+    assert stack.up(program.format(2, 2)) == ["delete a", "create a"]
+    assert stack.world.exists["a"] == {"value": 2, "fixed": 2}
+
+
+def test_an_update_leaves_an_ignored_input_as_it_was(stack: Stack) -> None:
+    program = "Thing('a', pulumi.ResourceOptions(ignore_changes=['value']), value={0}, count={1})"
+    stack.up(program.format(1, 1))
+    assert stack.up(program.format(2, 2)) == ["update a"]
+    assert stack.world.exists["a"] == {"value": 1, "count": 2}
+
+
 @pytest.mark.parametrize(
     ("seen", "done"),
     [("repaired", []), ("gone", ["delete a", "create a"]), ("expired", ["delete a", "create a"])],

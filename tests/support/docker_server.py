@@ -1,0 +1,138 @@
+"""A stack on a server of its own: a Debian booted by systemd, whose Docker and packet filter tests may change.
+
+The program runs in the namespaces beside it, as an engineer's machine would. A small image stands for vLLM.
+"""
+
+import json
+import shlex
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.integration.conftest import ROOT
+from tests.support import debian_roots, netns_hosts, vllm_stand_in
+from tests.support.made_stacks import MODEL, NGINX_IMAGE, make_weights, stack_file
+from tests.support.netns_hosts import Hosts
+from tests.support.netns_machine import outcomes
+
+STACK = "served"
+PREFIX = f"elastic-vllm-{STACK}"
+MODELS = "/var/lib/models"
+DAEMON_JSON = "/etc/docker/daemon.json"
+DOCKER_SECONDS = 60
+# Prints the arguments HOST:PORT that a TCP connection could be opened to.
+OPEN_TCP = """
+for target in "$@"; do
+  timeout 0.9 bash -c "exec 3<>/dev/tcp/${target%:*}/${target##*:}" 2>/dev/null && echo "$target" &
+done
+wait"""
+
+
+@dataclass
+class Server:
+    """The server, and the stack on it; `settings` are those of its stack file."""
+
+    hosts: Hosts
+    file: Path
+    images: Path
+    """What `docker save` wrote of the stack's images."""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def shell(self, script: str) -> str:
+        """Run a script of bash on the server, which must succeed."""
+        return self.hosts.server.shell(script)
+
+    def rehearse(self, *arguments: str) -> tuple[int, str]:
+        """Exit code and output of a command on the stack."""
+        return self.hosts.control.attempt(ROOT / "scripts" / "rehearse", *arguments, "--stack", STACK)
+
+    def up(self, *arguments: str) -> dict[str, str]:
+        """Which must succeed; resource -> created, unchanged, ..."""
+        code, output = self.rehearse("up", *arguments)
+        assert code == 0, output
+        return outcomes(output)
+
+    def refused(self, *arguments: str) -> str:
+        """Output of an `up` that must fail with one message."""
+        code, output = self.rehearse("up", *arguments)
+        assert code == 1, output
+        assert output.count("error:") == 1, output
+        return output
+
+    def down(self) -> None:
+        code, output = self.rehearse("down")
+        assert code == 0, output
+
+    def configure_docker(self, daemon: Mapping[str, object], *, load: bool = False) -> None:
+        """Restart Docker with this daemon.json; `load`: it has other directories, so images are loaded again."""
+        self.hosts.server.run(
+            "bash", "-c", f"mkdir -p /etc/docker && printf %s {shlex.quote(json.dumps(daemon))} >{DAEMON_JSON}"
+        )
+        self.shell("systemctl reset-failed docker; systemctl restart docker")
+        if load:
+            self.load_images()
+
+    def load_images(self) -> None:
+        with self.images.open("rb") as packed:
+            subprocess.run(
+                [*self.hosts.server.enter, "docker", "load"], stdin=packed, stdout=subprocess.DEVNULL, check=True
+            )
+
+    def inspect(self, role: str) -> dict[str, Any]:
+        """A container as Docker describes it."""
+        (found,) = json.loads(self.hosts.server.run("docker", "inspect", f"{PREFIX}-{role}"))
+        return dict(found)
+
+    def wait_for_nginx(self) -> None:
+        """Until Nginx answers its health check again; vLLM may need longer."""
+        limit = time.monotonic() + DOCKER_SECONDS
+        ask = [
+            "curl",
+            "-sk",
+            "--max-time",
+            "2",
+            "-o",
+            "/dev/null",
+            f"https://127.0.0.1:{self.settings['httpsPort']}/healthz",
+        ]
+        while self.hosts.server.attempt(*ask)[0] != 0:
+            assert time.monotonic() < limit, self.shell(f"docker ps -a; docker logs {PREFIX}-nginx")
+            time.sleep(0.2)
+
+    def opened_by_nginx(self, *targets: str) -> set[str]:
+        """Those of the targets HOST:PORT that a process in Nginx's container can connect to."""
+        return set(
+            self.hosts.server.run(
+                "docker", "exec", f"{PREFIX}-nginx", "bash", "-c", OPEN_TCP, "probe", *targets
+            ).split()
+        )
+
+
+@contextmanager
+def running(*packages: str) -> Iterator[Server]:
+    """The server until the block ends, with Docker and these packages, and a stack that is not up yet."""
+    with ExitStack() as closing:
+        hosts = closing.enter_context(netns_hosts.running(*debian_roots.RUNTIMES["docker"], *packages))
+        image = closing.enter_context(vllm_stand_in.small_image(debian_roots.root()))
+        images = hosts.directory / "images.tar"
+        subprocess.run(["docker", "save", "--output", images, image, NGINX_IMAGE], check=True)
+        make_weights(hosts.files(MODELS))
+        settings = {
+            **hosts.settings,
+            "accelerator": "none",
+            "vllmImage": image,
+            "nginxImage": NGINX_IMAGE,
+            "model": MODEL,
+            "weightsGb": 1,
+            "modelSource": "host",
+            "weightsDirectory": MODELS,
+            "httpsPort": 443,
+        }
+        file = closing.enter_context(stack_file(STACK, settings))
+        server = Server(hosts, file, images, settings)
+        server.load_images()
+        yield server
