@@ -29,11 +29,12 @@ tests: lint
 unit: lint ## The daily loop: lint, types and unit tests, in seconds, without Docker
 	@$(python) -m pytest $(unit_tests)
 
-lint: ## ruff, mypy --strict, shellcheck, schemas of .github and .pre-commit-config.yaml
+lint: ## ruff, mypy --strict, shellcheck, directions of imports, schemas of .github and .pre-commit-config.yaml
 	@scripts/setup --dev
 	@$(python) -m ruff check .
 	@$(python) -m ruff format --check .
 	@$(python) -m mypy .
+	@.venv/bin/lint-imports --no-logo --no-cache
 	@.venv/bin/shellcheck components/files/*/*.sh scripts/cli/{bundle/probe,diagnose/survey}.sh scripts/lab/stand_ins/* .ci/run \
 	  scripts/{elastic-vllm,rehearse,setup}
 	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml

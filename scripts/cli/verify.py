@@ -3,18 +3,15 @@
 import json
 import os
 import sys
-import threading
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from scripts.lib.errors import BadInputError, ExitCode
+from scripts.lib.progress import Display
 from scripts.lib.stack_outputs import Rehearsal, first_client, parsed, stack_outputs
 from scripts.lib.verification.endpoint import Endpoint, InvalidEndpointError
 from scripts.lib.verification.run import CheckResult, format_result, verify
@@ -22,8 +19,6 @@ from scripts.lib.verification.run import CheckResult, format_result, verify
 __all__ = ["CheckResult", "Endpoint", "InvalidEndpointError", "format_result", "verify"]
 
 KEY_VARIABLE = "ELASTIC_VLLM_KEY"
-HEARTBEAT_SECONDS = 10.0
-SPINNER_SECONDS = 1.0
 # What pulumi prints for a secret unless told to show it.
 HIDDEN = "[secret]"
 CLIENT = "clientCertificates"
@@ -64,8 +59,7 @@ def main(
 
     Give --url and --model, or --outputs, or --stack; --model, --ca and --key-file override what outputs say.
     """
-    heartbeat = Heartbeat()
-    given = _given(url, outputs, stack, heartbeat, rehearsal=rehearsal)
+    given = _given(url, outputs, stack, rehearsal=rehearsal)
     if model is not None:
         given["model"] = model
     if ca is not None:
@@ -81,15 +75,13 @@ def main(
     has_tools = given.get("nativeFunctionCalling") is not False
     endpoint = _endpoint(given, supports_tools=has_tools and not no_tools)
 
-    def show(result: CheckResult) -> None:
-        heartbeat.stop()
-        if not as_json:
-            typer.echo(format_result(result))
+    with Display(results_on_stdout=True) as display, display.task("checks") as task:
 
-    try:
-        results = verify(endpoint, on_start=heartbeat.start, on_result=show)
-    finally:
-        heartbeat.stop()
+        def show(result: CheckResult) -> None:
+            if not as_json:
+                display.line(format_result(result))
+
+        results = verify(endpoint, on_start=task.say, on_result=show)
     failed = sum(not result.ok for result in results)
     if as_json:
         document = {"url": endpoint.url, "model": endpoint.model, "ok": not failed}
@@ -100,9 +92,7 @@ def main(
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _given(
-    url: str | None, outputs: str | None, stack: str | None, heartbeat: "Heartbeat", *, rehearsal: bool
-) -> dict[str, object]:
+def _given(url: str | None, outputs: str | None, stack: str | None, *, rehearsal: bool) -> dict[str, object]:
     """The endpoint as the chosen source describes it, under the names of the stack's outputs."""
     if sum(source is not None for source in (url, outputs, stack)) != 1:
         raise BadInputError("the endpoint is not given by one of --url, --outputs and --stack", "give one of them")
@@ -113,11 +103,7 @@ def _given(
     if outputs is not None:
         text = sys.stdin.read() if outputs == "-" else _read(Path(outputs), "--outputs")
         return parsed(text, f"--outputs {outputs}")
-    heartbeat.start(f"outputs of stack {stack}")
-    try:
-        return stack_outputs(str(stack), rehearsal=rehearsal)
-    finally:
-        heartbeat.stop()
+    return stack_outputs(str(stack), rehearsal=rehearsal)
 
 
 def _read(path: Path, option: str) -> str:
@@ -161,35 +147,3 @@ def _endpoint(given: Mapping[str, object], *, supports_tools: bool) -> Endpoint:
     except InvalidEndpointError as error:
         output, option = NAMES[error.field]
         raise BadInputError(f"{option} ({output} of the outputs) {error}", "correct it") from error
-
-
-class Heartbeat:
-    """Shows on stderr what is being waited for and how long: a spinner on a terminal, else a line now and then."""
-
-    def __init__(self, seconds: float = HEARTBEAT_SECONDS) -> None:
-        self._console = Console(stderr=True)
-        self._seconds = SPINNER_SECONDS if self._console.is_terminal else seconds
-        self._done = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def start(self, what: str) -> None:
-        """Begins a wait; `stop` ends it."""
-        self._done.clear()
-        self._thread = threading.Thread(target=self._beat, args=(what,), daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ends the wait: nothing more is written until the next `start`."""
-        self._done.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _beat(self, what: str) -> None:
-        started = time.monotonic()
-        if not self._console.is_terminal:
-            while not self._done.wait(self._seconds):
-                typer.echo(f"still waiting: {what}, {time.monotonic() - started:.0f} s", err=True)
-            return
-        with self._console.status(escape(what)) as status:
-            while not self._done.wait(self._seconds):
-                status.update(escape(f"{what}, {time.monotonic() - started:.0f} s"))

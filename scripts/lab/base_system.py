@@ -2,12 +2,11 @@
 
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
 from scripts.lab.errors import SetupError
-from scripts.lab.progress import Progress
 
 _ENTRY_FORMAT = "$(SOURCESENTRY)|$(RELEASE)|$(ORIGIN)|"
 # Nothing that apt needs, and nothing that names this machine or its mirrors, stays in an image.
@@ -38,7 +37,9 @@ def distribution() -> tuple[str, str]:
     return name, suite
 
 
-def build_base(directory: Path, packages: Sequence[str], progress: Progress, lock: IO[str], newer: str = "") -> Path:
+def build_base(
+    directory: Path, packages: Sequence[str], say: Callable[[str], None], lock: IO[str], newer: str = ""
+) -> Path:
     """Bootstrap the distribution's essential packages and `packages` into a tar below `directory`.
 
     `newer` is another suite of the distribution, on the same mirror; mirrors that are not fresh offer it as well.
@@ -82,7 +83,7 @@ def build_base(directory: Path, packages: Sequence[str], progress: Progress, loc
     ) as process:
         for line in process.stdout or ():
             lines.append(line.rstrip())
-            progress.note(line)
+            say(line)
     if process.returncode:
         wrong = [line for line in lines if line.startswith(("E:", "W:", "Err"))] or lines
         raise SetupError(

@@ -15,7 +15,6 @@ import typer
 
 from components.errors import UserError
 from scripts.lab import RehearsalError, machine, podman, simulated_vm
-from scripts.lab.display import Display
 from scripts.lab.emulator import (
     command_adapter,
     docker_adapters,
@@ -33,6 +32,7 @@ from scripts.lab.in_place_of_google import is_for_google, rehearsed, serving_hub
 from scripts.lab.ssh_keys import write_keys
 from scripts.lab.tiny_models import MODELS
 from scripts.lib.errors import report
+from scripts.lib.progress import Display
 from scripts.lib.stack_config import StackConfig, read_config
 
 PROJECT = Path(__file__).resolve().parents[2]

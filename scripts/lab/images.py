@@ -26,7 +26,6 @@ from docker.utils import parse_repository_tag
 from scripts.lab.base_system import build_base, distribution
 from scripts.lab.errors import SetupError
 from scripts.lab.pip_access import MOUNT, pip_access
-from scripts.lab.progress import Progress
 from scripts.lib import uv_install
 
 VLLM_REGISTRY_IMAGE = "public.ecr.aws/q9t5s3a7/vllm-cpu-release-repo:v0.32.0"
@@ -147,8 +146,8 @@ def _pull(client: docker.DockerClient, name: str, image: _Image, say: Say) -> bo
     try:
         with _time_limit(client, _REGISTRY_SECONDS):
             digest = str(client.images.get_registry_data(f"{repository}:{tag}").id)
-        with Progress(say, f"{image.title}: pulling {repository}@{digest}") as progress:
-            _show_pull(client.api.pull(repository, tag=digest, stream=True, decode=True), progress)
+        say(f"{image.title}: pulling {repository}@{digest}")
+        _show_pull(client.api.pull(repository, tag=digest, stream=True, decode=True), say)
     except (DockerException, OSError) as error:
         if "no space left" in str(error):
             raise
@@ -159,7 +158,7 @@ def _pull(client: docker.DockerClient, name: str, image: _Image, say: Say) -> bo
     return True
 
 
-def _show_pull(events: Iterator[dict[str, Any]], progress: Progress) -> None:
+def _show_pull(events: Iterator[dict[str, Any]], say: Say) -> None:
     """Note megabytes downloaded and unpacked over all layers; raises what the daemon reports."""
     done: dict[tuple[str, str], int] = {}
     for event in events:
@@ -172,7 +171,7 @@ def _show_pull(events: Iterator[dict[str, Any]], progress: Progress) -> None:
             f"{verb.lower()} {sum(n for (s, _), n in done.items() if s == verb) // 10**6} MB"
             for verb in ("Downloading", "Extracting")
         )
-        progress.note(", ".join(totals))
+        say(", ".join(totals))
 
 
 @cache
@@ -209,39 +208,27 @@ def _lock(say: Say) -> Iterator[IO[str]]:
     """One build at a time on this machine; the lock dies with its last holder, so it is never stale."""
     WORK.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (WORK.parent / "image-build.lock").open("w") as lock:
-        with Progress(say, "waiting for another image build on this machine") if _held(lock) else _nothing():
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for another image build on this machine")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-def _held(lock: IO[str]) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    return False
 
 
 def _build(client: docker.DockerClient, name: str, image: _Image, say: Say, lock: IO[str]) -> None:
     _clean(client)
     _check_disk(client, image)
     try:
-        with Progress(say, f"{image.title}: building {name}") as progress:
-            labels = {RECIPE: image.recipe(), STAGE: "final" if not image.script else "base"}
-            tarball = build_base(WORK, image.packages, progress, lock)
-            progress.note("importing the base system")
-            base = _import(client, tarball, image.changes, labels)
-            tarball.unlink()
-            if image.script:
-                base = _run_script(client, base, image, progress)
-            client.images.get(base).tag(*parse_repository_tag(name))
-            size = client.images.get(name).attrs["Size"] // 10**6
-            say(f"{image.title}: {name} built, {size} MB, {progress.seconds:.0f} s")
+        say(f"{image.title}: building {name}")
+        labels = {RECIPE: image.recipe(), STAGE: "final" if not image.script else "base"}
+        tarball = build_base(WORK, image.packages, say, lock)
+        say("importing the base system")
+        base = _import(client, tarball, image.changes, labels)
+        tarball.unlink()
+        if image.script:
+            base = _run_script(client, base, image, say)
+        client.images.get(base).tag(*parse_repository_tag(name))
     finally:
         _clean(client)
 
@@ -278,7 +265,7 @@ def _import(client: docker.DockerClient, tarball: Path, changes: tuple[str, ...]
     return str(identities[-1])
 
 
-def _run_script(client: docker.DockerClient, base: str, image: _Image, progress: Progress) -> str:
+def _run_script(client: docker.DockerClient, base: str, image: _Image, say: Say) -> str:
     """Run the image's script in a container of `base` with pip's access to packages; commit; return the id.
 
     The access is given to the exec and to bind mounts below a tmpfs, never to the container's own
@@ -305,11 +292,11 @@ def _run_script(client: docker.DockerClient, base: str, image: _Image, progress:
         lines: list[str] = []
         for chunk in client.api.exec_start(started, stream=True):
             lines += chunk.decode(errors="replace").splitlines()
-            progress.note(lines[-1] if lines else "")
+            say(lines[-1] if lines else "")
         if client.api.exec_inspect(started)["ExitCode"]:
             raise SetupError(_script_failed(lines))
         container.stop(timeout=0)
-        progress.note("committing the image (no output for a while)")
+        say("committing the image (no output for a while)")
         return _commit(client, str(container.id), image)
     finally:
         container.remove(force=True, v=True)

@@ -13,11 +13,11 @@ import docker
 import requests
 
 from scripts.lab import RehearsalError, podman, processes
-from scripts.lab.display import Display, Task
 from scripts.lab.emulator.state import ROOT, State, is_locked
 from scripts.lab.packages import install_missing
 from scripts.lab.ssh_keys import write_keys
 from scripts.lib.ports import LOOPBACK, is_taken, listener
+from scripts.lib.progress import Display, Task
 from scripts.lib.stack_config import StackConfig
 
 DOCKER_SOCKET = Path("/var/run/docker.sock")

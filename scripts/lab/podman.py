@@ -16,9 +16,8 @@ from docker.models.images import Image
 
 from components.containers.podman import PODMAN, SOCKET
 from scripts.lab import RehearsalError, processes
-from scripts.lab.display import Task
 from scripts.lab.emulator.state import ROOT, State
-from scripts.lab.progress import Progress
+from scripts.lib.progress import Task
 from scripts.lib.stack_config import StackConfig
 
 START_SECONDS = 30
@@ -93,9 +92,9 @@ def take_image(client: docker.DockerClient, name: str, task: Task) -> None:
     if image.id and image.id.removeprefix("sha256:") in has:
         return
     task.outcome = "copied"
-    with Progress(task.say, "copying it from Docker to Podman"):
-        if not _link(image, name):
-            _copy(name)
+    task.say("copying it from Docker to Podman")
+    if not _link(image, name):
+        _copy(name)
     if has:
         _podman("image", "rm", has[0])
 

@@ -1,7 +1,6 @@
 """The tiny models that a rehearsal serves, trained once on this machine (see tiny_model.py)."""
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,6 @@ from docker.errors import DockerException
 from docker.types import Mount
 
 from scripts.lab.errors import SetupError
-from scripts.lab.progress import Progress
 
 SCRIPT = Path(__file__).parent / "tiny_model.py"
 MODELS = Path("/var/lib/elastic-vllm/models")
@@ -44,17 +42,15 @@ def ensure_tiny_model(
         marker.unlink(missing_ok=True)
         for left in client.containers.list(all=True, filters={"label": f"{LABEL}={directory}"}):
             left.remove(force=True)
-        with Progress(say, f"training the tiny model {name}") as progress:
-            _train(client, image, name, directory, progress)
+        say(f"training the tiny model {name}")
+        _train(client, image, name, directory, say)
         marker.write_text(recipe)
         marker.chmod(0o644)
-        weights = json.loads((directory / "config.json").read_text())
-        say(f"{name} is in {directory}: {weights['num_hidden_layers']} layers, {progress.seconds:.0f} s")
     except (DockerException, OSError) as error:
         raise SetupError(f"Cannot train the tiny model {name} in {directory}: {error}") from error
 
 
-def _train(client: docker.DockerClient, image: str, name: str, directory: Path, progress: Progress) -> None:
+def _train(client: docker.DockerClient, image: str, name: str, directory: Path, say: Callable[[str], None]) -> None:
     if shutil.disk_usage(directory.parent).free < 100 * 2**20:
         raise SetupError(f"The tiny model needs 100 MB at {directory.parent}: free some space and run this again.")
     container = client.containers.run(
@@ -80,7 +76,7 @@ def _train(client: docker.DockerClient, image: str, name: str, directory: Path, 
         lines: list[str] = []
         for chunk in container.logs(stream=True, follow=True):
             lines += chunk.decode(errors="replace").splitlines()
-            progress.note(lines[-1] if lines else "")
+            say(lines[-1] if lines else "")
         if container.wait()["StatusCode"]:
             last = "\n  ".join(lines[-8:])
             raise SetupError(f"Training the tiny model {name} failed in {image}:\n  {last}")

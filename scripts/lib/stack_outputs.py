@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from scripts.lib.errors import BadInputError
+from scripts.lib.progress import Display
 from scripts.lib.pulumi_cli import PROJECT, ask
 from scripts.lib.redaction import environment_secrets, redact
 
@@ -18,7 +19,8 @@ def stack_outputs(stack: str, *, rehearsal: bool) -> dict[str, object]:
     """The outputs of a stack that is up, without empty ones. Raises BadInputError where there are none."""
     if rehearsal:
         return parsed(_of_rehearsal(stack), f"--stack {stack} --rehearsal")
-    found = parsed(ask(stack, "stack", "output", "--json", "--show-secrets"), f"--stack {stack}")
+    with Display(results_on_stdout=True) as display, display.task(f"outputs of stack {stack}"):
+        found = parsed(ask(stack, "stack", "output", "--json", "--show-secrets"), f"--stack {stack}")
     if not found:
         raise BadInputError(f"--stack {stack}: it has no outputs", f"bring it up: pulumi up --stack {stack}")
     return found

@@ -7,7 +7,6 @@ import docker
 
 from scripts.lab.base_system import build_base, distribution
 from scripts.lab.errors import SetupError
-from scripts.lab.progress import Progress
 
 IMAGE = "localhost/elastic-vllm/nginx:forky"
 SUITE = "forky"
@@ -22,8 +21,7 @@ def image() -> str:
         return ""
     with tempfile.TemporaryDirectory() as directory, (Path(directory) / "lock").open("w") as lock:
         try:
-            with Progress(print, f"Nginx of {SUITE}") as progress:
-                tarball = build_base(Path(directory), ["nginx"], progress, lock, newer=SUITE)
+            tarball = build_base(Path(directory), ["nginx"], lambda _line: None, lock, newer=SUITE)
         except SetupError as error:
             print(f"no newer Nginx: {error}")
             return ""

@@ -8,7 +8,6 @@ import hashlib
 import json
 import subprocess
 import tarfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -49,7 +48,6 @@ def from_docker(reference: str, name: str, directory: Path, say: Callable[[str],
     stored: dict[str, str] = {}  # entry -> its blob
     links: dict[str, str] = {}
     manifests: list[dict[str, object]] = []
-    progress = _Progress(say)
     say("docker image save")
     with subprocess.Popen(["docker", "image", "save", reference], stdout=subprocess.PIPE) as process:
         assert process.stdout  # noqa: S101 - asked for
@@ -62,7 +60,7 @@ def from_docker(reference: str, name: str, directory: Path, say: Callable[[str],
                     if content and entry.name == LOAD:
                         manifests = json.load(content)
                     elif content:
-                        stored[entry.name] = _store(content, blobs, progress.add)
+                        stored[entry.name] = _store(content, blobs, say)
         except tarfile.TarError as error:
             process.kill()
             raise UserError(f"docker image save {reference} broke off: {error}", "run the same again") from error
@@ -157,26 +155,14 @@ def _hex(digest: str) -> str:
     return digest.removeprefix("sha256:")
 
 
-class _Progress:
-    """GB so far, and how fast."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say, self._bytes, self._started = say, 0, time.monotonic()
-
-    def add(self, count: int) -> None:
-        self._bytes += count
-        rate = self._bytes / 1e6 / max(time.monotonic() - self._started, 0.001)
-        self._say(f"{self._bytes / 1e9:.1f} GB, {rate:.0f} MB/s")
-
-
-def _store(content: IO[bytes], blobs: Path, seen: Callable[[int], None]) -> str:
+def _store(content: IO[bytes], blobs: Path, say: Callable[[str], None]) -> str:
     """Write a blob under its own checksum; returns that."""
     state, part = hashlib.sha256(), blobs / "part"
     with part.open("wb") as out:
         while block := content.read(BLOCK_BYTES):
             state.update(block)
             out.write(block)
-            seen(len(block))
+            say(f"docker image save: layer of {out.tell() / 1e6:.0f} MB")
     part.replace(blobs / state.hexdigest())
     return state.hexdigest()
 

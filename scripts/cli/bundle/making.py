@@ -19,8 +19,8 @@ from components.bundle.manifest import MANIFEST, SIGNATURE, SUMS, File, Manifest
 from components.errors import UserError
 from scripts.cli.bundle import collect
 from scripts.cli.bundle.wanted import Say, UnreachableError, Wanted
-from scripts.lab.display import Display
 from scripts.lib.errors import BadInputError
+from scripts.lib.progress import Display
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 SPARE_BYTES = 1_000_000_000

@@ -8,9 +8,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 from components.bundle import manifest
@@ -18,38 +17,21 @@ from components.bundle.manifest import MANIFEST, SIGNATURE, SUMS, File
 from components.errors import UserError
 from scripts.cli.bundle import archives, signature
 from scripts.lib.errors import BadInputError, ExitCode, report
+from scripts.lib.progress import Display
 
-HEARTBEAT_SECONDS = 5.0
 
-
-class Progress:
+class Bytes:
     """Bytes that were read, of how many."""
 
-    def __init__(self, total: int) -> None:
-        self.total, self.seen, self.started = total, 0, time.monotonic()
+    def __init__(self, total: int, say: Callable[[str], None]) -> None:
+        self.total, self.seen, self.started, self._say = total, 0, time.monotonic(), say
         self._lock = threading.Lock()
 
     def add(self, count: int) -> None:
-        """Safe from many threads."""
+        """Count more of them, from any thread."""
         with self._lock:
             self.seen += count
-
-    @contextmanager
-    def shown(self) -> Iterator[None]:
-        """A line every few seconds until the block ends."""
-        over = threading.Event()
-
-        def beat() -> None:
-            while not over.wait(HEARTBEAT_SECONDS):
-                print(f"checked {self}", flush=True)
-
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+        self._say(str(self))
 
     def __str__(self) -> str:
         rate = self.seen / 1e6 / max(time.monotonic() - self.started, 0.001)
@@ -101,19 +83,22 @@ def _contents(
             yield f"{file.path}: {size} bytes instead of {file.bytes}"
         else:
             good.append(file)
-    progress = Progress(sum(file.bytes for file in good))
     # The large ones first, so that no core is left alone with one at the end. Python hashes without its lock.
     good.sort(key=lambda file: -file.bytes)
-    with progress.shown(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        for found in pool.map(lambda file: list(_flaws_of_content(directory, file, progress, compressed_layers)), good):
-            yield from found
-    print(f"checked {progress}", flush=True)
+    with Display(results_on_stdout=True) as display, display.task("checksums") as task:
+        count = Bytes(sum(file.bytes for file in good), task.say)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for found in pool.map(
+                lambda file: list(_flaws_of_content(directory, file, count, compressed_layers)), good
+            ):
+                yield from found
+    print(f"checked {count}", flush=True)
 
 
-def _flaws_of_content(directory: Path, file: File, progress: Progress, compressed_layers: bool) -> Iterator[str]:
+def _flaws_of_content(directory: Path, file: File, count: Bytes, compressed_layers: bool) -> Iterator[str]:
     path = directory / file.path
     try:
-        same = manifest.sha256(path, progress.add) == file.sha256
+        same = manifest.sha256(path, count.add) == file.sha256
     except OSError as error:  # a disk that goes bad on its way is why one looks
         yield f"{file.path}: can't be read: {error.strerror}"
         return

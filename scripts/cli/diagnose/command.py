@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -15,8 +15,8 @@ from components.elastic.api import Product
 from scripts.cli.diagnose import archive, outside, server
 from scripts.cli.diagnose import kibana as kibana_looks
 from scripts.cli.diagnose.finding import Finding, Look, Rank
-from scripts.cli.verify import Heartbeat
 from scripts.lib.errors import BadInputError, ExitCode
+from scripts.lib.progress import Display
 from scripts.lib.redaction import leaves
 from scripts.lib.stack_outputs import Rehearsal, first_client, stack_outputs
 from scripts.lib.verification.endpoint import Endpoint, InvalidEndpointError
@@ -55,20 +55,19 @@ def main(
 
     The exit status tells what kind of cause was found (scripts/elastic-vllm --help).
     """
-    heartbeat = Heartbeat()
     given = {"connectorUrl": url, "model": model, "caCertificate": _text(ca), "clientPem": _text(client_pem)}
     about = _about(stack, given | {"connectorApiKey": (_text(key_file) or "").strip()}, rehearsal=rehearsal)
     kibana = _kibana(kibana_url, kibana_key_file, kibana_ca)
     looks: list[Look] = []
     survey: dict[str, Sequence[str]] = {}
-    for look in chain(
-        _endpoint_looks(about, heartbeat),
-        _server_looks(about, stack, heartbeat, survey),
-        _kibana_looks(about, stack, kibana, kibana_space),
-    ):
-        heartbeat.stop()
-        looks.append(look)
-        typer.echo(_line(look))
+    with Display(results_on_stdout=True) as display, display.task("diagnose") as task:
+        for look in chain(
+            _endpoint_looks(about, task.say),
+            _server_looks(about, stack, task.say, survey),
+            _kibana_looks(about, stack, kibana, kibana_space),
+        ):
+            looks.append(look)
+            display.line(_line(look))
     findings = sorted((each for look in looks for each in look.findings), key=lambda found: found.rank)
     _tell(findings)
     if bundle:
@@ -77,7 +76,7 @@ def main(
     raise typer.Exit(real[0].kind if real else ExitCode.DONE)
 
 
-def _endpoint_looks(about: Mapping[str, Any], heartbeat: Heartbeat) -> Iterator[Look]:
+def _endpoint_looks(about: Mapping[str, Any], say: Callable[[str], None]) -> Iterator[Look]:
     try:
         endpoint = Endpoint(
             url=about["connectorUrl"],
@@ -93,17 +92,17 @@ def _endpoint_looks(about: Mapping[str, Any], heartbeat: Heartbeat) -> Iterator[
         finding = Finding(kinds.get(error.field, ExitCode.REQUEST), Rank.ROUTE, cause, "correct it")
         yield Look(error.field, "", (finding,))
     else:
-        yield from outside.look(endpoint, heartbeat.start)
+        yield from outside.look(endpoint, say)
 
 
 def _server_looks(
-    about: Mapping[str, Any], stack: str | None, heartbeat: Heartbeat, survey: dict[str, Sequence[str]]
+    about: Mapping[str, Any], stack: str | None, say: Callable[[str], None], survey: dict[str, Sequence[str]]
 ) -> Iterator[Look]:
     ssh = about.get("ssh")
     if not (stack and isinstance(ssh, dict)):
         yield Look("server", "not looked at: that takes --stack")
         return
-    heartbeat.start("the server, over SSH")
+    say("the server, over SSH")
     name = stack.rpartition("/")[2]
     try:
         engine = str(about.get("containerRuntime") or "docker")

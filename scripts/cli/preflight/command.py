@@ -12,10 +12,10 @@ from components.settings.gcp import GcpSettings
 from components.settings.stack import Settings
 from scripts.cli.preflight.report import Result, Verdict, format_result, summary
 from scripts.cli.preflight.run import checks_of, run
-from scripts.cli.verify import Heartbeat
 from scripts.lib import stack_settings
 from scripts.lib.errors import BadInputError, ExitCode
 from scripts.lib.google import Google, find_identity
+from scripts.lib.progress import Display
 
 GOOGLE_BASE = ""
 """http://HOST:PORT that stands in place of Google's APIs, for tests."""
@@ -36,22 +36,16 @@ def main(
     settings, gcp = load(stack, sets or [])
     for library in ("google", "urllib3"):  # each check says what was wrong, in its own line
         logging.getLogger(library).setLevel(logging.ERROR)
-    heartbeat = Heartbeat()
+    with Display(results_on_stdout=True) as display, display.task("checks") as task:
 
-    def show(result: Result) -> None:
-        heartbeat.stop()
-        if not as_json:
-            typer.echo(format_result(result))
+        def show(result: Result) -> None:
+            if not as_json:
+                display.line(format_result(result))
 
-    try:
-        heartbeat.start("credentials")
+        task.say("credentials")
         google, reason = _google()
-        heartbeat.stop()
         redact = google.redact if google else str
-        checks = checks_of(settings, gcp, google, reason)
-        results = run(checks, redact=redact, on_start=heartbeat.start, on_result=show)
-    finally:
-        heartbeat.stop()
+        results = run(checks_of(settings, gcp, google, reason), redact=redact, on_start=task.say, on_result=show)
     failed = any(result.verdict is Verdict.FAILED for result in results)
     if as_json:
         document = {"stack": stack, "project": gcp.project, "ok": not failed, "summary": summary(results)}

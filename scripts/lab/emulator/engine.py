@@ -20,9 +20,9 @@ from pulumi.runtime.proto import resource_pb2
 from pulumi.runtime.stack import run_pulumi_func
 
 from scripts.lab import RehearsalError
-from scripts.lab.display import Display
 from scripts.lab.emulator.resource import Adapter, NothingDoneError, Resource
 from scripts.lab.emulator.state import ROOT, Record, State, deletion_order, load
+from scripts.lib.progress import Display
 from scripts.lib.stack_config import StackConfig
 
 PARALLEL = 32

@@ -34,6 +34,12 @@ def test_the_list_of_commands_shows_each_with_its_summary_and_imports_none() -> 
         assert f"{name:<12}{command.summary}" in done.stdout
 
 
+def test_commands_are_modules_of_the_operators_commands() -> None:
+    """Imports by name are seen by no linter."""
+    commands = [*_Operator.table.values(), *_Bundle.table.values()]
+    assert not [command.module for command in commands if not command.module.startswith("scripts.cli.")]
+
+
 def test_help_lists_every_exit_status_with_its_meaning() -> None:
     shown = invoke("--help").output
     assert set(MEANINGS) == set(ExitCode)

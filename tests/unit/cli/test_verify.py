@@ -2,7 +2,6 @@
 
 import json
 import socket
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -294,14 +293,3 @@ def test_a_url_may_have_a_prefix_or_an_ipv6_address_and_no_password() -> None:
     assert (endpoint.host, endpoint.port, endpoint.root) == ("::1", 8443, "https://[::1]:8443/llm")
     with pytest.raises(InvalidEndpointError):
         Endpoint(url=f"https://user:{KEY}@llm.example/v1/chat/completions", key=KEY, model=MODEL)
-
-
-def test_a_wait_is_told_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    heartbeat = cli.Heartbeat(seconds=0.01)
-    heartbeat.start("chat")
-    deadline = time.monotonic() + 5
-    seen = ""
-    while "still waiting: chat, 0 s\n" not in seen and time.monotonic() < deadline:
-        seen += capsys.readouterr().err
-    heartbeat.stop()
-    assert "still waiting: chat, 0 s\n" in seen

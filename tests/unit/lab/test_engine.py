@@ -10,10 +10,10 @@ import pulumi
 import pytest
 
 from scripts.lab import RehearsalError
-from scripts.lab.display import Display
 from scripts.lab.emulator import engine
 from scripts.lab.emulator.resource import Adapter, NothingDoneError, Resource, Seen
 from scripts.lab.emulator.state import load
+from scripts.lib.progress import Display
 from scripts.lib.stack_config import StackConfig
 
 HEAD = """

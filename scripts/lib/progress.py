@@ -1,4 +1,7 @@
-"""What runs now and for how long, while it runs; counts and a timeline at the end."""
+"""Progress of all commands: a live table on a terminal, elsewhere a line at least every ten seconds.
+
+rich draws the table. Without it, as where a bundle is verified before anything is installed, the lines must do.
+"""
 
 import sys
 import threading
@@ -6,21 +9,23 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.table import Table
 
-HEARTBEAT_SECONDS = 10.0
-QUICK_SECONDS = 1.0  # what ends sooner is told at its end only
-TIMELINE_SECONDS = 0.2  # what ended sooner is not in the timeline
+HEARTBEAT_SECONDS = 9.0
+POLL_SECONDS = 0.5
+QUICK_SECONDS = 1.0
+"""A task that ends sooner is shown at its end only."""
+TIMELINE_SECONDS = 0.2
+"""A task that ended sooner is not in the timeline."""
 BAR_WIDTH = 40
 
 
 class Task:
-    """One thing that runs: set `outcome` before it ends, `say` what it is doing."""
+    """Something that runs: set `outcome` before it ends, `say` what it is doing."""
 
     def __init__(self, name: str, kind: str) -> None:
         self.name, self.kind = name, kind
@@ -29,9 +34,9 @@ class Task:
         self.announced = False
         self.started = time.monotonic()
 
-    def say(self, line: str) -> None:
-        """Show the last line of what was put out."""
-        lines = [part.strip() for part in line.replace("\r", "\n").splitlines() if part.strip()]
+    def say(self, text: str) -> None:
+        """Show the last line of a program's output, or what is done now."""
+        lines = [part.strip() for part in text.replace("\r", "\n").splitlines() if part.strip()]
         if lines:
             self.line = lines[-1]
 
@@ -42,10 +47,12 @@ class Task:
 
 
 class Display:
-    """A live table on a terminal, plain lines elsewhere. Safe to use from many threads. A context manager."""
+    """Shows the tasks that run. Safe to use from many threads. A context manager."""
 
-    def __init__(self) -> None:
-        self.console = Console(highlight=False)
+    def __init__(self, *, results_on_stdout: bool = False) -> None:
+        """`results_on_stdout`: `line` prints results; progress goes to standard error, and a task leaves no line."""
+        self._apart = results_on_stdout
+        self._stream = sys.stderr if results_on_stdout else sys.stdout
         self._lock = threading.Lock()
         self._running: list[Task] = []
         self._finished: list[tuple[str, float, float]] = []  # name, start, seconds
@@ -56,8 +63,8 @@ class Display:
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
-        if self.console.is_terminal:
-            self._live = Live(get_renderable=self._table, console=self.console, transient=True)
+        self._live = self._table_on_a_terminal()
+        if self._live:
             self._live.start()
         else:
             self._thread.start()
@@ -69,9 +76,15 @@ class Display:
             self._live.stop()
 
     def line(self, text: str) -> None:
-        """One line of plain text, above whatever is live."""
-        self.console.print(text, markup=False, soft_wrap=True)
-        sys.stdout.flush()
+        """Print one line of plain text on standard output, above the table."""
+        if not self._live:
+            print(text, flush=True)
+        elif self._apart:
+            self._live.stop()
+            print(text, flush=True)
+            self._live.start()
+        else:
+            self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def task(self, name: str, kind: str = "", *, counted: bool = False) -> Iterator[Task]:
@@ -90,7 +103,8 @@ class Display:
                 self._finished.append((name, task.started - self._start, task.seconds))
                 if counted:
                     self._counts[task.outcome] += 1
-            self.line(f"{task.outcome:<10} {name:<32} {kind:<24} {task.seconds:6.1f} s")
+            if not self._apart:
+                self.line(f"{task.outcome:<10} {name:<32} {kind:<24} {task.seconds:6.1f} s")
 
     def counts(self) -> str:
         """Like "2 created, 1 replaced, 11 unchanged"."""
@@ -98,7 +112,7 @@ class Display:
         return ", ".join(f"{self._counts[word]} {word}" for word in order if self._counts[word]) or "nothing to do"
 
     def timeline(self) -> str:
-        """One line for each thing that took a while: start, bar and length, all in seconds."""
+        """One line for each task that took a while: start, bar and length, all in seconds."""
         total = max(time.monotonic() - self._start, 0.001)
         rows = [f"total {total:.1f} s"]
         for name, start, seconds in sorted(self._finished, key=lambda each: each[1]):
@@ -112,20 +126,37 @@ class Display:
 
     def _beat(self) -> None:
         last = time.monotonic()
-        while not self._over.wait(0.5):
+        while not self._over.wait(POLL_SECONDS):
             with self._lock:
                 running = list(self._running)
             for task in running:
-                if not task.announced and task.seconds > QUICK_SECONDS:
+                if not self._apart and not task.announced and task.seconds > QUICK_SECONDS:
                     task.announced = True
-                    self.line(f"{'started':<10} {task.name:<32} {task.kind}".rstrip())
+                    self._note(f"{'started':<10} {task.name:<32} {task.kind}")
                     last = time.monotonic()
-            if running and time.monotonic() - last > HEARTBEAT_SECONDS - 1:
+            if running and time.monotonic() - last > HEARTBEAT_SECONDS:
                 last = time.monotonic()
                 for task in running:
-                    self.line(f"{'…':<10} {task.name:<32} {task.seconds:4.0f} s  {task.line[:100]}".rstrip())
+                    self._note(f"{'…':<10} {task.name:<32} {task.seconds:4.0f} s  {task.line[:100]}")
 
-    def _table(self) -> Table:
+    def _note(self, text: str) -> None:
+        print(text.rstrip(), file=self._stream, flush=True)
+
+    def _table_on_a_terminal(self) -> "Live | None":
+        try:
+            from rich.console import Console  # noqa: PLC0415 (it may not be installed yet)
+            from rich.live import Live  # noqa: PLC0415
+        except ModuleNotFoundError:
+            return None
+        console = Console(stderr=self._apart)
+        if not console.is_terminal:
+            return None
+        return Live(get_renderable=self._table, console=console, transient=True, redirect_stdout=not self._apart)
+
+    def _table(self) -> "Table":
+        from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
         table = Table.grid(padding=(0, 2))
         with self._lock:
             for task in self._running:
