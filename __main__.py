@@ -1,4 +1,4 @@
-"""The program: read the settings, build the components in order, export. `pulumi up` and `scripts/rehearse` run it."""
+"""The program: read the settings, build the components in order, export."""
 
 from dataclasses import replace
 
@@ -84,13 +84,13 @@ if machine.host:
     weights = ModelWeights("weights", ModelWeightsArgs(
         host=runtime.host, model=s.model, source=s.model_source, path=s.weights_path,
         brought=bundle.brought.get("weights") if bundle else None,
-        hub_endpoint=s.hub_endpoint, hub_revision=s.model_revision, hub_token=s.hub_token,
+        hf_endpoint=s.hf_endpoint, hub_revision=s.model_revision, hf_token=s.hf_token,
     ))
     vllm = VllmServer("vllm", VllmServerArgs(
         host=runtime.host, provider=runtime.provider, image=runtime.images["vllm"], weights=weights.resource,
-        model=s.model, alias=s.model_alias, weights_path=s.weights_path, gpus=gpus,
-        gpu_count=s.vllm_gpu_count, gpu_memory_percent=s.gpu_memory_percent,
-        context_tokens=s.context_tokens, extra_arguments=s.vllm_arguments,
+        model=s.model, alias=s.served_model_name, weights_path=s.weights_path, gpus=gpus,
+        gpu_count=s.vllm_gpu_count, gpu_memory_utilization=s.gpu_memory_utilization,
+        max_model_len=s.max_model_len, extra_args=s.vllm_extra_args,
     ))
     acme = AcmeCertificate("acme", AcmeCertificateArgs(
         host=runtime.host, name=address, https_port=s.https_port, acme=s.tls.acme,
@@ -109,22 +109,20 @@ if machine.host:
 connector = ElasticConnector("connector", ElasticConnectorArgs(
     name=s.prefix, host=address, https_port=s.https_port, key=secret.key, ready=ready,
     ca_certificate=certificate.ca_certificate_pem, model=s.connector_model,
-    context_tokens=s.served_context_tokens, native_function_calling=s.model.native_function_calling,
+    max_model_len=s.served_max_model_len, native_function_calling=s.model.native_function_calling,
     elastic=s.elastic, kibana_version=access.kibana_version,
     client=clients.of[s.tls.clients[0]] if s.tls.clients else None,
 ))
 # fmt: on
 
+pulumi.export("endpointUrl", connector.endpoint_url)
 pulumi.export("connectorUrl", connector.url)
 pulumi.export("connectorApiKey", connector.key)
-pulumi.export("namedKeys", secret.named)
-pulumi.export("acceptedKeys", secret.accepted)
-pulumi.export("keyVersions", {name: list(versions) for name, versions in s.key_versions.items()})
+pulumi.export("apiKeys", secret.named)
 pulumi.export("model", s.model.name)
-pulumi.export("modelAlias", s.model_alias)
+pulumi.export("servedModelName", s.served_model_name)
 pulumi.export("nativeFunctionCalling", s.model.native_function_calling)
-pulumi.export("contextTokens", s.served_context_tokens)
-pulumi.export("limits", s.limits.told)
+pulumi.export("maxModelLen", s.served_max_model_len)
 pulumi.export("caCertificate", certificate.ca_certificate_pem)
 pulumi.export(
     "clientCertificates",
@@ -133,14 +131,23 @@ pulumi.export(
         for name, client in clients.of.items()
     },
 )
-pulumi.export("kibanaConnector", connector.kibana_connector)
-pulumi.export("inferenceEndpoint", connector.inference_endpoint)
-pulumi.export("kibanaSettings", connector.kibana_settings)
-pulumi.export("preconfiguredConnector", connector.preconfigured_connector)
+pulumi.export("kibanaConnectorRequest", connector.kibana_connector)
+pulumi.export("inferenceEndpointRequest", connector.inference_endpoint)
+pulumi.export("kibanaYml", connector.kibana_settings)
+pulumi.export("preconfiguredConnectorYml", connector.preconfigured_connector)
 pulumi.export("kibanaConnectorId", connector.connector_id)
 pulumi.export("inferenceEndpointId", connector.inference_id)
-pulumi.export("agentPolicy", agent.policy(observed) if observed else None)
-pulumi.export("containerRuntime", s.container_runtime)
-pulumi.export("containers", {"vllm": f"{s.prefix}-vllm", "nginx": f"{s.prefix}-nginx"})
-pulumi.export("ssh", machine.host.ssh_destination() if machine.host else None)
-pulumi.export("parked", s.parked)
+pulumi.export("elasticAgentPolicy", agent.policy(observed) if observed else None)
+# For the project's own commands.
+pulumi.export(
+    "_internal",
+    {
+        "acceptedKeys": secret.accepted,
+        "keyVersions": {name: list(versions) for name, versions in s.key_versions.items()},
+        "limits": s.limits.as_output(),
+        "containerRuntime": s.container_runtime,
+        "containers": {"vllm": f"{s.prefix}-vllm", "nginx": f"{s.prefix}-nginx"},
+        "ssh": machine.host.ssh_destination() if machine.host else None,
+        "parked": s.parked,
+    },
+)

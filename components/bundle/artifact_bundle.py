@@ -63,7 +63,7 @@ class ArtifactBundle(pulumi.ComponentResource):
             for part, destination in destinations.items()
             if part in args.bundle.manifest.parts
         }
-        self.register_outputs({})
+        self.register_outputs({"packages": self.host.packages, "imageDirectories": self.image_directories})
 
     def _bring(self, name: str, part: str, destination: str, image: str) -> pulumi.Resource:
         """A part's files on the host; nothing to do where the engine has the image already."""

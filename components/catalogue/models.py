@@ -1,6 +1,7 @@
 """The model catalogue (models.yaml): how vLLM serves each model and what it needs."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import yaml
 
+OWN = Path(__file__).with_name("models.yaml")
 # CVE floor of a public endpoint: 0.32.0 is the first version without PYSEC-2026-4344
 # (a chat template in the request hangs the server) and the CVEs fixed before it.
 LEAST_SAFE_VLLM = (0, 32, 0)
@@ -20,12 +22,18 @@ GIB = 2**30
 GB = 10**9
 
 
+class CatalogueError(ValueError):
+    """A catalogue file that can't be used; the text says where and why."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """How one model is served."""
 
     name: str
-    vllm_arguments: Sequence[str] = ()
+    accelerator: str = "nvidia"
+    """`nvidia`, or `none` for a model that is served on the CPU, whatever else the server has."""
+    vllm_extra_args: Sequence[str] = ()
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
     chat_template: str | None = None
@@ -33,21 +41,19 @@ class Model:
     least_vllm: str = "0.32.0"
     weights_gb: float
     """Size of the weights in 10^9 bytes."""
-    context_tokens: int | None = None
+    max_model_len: int | None = None
     native_function_calling: bool = False
     gated: bool = False
+    licence: str | None = None
+    """As the hub names it; None if it is not known."""
     unneeded_files: Sequence[str] = ()
     """Patterns of files in the hub's repository that vLLM does not load, e.g. the same weights in another format."""
+    notes: str = ""
 
     @property
     def directory_name(self) -> str:
-        """Of its weights, in a directory of models."""
+        """Name of the directory of its weights."""
         return self.name.replace("/", "--")
-
-    @property
-    def for_rehearsals(self) -> bool:
-        """Whether it is one of the tiny models that are served on a CPU, whatever else the machine has."""
-        return self.name.startswith("rehearsal/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,28 +73,78 @@ class Catalogue:
         )
 
 
-def _model(name: str, entry: dict[str, Any]) -> Model:
-    return Model(name=name, **{key: value for key, value in entry.items() if key not in {"licence", "notes"}})
-
-
-def licence(name: str) -> str | None:
-    """A model's licence as the hub names it; None where the catalogue does not know the model."""
-    licence: str | None = _document()["models"].get(name, {}).get("licence")
-    return licence
-
-
-@cache
-def _document() -> dict[str, Any]:
-    """models.yaml beside this file."""
-    document: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("models.yaml").read_text())
-    return document
-
-
 @cache
 def load_catalogue() -> Catalogue:
-    """Read models.yaml."""
-    document = _document()
-    return Catalogue(
-        models={name: _model(name, entry) for name, entry in document["models"].items()},
-        parser_families=document["parser_families"],
-    )
+    """The program's own catalogue."""
+    document = yaml.safe_load(OWN.read_text())
+    return Catalogue(models=_models(document), parser_families=document["parser_families"])
+
+
+def extended(catalogue: Catalogue, file: Path) -> Catalogue:
+    """`catalogue` with the models of a further file, which win over those of the same name.
+
+    Raises CatalogueError where the file can't be read or an entry is wrong.
+    """
+    try:
+        document = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise CatalogueError(f"cannot be read ({reason})") from error
+    except yaml.YAMLError as error:
+        raise CatalogueError(f"is not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(document, dict) or set(document) != {"models"} or not isinstance(document["models"], dict):
+        raise CatalogueError("does not hold models, by name, under models, and nothing else")
+    return Catalogue(models={**catalogue.models, **_models(document)}, parser_families=catalogue.parser_families)
+
+
+def _models(document: Mapping[str, Any]) -> dict[str, Model]:
+    return {str(name): _model(str(name), entry) for name, entry in document["models"].items()}
+
+
+def _model(name: str, entry: object) -> Model:
+    if not isinstance(entry, dict):
+        raise CatalogueError(f"{name}: has no fields")
+    for key, value in entry.items():
+        if key not in FIELDS:
+            raise CatalogueError(f"{name}: no such field: {key}")
+        expected, is_right = FIELDS[key]
+        if not is_right(value):
+            raise CatalogueError(f"{name}: {key} is not {expected}")
+    if "weights_gb" not in entry:
+        raise CatalogueError(f"{name}: weights_gb is missing")
+    return Model(name=name, **entry)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_text_or_null(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_boolean(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+FIELDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "accelerator": ("nvidia or none", lambda value: value in {"nvidia", "none"}),
+    "vllm_extra_args": ("a list of texts", _is_texts),
+    "tool_call_parser": ("text or null", _is_text_or_null),
+    "reasoning_parser": ("text or null", _is_text_or_null),
+    "chat_template": ("text or null", _is_text_or_null),
+    "environment": ("texts by name", lambda value: isinstance(value, dict) and _is_texts([*value, *value.values()])),
+    "least_vllm": ('a version such as "0.32.0"', lambda value: bool(re.fullmatch(r"\d+\.\d+\.\d+", str(value)))),
+    "weights_gb": ("a number above 0", lambda value: type(value) in {int, float} and value > 0),
+    "max_model_len": ("a whole number above 0", lambda value: type(value) is int and value > 0),
+    "native_function_calling": ("true or false", _is_boolean),
+    "gated": ("true or false", _is_boolean),
+    "licence": ("text or null", _is_text_or_null),
+    "unneeded_files": ("a list of texts", _is_texts),
+    "notes": ("text", _is_text),
+}
+"""Field of an entry -> what it must be, in words and as a check."""

@@ -98,4 +98,4 @@ class ContainerRuntime(pulumi.ComponentResource):
             )
             for role, image in args.images.items()
         }
-        self.register_outputs({})
+        self.register_outputs({"imageIds": {role: image.image_id for role, image in self.images.items()}})

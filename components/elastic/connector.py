@@ -8,7 +8,7 @@ import pulumi
 
 from components.elastic import payloads, resources
 from components.elastic.payloads import HTTPS_PORT, ElasticEndpoint
-from components.elastic.resources import InferenceEndpoint, KibanaConnector, KibanaTest
+from components.elastic.resources import InferenceEndpoint, KibanaConnector
 from components.settings.elastic import ElasticProduct, ElasticSettings
 from components.tls.client_certificates import ClientCertificate
 
@@ -29,7 +29,7 @@ class ElasticConnectorArgs:
     """PEM."""
     model: str
     """The name that Elastic asks for."""
-    context_tokens: int
+    max_model_len: int
     """The longest context that is served; 0: unknown."""
     native_function_calling: bool
     ready: tuple[pulumi.Resource, ...]
@@ -38,7 +38,7 @@ class ElasticConnectorArgs:
     kibana_version: pulumi.Input[str]
     """Such as 9.1.3 or `serverless`; empty: the newest is assumed."""
     client: ClientCertificate | None
-    """What Kibana has to show; None: nothing."""
+    """Client certificate for Kibana, or None."""
 
 
 class ElasticConnector(pulumi.ComponentResource):
@@ -48,7 +48,10 @@ class ElasticConnector(pulumi.ComponentResource):
     to the Elastic admin what no API changes: kibana.yml, and Java's trust in a private CA.
     """
 
+    endpoint_url: pulumi.Output[str]
+    """Base URL of the OpenAI API."""
     url: pulumi.Output[str]
+    """URL of the chat completions, which Elastic asks for."""
     key: pulumi.Output[str]
     """Secret."""
     kibana_connector: pulumi.Output[dict[str, Any]]
@@ -66,10 +69,11 @@ class ElasticConnector(pulumi.ComponentResource):
     def __init__(self, name: str, args: ElasticConnectorArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("elastic-vllm:index:ElasticConnector", name, None, opts)
         port = "" if args.https_port == HTTPS_PORT else f":{args.https_port}"
-        url = pulumi.Output.format("https://{}{}/v1/chat/completions", args.host, port)
+        url = pulumi.Output.format("https://{}{}/v1", args.host, port)
         # The outputs wait for the endpoint: whoever has them may use them.
         ready = pulumi.Output.all(*[resource.urn for resource in args.ready])
-        self.url = pulumi.Output.all(url, ready).apply(lambda values: str(values[0]))
+        self.endpoint_url = pulumi.Output.all(url, ready).apply(lambda values: str(values[0]))
+        self.url = self.endpoint_url.apply(lambda known: f"{known}/chat/completions")
         self.key = pulumi.Output.secret(pulumi.Output.all(ready, args.key).apply(lambda values: str(values[1])))
 
         client = (args.client.certificate, args.client.private_key) if args.client else ("", "")
@@ -85,7 +89,7 @@ class ElasticConnector(pulumi.ComponentResource):
                         url=values[0],
                         key=values[1],
                         model=args.model,
-                        context_tokens=args.context_tokens,
+                        max_model_len=args.max_model_len,
                         native_function_calling=args.native_function_calling,
                         ca_certificate=values[2],
                         client_certificate=values[3],
@@ -102,22 +106,27 @@ class ElasticConnector(pulumi.ComponentResource):
         self.connector_id, self.inference_id = "", ""
         if args.ready:
             self._in_elastic(name, args)
-        self.register_outputs({"url": self.url, "key": self.key})
+        self.register_outputs(
+            {
+                "endpointUrl": self.endpoint_url,
+                "url": self.url,
+                "key": self.key,
+                "connectorId": self.connector_id,
+                "inferenceId": self.inference_id,
+            }
+        )
 
     def _in_elastic(self, name: str, args: ElasticConnectorArgs) -> None:
         """Make what Elastic needs, once the endpoint answers: Elasticsearch tests it at once."""
         elastic = args.elastic
         opts = pulumi.ResourceOptions(parent=self, depends_on=list(args.ready))
         if elastic.kibana.url:
-            self.connector_id = elastic.kibana.adopt or payloads.connector_id(args.name)
+            self.connector_id = payloads.connector_id(args.name)
             props = _props(elastic.kibana, elastic.ca, self.connector_id, self.kibana_connector)
             props["space"] = elastic.space
-            connector = KibanaConnector(f"{name}-kibana", props, opts)
-            if elastic.test:
-                after = pulumi.ResourceOptions(parent=self, depends_on=[connector])
-                KibanaTest(f"{name}-kibana-test", props, after)
+            KibanaConnector(f"{name}-kibana", props, opts)
         if elastic.elasticsearch.url:
-            self.inference_id = elastic.elasticsearch.adopt or args.name
+            self.inference_id = args.name
             props = _props(elastic.elasticsearch, elastic.ca, self.inference_id, self.inference_endpoint)
             InferenceEndpoint(f"{name}-inference", props, opts)
 
@@ -130,6 +139,5 @@ def _props(
         "key": product.key,
         "ca": ca,
         "id": id_,
-        "adopt": bool(product.adopt),
         "body": body.apply(resources.as_text),
     }

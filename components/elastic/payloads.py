@@ -33,7 +33,7 @@ class ElasticEndpoint:
     key: str = field(repr=False)
     model: str
     """The name that requests ask for: the alias, which stays when the model changes."""
-    context_tokens: int
+    max_model_len: int
     """The longest context that is served; 0: unknown."""
     native_function_calling: bool
     ca_certificate: str
@@ -143,10 +143,10 @@ def _connector_config(endpoint: ElasticEndpoint) -> dict[str, Any]:
         "defaultModel": endpoint.model,
         # Kibana uses certificates only where it is set.
         "verificationMode": "full",
-        "contextWindowLength": endpoint.context_tokens,
+        "contextWindowLength": endpoint.max_model_len,
         "enableNativeFunctionCalling": endpoint.native_function_calling,
     }
-    if not endpoint.context_tokens:
+    if not endpoint.max_model_len:
         del config["contextWindowLength"]
     return {name: value for name, value in config.items() if name not in SINCE or versions.accepts(name, version)}
 

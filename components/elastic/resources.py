@@ -26,13 +26,12 @@ ELASTICSEARCH_PRIVILEGE = "the cluster privilege manage_inference"
 NOT_VALIDATED = "validation call to service threw an exception"
 """In Elasticsearch's 400 when the model did not answer its question in time, or not at all."""
 NO_CONFIG = {"apiProvider": "Other", "apiUrl": "https://localhost/v1/chat/completions", "defaultModel": "none"}
-TEST_QUESTION = {"messages": [{"role": "user", "content": "Say hello."}]}
 LICENSES = ("enterprise", "trial")
 """Licenses that include inference endpoints to a model of one's own (Elasticsearch's InferenceLicenceCheck)."""
 LOOK_SECONDS = 10
 """For an answer that is only looked at: a Kibana that takes longer is asked by the next `up`."""
 Props = dict[str, Any]
-"""url, key, ca (PEM), id, adopt, body (JSON in a text), and of connectors the space."""
+"""url, key, ca (PEM), id, body (JSON as a string), and for connectors the space."""
 
 
 def as_text(body: Props) -> str:
@@ -44,8 +43,7 @@ class _Provider(dynamic.ResourceProvider):
     """What the providers share: which changes are made in place."""
 
     replaced_by: tuple[str, ...] = ()
-    # adopt: to name what the stack made itself must not delete it.
-    compared: tuple[str, ...] = ("url", "key", "ca", "adopt", "body")
+    compared: tuple[str, ...] = ("url", "key", "ca", "body")
 
     def diff(self, _id: str, olds: Props, news: Props) -> dynamic.DiffResult:
         """Another place is another object; everything else is updated in place."""
@@ -60,20 +58,10 @@ class KibanaConnectorProvider(_Provider):
     replaced_by = ("url", "space", "id")
 
     def create(self, props: Props) -> dynamic.CreateResult:
-        """POST with the stable id, or take over one that is there already."""
+        """POST with the stable id."""
         kibana, body = _kibana(props), json.loads(props["body"])
-        path = _connector_path(props)
         _space_exists(kibana, props["space"])
-        if props["adopt"]:
-            found = _expect(kibana, kibana.ask("GET", path), "GET", path)
-            if found["connector_type_id"] != body["connector_type_id"]:
-                raise ElasticError(
-                    f"the connector {props['id']} is a {found['connector_type_id']}, no {body['connector_type_id']}: "
-                    "set kibanaConnectorId to an OpenAI connector, or leave it empty to have one made"
-                )
-            self._put(kibana, path, body)
-            return dynamic.CreateResult(props["id"], outs=dict(props))
-        self._post(kibana, path, body, props)
+        self._post(kibana, _connector_path(props), body, props)
         return dynamic.CreateResult(props["id"], outs=dict(props))
 
     def read(self, id_: str, props: Props) -> dynamic.ReadResult:
@@ -100,9 +88,7 @@ class KibanaConnectorProvider(_Provider):
         return dynamic.UpdateResult(outs=dict(news))
 
     def delete(self, _id: str, props: Props) -> None:
-        """DELETE what was made here; one that was taken over stays, as it was not ours to begin with."""
-        if props["adopt"]:
-            return
+        """DELETE; one that is gone already is no error."""
         kibana, path = _kibana(props), _connector_path(props)
         answer = kibana.ask("DELETE", path)
         if not _no_such_connector(answer):
@@ -115,8 +101,8 @@ class KibanaConnectorProvider(_Provider):
             if answer.tries > 1 and self._put(kibana, path, body):
                 return
             raise ElasticError(
-                f"Kibana has a connector {props['id']} already, which this stack did not make or has lost: set "
-                f"kibanaConnectorId to {props['id']} to take it over, or delete it in Kibana. {ENDPOINT_WORKS}"
+                f"Kibana already has a connector {props['id']}, which is not in this stack's state: delete it in "
+                f"Kibana, then run the same again. {ENDPOINT_WORKS}"
             )
         _expect(kibana, answer, "POST", path)
 
@@ -130,55 +116,22 @@ class KibanaConnectorProvider(_Provider):
         return True
 
 
-class KibanaTestProvider(_Provider):
-    """Has Kibana ask the endpoint through its connector, when the connector is made or changed."""
-
-    def create(self, props: Props) -> dynamic.CreateResult:
-        """POST .../_execute."""
-        self._test(props)
-        return dynamic.CreateResult(props["id"], outs=dict(props))
-
-    def update(self, _id: str, _olds: Props, news: Props) -> dynamic.UpdateResult:
-        """Test what has changed."""
-        self._test(news)
-        return dynamic.UpdateResult(outs=dict(news))
-
-    def _test(self, props: Props) -> None:
-        kibana, path = _kibana(props), f"{_connector_path(props)}/_execute"
-        params = {"subAction": "test", "subActionParams": {"body": json.dumps(TEST_QUESTION)}}
-        result = _expect(kibana, kibana.ask("POST", path, {"params": params}), "POST", path)
-        if result.get("status") != "ok":
-            said = " ".join(f"{result.get('message', '')}: {result.get('service_message', '')}".split())[:500]
-            raise ElasticError(
-                f"Kibana's own test of the connector failed ({said}): can Kibana reach the endpoint, and does "
-                "kibana.yml have the settings in the output kibanaSettings? Then run the same again"
-            )
-
-
 class InferenceEndpointProvider(_Provider):
     """Creates, reads, updates and deletes one chat_completion inference endpoint, which Elasticsearch tests at once."""
 
     replaced_by = ("url", "id")
 
     def create(self, props: Props) -> dynamic.CreateResult:
-        """PUT under the stack's name, or take over one that is there already."""
+        """PUT under the stack's name."""
         elasticsearch, path = _elasticsearch(props), _inference_path(props)
         answer = elasticsearch.ask("GET", path)
-        found = None if answer.status == HTTPStatus.NOT_FOUND else _expect(elasticsearch, answer, "GET", path)
-        if found and not props["adopt"]:
+        if answer.status != HTTPStatus.NOT_FOUND:
+            _expect(elasticsearch, answer, "GET", path)
             raise ElasticError(
-                f"Elasticsearch has an inference endpoint {props['id']} already, which this stack did not make or has "
-                f"lost: set inferenceEndpointId to {props['id']} to take it over, or delete it there. {ENDPOINT_WORKS}"
+                f"Elasticsearch already has an inference endpoint {props['id']}, which is not in this stack's state: "
+                f"delete it there, then run the same again. {ENDPOINT_WORKS}"
             )
-        if props["adopt"] and not found:
-            raise ElasticError(
-                f"Elasticsearch has no chat_completion endpoint {props['id']}: correct inferenceEndpointId, or leave "
-                "it empty to have one made"
-            )
-        if found:
-            self._change(elasticsearch, path, found["endpoints"][0], json.loads(props["body"]))
-        else:
-            self._put(elasticsearch, path, json.loads(props["body"]))
+        self._put(elasticsearch, path, json.loads(props["body"]))
         return dynamic.CreateResult(props["id"], outs=dict(props))
 
     def read(self, id_: str, props: Props) -> dynamic.ReadResult:
@@ -214,9 +167,7 @@ class InferenceEndpointProvider(_Provider):
         return dynamic.UpdateResult(outs=dict(news))
 
     def delete(self, _id: str, props: Props) -> None:
-        """DELETE what was made here; one that was taken over stays."""
-        if props["adopt"]:
-            return
+        """DELETE; one that is gone already is no error."""
         self._remove(_elasticsearch(props), _inference_path(props))
 
     def _remove(self, elasticsearch: Product, path: str) -> None:
@@ -393,13 +344,6 @@ class KibanaConnector(dynamic.Resource, module="elastic", name="KibanaConnector"
         super().__init__(KibanaConnectorProvider(), name, dict(props), _private(opts))
 
 
-class KibanaTest(dynamic.Resource, module="elastic", name="KibanaTest"):
-    """Kibana has reached the endpoint through the connector, as the connector is now."""
-
-    def __init__(self, name: str, props: dict[str, pulumi.Input[Any]], opts: pulumi.ResourceOptions) -> None:
-        super().__init__(KibanaTestProvider(), name, dict(props), _private(opts))
-
-
 class InferenceEndpoint(dynamic.Resource, module="elastic", name="InferenceEndpoint"):
     """An inference endpoint in Elasticsearch that leads to the endpoint."""
 
@@ -488,9 +432,6 @@ def _expect(product: Product, answer: Answer, method: str, path: str) -> Props:
             f"Kibana at {product.url} knows no {path} (404): is there such a space (kibanaSpace), and is kibanaUrl "
             f"right? {ENDPOINT_WORKS}"
         )
-    if answer.status == HTTPStatus.NOT_FOUND:
-        setting = "kibanaConnectorId" if product.name == "Kibana" else "inferenceEndpointId"
-        raise ElasticError(f"{product.name} has no {path} (404): correct {setting}, or leave it empty to have one made")
     if answer.status >= HTTPStatus.BAD_REQUEST:
         raise ElasticError(
             f"{product.name} refuses {method} {path} ({answer.status}): {answer.reason}. {ENDPOINT_WORKS}"

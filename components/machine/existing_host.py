@@ -66,4 +66,4 @@ class ExistingHost(pulumi.ComponentResource):
         )
         self.host = replace(args.host, ready=[check])
         self.address = args.host.address
-        self.register_outputs({})
+        self.register_outputs({"address": self.address})

@@ -20,6 +20,8 @@ from components.settings.gcp import GcpSettings
 
 # How long the provider waits for a flex-start VM, where Google waits for capacity; its own time-out is 20 minutes.
 FLEX_START_WAIT = "120m"
+FLEX_START_HOURS = 168
+"""Google's limit: seven days (cloud.google.com/compute/docs/instances/about-flex-start-vms)."""
 # A VM takes minutes to boot, and again when it gets another kernel. pulumi-command waits up to 5 s between its tries,
 # and each takes up to 10 s: 5 to 15 minutes.
 DIAL_ERRORS = 60
@@ -126,7 +128,7 @@ class GpuVm(pulumi.ComponentResource):
                     access_configs=external if settings.external_address else [],
                 )
             ],
-            scheduling=scheduling(settings.capacity, settings.max_run_hours),
+            scheduling=scheduling(settings.provisioning_model),
             reservation_affinity=_reservation_affinity(settings.reservation) if settings.reservation else None,
             shielded_instance_config=compute.InstanceShieldedInstanceConfigArgs(
                 enable_secure_boot=True, enable_vtpm=True, enable_integrity_monitoring=True
@@ -168,7 +170,7 @@ class GpuVm(pulumi.ComponentResource):
                     # Bundled Local SSDs: nobody asked for them, and to the provider that is a difference.
                     ignore_changes=["scratchDisks"],
                     custom_timeouts=pulumi.CustomTimeouts(create=FLEX_START_WAIT)
-                    if settings.capacity == "flex-start"
+                    if settings.provisioning_model == "FLEX_START"
                     else None,
                 ),
             ),
@@ -230,9 +232,9 @@ def weights_device(settings: GcpSettings) -> str:
     return f"{settings.name}-weights"
 
 
-def scheduling(capacity: str, max_run_hours: int) -> compute.InstanceSchedulingArgs:
+def scheduling(provisioning_model: str) -> compute.InstanceSchedulingArgs:
     """How the VM is bought, and what becomes of it in maintenance: VMs with GPUs can't be moved while they run."""
-    if capacity == "spot":
+    if provisioning_model == "SPOT":
         return compute.InstanceSchedulingArgs(
             provisioning_model="SPOT",
             preemptible=True,
@@ -241,16 +243,24 @@ def scheduling(capacity: str, max_run_hours: int) -> compute.InstanceSchedulingA
             # Stopped, it would still cost its disks, and with Local SSD never start again.
             instance_termination_action="DELETE",
         )
-    if capacity == "flex-start":
+    if provisioning_model == "FLEX_START":
         return compute.InstanceSchedulingArgs(
             provisioning_model="FLEX_START",
             automatic_restart=False,
             on_host_maintenance="TERMINATE",
             instance_termination_action="DELETE",
-            max_run_duration=compute.InstanceSchedulingMaxRunDurationArgs(seconds=max_run_hours * 3600),
+            max_run_duration=compute.InstanceSchedulingMaxRunDurationArgs(seconds=FLEX_START_HOURS * 3600),
+        )
+    if provisioning_model == "RESERVATION_BOUND":
+        # Google ends the VM with its reservation.
+        return compute.InstanceSchedulingArgs(
+            provisioning_model="RESERVATION_BOUND",
+            automatic_restart=True,
+            on_host_maintenance="TERMINATE",
+            instance_termination_action="DELETE",
         )
     return compute.InstanceSchedulingArgs(
-        # An ordinary reservation is used by affinity; reservation-bound is for future reservations of newer types.
+        # An ordinary reservation is used by affinity.
         provisioning_model="STANDARD",
         automatic_restart=True,
         on_host_maintenance="TERMINATE",

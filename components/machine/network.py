@@ -10,6 +10,8 @@ from components.machine.host import STANDARD_SSH_PORT
 from components.settings.acme import HTTP_PORT
 from components.settings.gcp import IAP_SOURCES, GcpSettings
 
+SUBNET_RANGE = "10.10.0.0/24"
+"""Of the stack's own subnetwork; bring a network for another."""
 # Lower goes first; rules that say nothing have 1000.
 ALLOW_PRIORITY = 900
 DENY_PRIORITY = 950
@@ -58,8 +60,11 @@ class Network(pulumi.ComponentResource):
             self.subnetwork = pulumi.Output.from_input(settings.subnetwork)
         else:
             network, self.subnetwork = self._own_network(name, settings, child)
-        ssh_sources = IAP_SOURCES if settings.ssh_via == "iap" else settings.ssh_sources
-        rules = {"https": (args.https_port, settings.https_sources), "ssh": (STANDARD_SSH_PORT, ssh_sources)}
+        ssh_source_ranges = IAP_SOURCES if settings.ssh_via == "iap" else settings.ssh_source_ranges
+        rules = {
+            "https": (args.https_port, settings.https_source_ranges),
+            "ssh": (STANDARD_SSH_PORT, ssh_source_ranges),
+        }
         if args.acme:
             rules["acme"] = (HTTP_PORT, ("0.0.0.0/0",))
         # The provider would try to move a rule to another network; its name is taken while it is there.
@@ -108,7 +113,7 @@ class Network(pulumi.ComponentResource):
         self.address = address.address
         nat = self._nat(name, settings, network, child) if settings.cloud_nat else []
         self.resources = [*firewalls, *nat]
-        self.register_outputs({"address": self.address})
+        self.register_outputs({"address": self.address, "subnetwork": self.subnetwork})
 
     def _own_network(
         self, name: str, settings: GcpSettings, child: pulumi.ResourceOptions
@@ -122,7 +127,7 @@ class Network(pulumi.ComponentResource):
             project=settings.project,
             region=settings.region,
             network=network.self_link,
-            ip_cidr_range=settings.subnet_cidr,
+            ip_cidr_range=SUBNET_RANGE,
             private_ip_google_access=True,
             opts=child,
         )

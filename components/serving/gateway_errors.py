@@ -41,8 +41,8 @@ def errors(limits: Limits) -> Mapping[int, GatewayError]:
         ),
         404: refused("not_found", "Not served here. Use /v1/chat/completions or /v1/models."),
         405: refused("method_not_allowed", "Method not allowed for this path."),
-        413: refused("request_too_large", f"The request is larger than {limits.body_mb} MB."),
-        414: refused("uri_too_long", f"The address of the request is longer than {limits.header_kb} kB."),
+        413: refused("request_too_large", f"The request is larger than {limits.body_mib} MB."),
+        414: refused("uri_too_long", f"The address of the request is longer than {limits.header_kib} kB."),
         429: GatewayError(
             "rate_limit_error",
             "too_many_requests",
@@ -50,7 +50,7 @@ def errors(limits: Limits) -> Mapping[int, GatewayError]:
         ),
         431: refused(
             "headers_too_large",
-            f"A header line is longer than {limits.header_kb} kB, or all are longer than {4 * limits.header_kb} kB.",
+            f"A header line is longer than {limits.header_kib} kB, or all are longer than {4 * limits.header_kib} kB.",
         ),
         500: GatewayError("server_error", "internal_error", "Nginx could not handle the request."),
         503: GatewayError(

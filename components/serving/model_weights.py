@@ -25,9 +25,9 @@ class ModelWeightsArgs:
     """What brings them there."""
     path: str
     """The model's directory on the host."""
-    hub_endpoint: str
+    hf_endpoint: str
     hub_revision: str
-    hub_token: pulumi.Input[str]
+    hf_token: pulumi.Input[str]
     """Secret; empty where none is needed."""
 
 
@@ -54,13 +54,13 @@ class ModelWeights(pulumi.ComponentResource):
                     weights=args.path,
                     model=args.model.name,
                     revision=args.hub_revision,
-                    endpoint=args.hub_endpoint,
+                    endpoint=args.hf_endpoint,
                     unneeded=json.dumps(list(args.model.unneeded_files)),
                     downloader=(render.FILES / "weights/download_weights.py").read_text(),
                     requirements=(render.FILES / "weights/hub-client.txt").read_text().strip(),
                     download_uid=DOWNLOAD_UID,
                 ),
-                data=args.hub_token,
+                data=args.hf_token,
                 parent=self,
             )
         else:
@@ -71,4 +71,4 @@ class ModelWeights(pulumi.ComponentResource):
                 depends_on=[args.brought] if args.brought else [],
             )
         self.path = args.path
-        self.register_outputs({})
+        self.register_outputs({"path": self.path})

@@ -179,7 +179,7 @@ class NginxGateway(pulumi.ComponentResource):
             parent=self,
             triggers=[self.container.id],
         )
-        self.register_outputs({})
+        self.register_outputs({"container": self.container.name})
 
 
 def _confinement(host: Host) -> dict[str, Any]:

@@ -44,4 +44,4 @@ class SharedSecret(pulumi.ComponentResource):
         current = {key: self.accepted[each[0]] for key, each in labels.items()}
         self.key = current.pop(key_settings.DEFAULT)
         self.named = current
-        self.register_outputs({"key": self.key})
+        self.register_outputs({"key": self.key, "named": self.named, "accepted": self.accepted})

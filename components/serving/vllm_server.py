@@ -84,10 +84,10 @@ class VllmServerArgs:
     """What proves that the GPUs work; None without GPUs."""
     gpu_count: int
     """0: no GPU."""
-    gpu_memory_percent: int
-    context_tokens: int
+    gpu_memory_utilization: float
+    max_model_len: int
     """0: the model's own."""
-    extra_arguments: tuple[str, ...]
+    extra_args: tuple[str, ...]
 
 
 class VllmServer(pulumi.ComponentResource):
@@ -133,7 +133,7 @@ class VllmServer(pulumi.ComponentResource):
             parent=self,
             triggers=[made],
         )
-        self.register_outputs({})
+        self.register_outputs({"socketDirectory": self.socket_directory})
 
     def _in_docker(self, name: str, args: VllmServerArgs) -> pulumi.Output[str]:
         """Its container; returns the id."""
@@ -141,7 +141,7 @@ class VllmServer(pulumi.ComponentResource):
             f"{name}-container",
             name=container_name(args),
             image=args.image.image_id,
-            entrypoints=entrypoint(args.extra_arguments),
+            entrypoints=entrypoint(args.extra_args),
             command=serve_arguments(args),
             envs=[f"{key}={value}" for key, value in environment(args).items()],
             user=f"{VLLM_UID}:{SOCKET_GID}",
@@ -204,7 +204,7 @@ def container_name(args: VllmServerArgs) -> str:
     return f"{args.host.prefix}-vllm"
 
 
-def entrypoint(extra_arguments: tuple[str, ...]) -> list[str]:
+def entrypoint(extra_args: tuple[str, ...]) -> list[str]:
     """What starts vLLM, and ends it when the container shall stop.
 
     vLLM does not remove a socket that a killed predecessor left (EADDRINUSE). The umask makes the socket 0770, so that
@@ -215,7 +215,7 @@ def entrypoint(extra_arguments: tuple[str, ...]) -> list[str]:
     end (seen in 6 of 8 stops with streams under way, 2026-11): it is given ABORT_SECONDS, or all the time there is
     where it was told to let requests end (`--shutdown-timeout`).
     """
-    patient = any(is_option(argument, "--shutdown-timeout") for argument in extra_arguments)
+    patient = any(is_option(argument, "--shutdown-timeout") for argument in extra_args)
     seconds = STOP_SECONDS if patient else ABORT_SECONDS
     return [
         "/bin/sh",
@@ -251,7 +251,7 @@ def podman_container(args: VllmServerArgs) -> podman.Container:
     return podman.Container(
         name=container_name(args),
         user=f"{VLLM_UID}:{SOCKET_GID}",
-        entrypoint=entrypoint(args.extra_arguments),
+        entrypoint=entrypoint(args.extra_args),
         command=serve_arguments(args),
         environment=environment(args),
         volumes=volumes(args),
@@ -270,7 +270,7 @@ def serve_arguments(args: VllmServerArgs) -> list[str]:
     """vLLM's command line for a model: what the catalogue says, the stack's settings, then the user's own."""
     model = args.model
     arguments = ["--model", MODEL_DIRECTORY, "--served-model-name", model.name, *filter(None, [args.alias])]
-    own_parser = any(is_option(argument, "--tool-call-parser") for argument in args.extra_arguments)
+    own_parser = any(is_option(argument, "--tool-call-parser") for argument in args.extra_args)
     if model.tool_call_parser:
         arguments.append("--enable-auto-tool-choice")
         if not own_parser:
@@ -279,9 +279,9 @@ def serve_arguments(args: VllmServerArgs) -> list[str]:
         arguments += ["--reasoning-parser", model.reasoning_parser]
     if model.chat_template:
         arguments += ["--chat-template", model.chat_template]
-    if args.context_tokens:
-        arguments += ["--max-model-len", str(args.context_tokens)]
+    if args.max_model_len:
+        arguments += ["--max-model-len", str(args.max_model_len)]
     if args.gpu_count:
         arguments += ["--tensor-parallel-size", str(args.gpu_count)]
-        arguments += ["--gpu-memory-utilization", f"{args.gpu_memory_percent / 100:g}"]
-    return [*arguments, *model.vllm_arguments, *args.extra_arguments]
+        arguments += ["--gpu-memory-utilization", f"{args.gpu_memory_utilization:g}"]
+    return [*arguments, *model.vllm_extra_args, *args.extra_args]

@@ -52,7 +52,7 @@ def acme_settings(problems: Problems, host: str, project_directory: Path) -> Acm
 def _reachable_for_all(problems: Problems, host: str) -> None:
     """Let's Encrypt looks the name up and connects, from anywhere in the Internet."""
     key = "endpointHost" if problems.values["endpointHost"] else "host"
-    other = "use tls self-signed or provided, or an ACME server of your own (acmeServer)"
+    other = "use tls private-ca or provided, or an ACME server of your own (acmeServer)"
     if problems.values["target"] == "gcp" and problems.values["externalAddress"] == "false":
         problems.add("externalAddress", "Let's Encrypt has to reach the VM on port 80", f"set it to true, or {other}")
     try:

@@ -10,7 +10,7 @@ from components.errors import UserError
 from components.settings.problems import DIRECTORY, Problems
 
 UNSIGNED = "unsigned"
-ONLY_WITH_BUNDLE = ("bundle", "bundleKey", "bundleOnHost")
+ONLY_WITH_BUNDLE = ("bundleKey", "bundleOnHost")
 SAID_BY_BUNDLE = {"model": ("weights", "model"), "modelRevision": ("weights", "revision")} | {
     f"{role}Image": (f"image-{role}", "reference") for role in ("vllm", "nginx", "dcgm")
 }
@@ -68,11 +68,9 @@ def said_by_bundle(
 
     So a bundle is changed by one setting, and back. What is set to something else beside it is a problem.
     """
-    if values["artifacts"] != "bundle":
+    if not values["bundle"]:
         return {}, None, []
     directory = _path(values["bundle"], project_directory)
-    if not values["bundle"]:
-        return {}, None, [("bundle", "not set", "give the bundle's directory on this machine")]
     try:
         manifest = bundle_manifest.read(directory)
     except UserError as error:
@@ -88,7 +86,7 @@ def said_by_bundle(
             found[key] = said
     for role in ("vllm", "nginx"):
         if f"image-{role}" not in manifest.parts:
-            problems.append(("bundle", f"it has no image for {role}", "build it anew with scripts/elastic-vllm bundle"))
+            problems.append(("bundle", f"it has no image for {role}", "rebuild it with scripts/elastic-vllm bundle"))
     return found, manifest, problems
 
 
@@ -97,28 +95,28 @@ def bundle_settings(
 ) -> BundleSettings | None:
     """Check them; None where everything comes from the network."""
     values = problems.values
-    if problems.choice("artifacts", ("network", "bundle")) != "bundle":
+    if not values["bundle"]:
         for key in filter(problems.given, ONLY_WITH_BUNDLE):
-            problems.add(key, "set, but artifacts is not bundle", "set artifacts to bundle, or remove it")
+            problems.add(key, "set, but bundle is not", "set bundle to the bundle's directory, or remove it")
         return None
     if gcp:
-        problems.add("artifacts", "a bundle is for a server that exists", "set target to existing, or use network")
+        problems.add("bundle", "set, but target is gcp", "set target to existing, or remove it")
     if values["tls"] == "letsencrypt":
-        problems.add("tls", "nobody can be asked for a certificate without a network", "use self-signed or provided")
-    if values["hubToken"]:
-        problems.add("hubToken", "set, but nothing is downloaded with a bundle", "remove it")
+        problems.add("tls", "nobody can be asked for a certificate without a network", "use private-ca or provided")
+    if values["hfToken"]:
+        problems.add("hfToken", "set, but nothing is downloaded with a bundle", "remove it")
     if manifest and "weights" not in manifest.parts and values["modelSource"] != "host":
         problems.add("bundle", "it has no weights", "set modelSource to host if they are on the server already")
     on_host = values["bundleOnHost"]
     if on_host and not DIRECTORY.fullmatch(on_host):
-        problems.add("bundleOnHost", "not of the expected form", "give an absolute path without spaces")
+        problems.add("bundleOnHost", "invalid format", "give an absolute path without spaces")
     public_key = _key(problems, project_directory)
     if manifest is None:
         return None
     directory = _path(values["bundle"], project_directory)
     for name in (SUMS, *([SIGNATURE] if public_key else [])):
         if not (directory / name).is_file():
-            problems.add("bundle", f"there is no {name} in it", "build it anew, or carry all of it over")
+            problems.add("bundle", f"there is no {name} in it", "rebuild it, or carry all of it over")
     return BundleSettings(
         directory=directory,
         on_host=on_host,
@@ -130,7 +128,7 @@ def bundle_settings(
 
 def _key(problems: Problems, project_directory: Path) -> Path | None:
     value = problems.values["bundleKey"]
-    fix = f"give the file of the signer's public key, or {UNSIGNED!r} to take a bundle that nobody vouches for"
+    fix = f"give the file of the signer's public key, or {UNSIGNED!r} to accept an unsigned bundle"
     if value == UNSIGNED:
         return None
     if not value:

@@ -13,11 +13,6 @@ from components.settings.problems import Problems
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SPACE = re.compile(r"[a-z0-9_-]+")
-# Kibana takes UUIDs, and ids that older versions or saved objects gave; Elasticsearch its own kind.
-ADOPTED = {
-    "kibanaConnectorId": re.compile(r"[A-Za-z0-9_-]{1,100}"),
-    "inferenceEndpointId": re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?"),
-}
 DEPLOYMENTS = ("self-managed", "hosted", "serverless")
 
 
@@ -29,8 +24,6 @@ class ElasticProduct:
     """Without a slash at its end; empty: nothing is made there."""
     key: pulumi.Output[str]
     """Secret."""
-    adopt: str
-    """Id of a connector or inference endpoint that is there already; empty: one is made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +33,6 @@ class ElasticSettings:
     kibana: ElasticProduct
     space: str
     """Empty: the default space."""
-    test: bool
-    """Whether Kibana is to test the connector."""
     elasticsearch: ElasticProduct
     ca: str
     """PEM of the CA of both; empty: the system's store."""
@@ -54,15 +45,13 @@ def elastic_settings(
     deployment = problems.choice("elasticDeployment", DEPLOYMENTS)
     ca = pem.text_or_file(problems, "elasticCa", project_directory)
     settings = ElasticSettings(
-        kibana=_product(problems, secrets, "kibana", "kibanaConnectorId"),
+        kibana=_product(problems, secrets, "kibana"),
         space=_pattern(problems, "kibanaSpace", SPACE, "use the space's identifier, as in its address: /s/SPACE"),
-        test=problems.boolean("kibanaTest"),
-        elasticsearch=_product(problems, secrets, "elasticsearch", "inferenceEndpointId"),
+        elasticsearch=_product(problems, secrets, "elasticsearch"),
         ca=pem.as_text(pem.certificates(problems, "elasticCa", ca)) if ca else "",
     )
-    for key in ("kibanaSpace", "kibanaTest"):
-        if problems.given(key) and not settings.kibana.url:
-            problems.add(key, "set, but there is no kibanaUrl", "set kibanaUrl and kibanaApiKey, or remove it")
+    if settings.space and not settings.kibana.url:
+        problems.add("kibanaSpace", "set, but there is no kibanaUrl", "set kibanaUrl and kibanaApiKey, or remove it")
     if problems.given("elasticCa") and not (settings.kibana.url or settings.elasticsearch.url):
         problems.add("elasticCa", "set, but there is no kibanaUrl or elasticsearchUrl", "set one of them, or remove it")
     if deployment in {"hosted", "serverless"}:
@@ -79,7 +68,7 @@ def elastic_settings(
 def _public(problems: Problems, deployment: str, settings: ElasticSettings) -> None:
     """Elastic Cloud trusts public certificates only, but for a connector on Hosted, whose settings may name a CA."""
     staging = problems.values["tls"] == "letsencrypt" and problems.values["acmeServer"] == "staging"
-    private_ca = problems.values["tls"] == "self-signed" or problems.values["tlsCa"] or staging
+    private_ca = problems.values["tls"] == "private-ca" or problems.values["tlsCa"] or staging
     if not private_ca:
         return
     fix = "use tls provided, with a certificate that everyone trusts"
@@ -92,9 +81,7 @@ def _public(problems: Problems, deployment: str, settings: ElasticSettings) -> N
         problems.add("kibanaUrl", "set, but Kibana on serverless can't be told to trust a private CA", fix)
 
 
-def _product(
-    problems: Problems, secrets: Mapping[str, pulumi.Output[str]], product: str, adopt_key: str
-) -> ElasticProduct:
+def _product(problems: Problems, secrets: Mapping[str, pulumi.Output[str]], product: str) -> ElasticProduct:
     url_key, api_key = f"{product}Url", f"{product}ApiKey"
     url = problems.values[url_key].rstrip("/")
     if url:
@@ -102,15 +89,13 @@ def _product(
     if url and not problems.values[api_key]:
         fix = f"make an API key there, then `pulumi config set --secret {api_key}`"
         problems.add(api_key, f"not set, but {url_key} is", fix)
-    for key in (api_key, adopt_key):
-        if problems.values[key] and not url:
-            problems.add(key, f"set, but there is no {url_key}", f"set {url_key}, or remove it")
+    if problems.values[api_key] and not url:
+        problems.add(api_key, f"set, but there is no {url_key}", f"set {url_key}, or remove it")
     if re.search(r"[^!-~]", problems.values[api_key]):
         problems.add(
             api_key, "holds spaces or signs that no API key has", "give the text called `encoded`, and no more"
         )
-    adopt = _pattern(problems, adopt_key, ADOPTED[adopt_key], "use the id that Elastic shows, or leave it empty")
-    return ElasticProduct(url=url, key=secrets[api_key], adopt=adopt)
+    return ElasticProduct(url=url, key=secrets[api_key])
 
 
 def _url(problems: Problems, key: str, url: str) -> None:
@@ -136,5 +121,5 @@ def _url(problems: Problems, key: str, url: str) -> None:
 def _pattern(problems: Problems, key: str, pattern: re.Pattern[str], fix: str) -> str:
     value = problems.values[key]
     if value and not pattern.fullmatch(value):
-        problems.add(key, "not of the expected form", fix)
+        problems.add(key, "invalid format", fix)
     return value

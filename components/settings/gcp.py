@@ -17,19 +17,22 @@ from components.settings.problems import Problems
 PROJECT = re.compile(r"[a-z][a-z0-9-]{4,28}[a-z0-9]")
 RESOURCE = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 SERVICE_ACCOUNT = re.compile(r"[a-z0-9-]+@[a-z0-9.-]+\.iam\.gserviceaccount\.com")
-LABEL = re.compile(r"(?P<key>[a-z][a-z0-9_-]{0,62})=(?P<value>[a-z0-9_-]{0,63})")
+LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+LABEL_VALUE = re.compile(r"[a-z0-9_-]{0,63}")
 BASTION_ADDRESS = re.compile(r"(?P<user>[a-z_][a-z0-9_-]*)@(?P<host>[A-Za-z0-9][A-Za-z0-9.-]*)(:(?P<port>\d{1,5}))?")
 # Google's Identity-Aware Proxy forwards TCP from these addresses (cloud.google.com/iap/docs/using-tcp-forwarding).
 IAP_SOURCES = ("35.235.240.0/20",)
-# A VM of flex-start lives at most seven days (cloud.google.com/compute/docs/instances/about-flex-start-vms).
-MOST_RUN_HOURS = 168
+PROVISIONING_MODELS = ("STANDARD", "SPOT", "FLEX_START", "RESERVATION_BOUND")
+# Google deletes VMs of these by itself.
+PASSING = PROVISIONING_MODELS[1:]
 # Wider ranges are nobody's own.
 LEAST_PREFIX = 8
 EVERYONE = "0.0.0.0/0"
+LABELS_FIX = "write the stack's file as in labels: {team: search}"
 MOST_PORT = 65535
 
-# Only the capacities named here offer the machine type (note in Google's table of A3 High machine types).
-CAPACITY_OF = dict.fromkeys(("a3-highgpu-1g", "a3-highgpu-2g", "a3-highgpu-4g"), ("spot", "flex-start"))
+# Only these provisioning models offer the machine type (note in Google's table of A3 High machine types).
+PROVISIONING_OF = dict.fromkeys(("a3-highgpu-1g", "a3-highgpu-2g", "a3-highgpu-4g"), ("SPOT", "FLEX_START"))
 
 IMAGE = re.compile(r"projects/[a-z][a-z0-9.:-]+/global/images/[a-z][a-z0-9-]+")
 
@@ -38,18 +41,15 @@ KEYS = frozenset(
         "gcpProject",
         "zone",
         "machineType",
-        "capacity",
+        "provisioningModel",
         "reservation",
-        "maxRunHours",
-        "osImage",
         "vmImage",
         "network",
         "subnetwork",
-        "subnetCidr",
         "externalAddress",
-        "httpsSources",
+        "httpsSourceRanges",
         "sshVia",
-        "sshSources",
+        "sshSourceRanges",
         "bastion",
         "bastionHostKey",
         "tunnelPort",
@@ -74,24 +74,21 @@ class GcpSettings:
     """What is provisioned, and where. Pulumi.yaml describes each setting."""
 
     name: str
-    """Of the VM; every other name in Google Cloud begins with it."""
+    """Name of the VM, and prefix of every other resource in Google Cloud."""
     project: str
     zone: str
     machine_type: MachineType
-    capacity: str
+    provisioning_model: str
     reservation: str
-    max_run_hours: int
-    """Hours that a flex-start VM lives; 0 for other capacities."""
     image: str
     """Of the boot disk: projects/PROJECT/global/images/NAME."""
     network: str
     """Name of an existing VPC; empty: one of the stack's own."""
     subnetwork: str
-    subnet_cidr: str
     external_address: bool
-    https_sources: Sequence[str]
+    https_source_ranges: Sequence[str]
     ssh_via: str
-    ssh_sources: Sequence[str]
+    ssh_source_ranges: Sequence[str]
     bastion: Bastion | None
     tunnel_port: int
     cloud_nat: bool
@@ -106,7 +103,7 @@ class GcpSettings:
     """Email; empty: none."""
     parked: bool
     ssh_public_key: str
-    """Of sshPrivateKeyPath."""
+    """Public half of `sshPrivateKeyPath`."""
 
     @property
     def region(self) -> str:
@@ -117,27 +114,23 @@ class GcpSettings:
 def gcp_settings(problems: Problems, stack: str, private_key: Path, project_directory: Path) -> GcpSettings:
     """Read and check the settings of target gcp; a relative path counts from `project_directory`."""
     text, integer, boolean = problems.text, problems.integer, problems.boolean
-    values = problems.values
     name = f"elastic-vllm-{stack}"
     if stack.endswith("-"):
         problems.found.append(f"stack name {stack!r}: ends in '-', as no name in Google Cloud may; use another")
-    own_subnet = not values["network"] and not values["subnetwork"]
     settings = GcpSettings(
         name=name,
         project=text("gcpProject", PROJECT, "set it to the project's id (6 to 30 of a-z, 0-9 and '-')"),
         zone=text("zone", re.compile(r"[a-z]+-[a-z]+\d+-[a-z0-9]+"), "use a zone's name, e.g. us-central1-a"),
         machine_type=_machine_type(problems),
-        capacity=problems.choice("capacity", ("standard", "spot", "flex-start", "reservation")),
+        provisioning_model=problems.choice("provisioningModel", PROVISIONING_MODELS),
         reservation=_optional(problems, "reservation", RESOURCE, "use the reservation's name"),
-        max_run_hours=integer("maxRunHours", 1, MOST_RUN_HOURS) if values["capacity"] == "flex-start" else 0,
         image=_image(problems),
         network=_optional(problems, "network", RESOURCE, "use the name of a VPC in gcpProject"),
         subnetwork=_optional(problems, "subnetwork", RESOURCE, "use the name of a subnetwork in the zone's region"),
-        subnet_cidr=_subnet(problems) if own_subnet else "",
         external_address=boolean("externalAddress"),
-        https_sources=_sources(problems, "httpsSources", f"for everyone write {EVERYONE}"),
+        https_source_ranges=_sources(problems, "httpsSourceRanges", f"for everyone write {EVERYONE}"),
         ssh_via=problems.choice("sshVia", ("address", "bastion", "iap")),
-        ssh_sources=_sources(problems, "sshSources", "take a bastion, or sshVia: iap"),
+        ssh_source_ranges=_sources(problems, "sshSourceRanges", "take a bastion, or sshVia: iap"),
         bastion=_bastion(problems, project_directory),
         tunnel_port=integer("tunnelPort", 1024, 65535),
         cloud_nat=boolean("cloudNat"),
@@ -163,17 +156,13 @@ def _machine_type(problems: Problems) -> MachineType:
     if value in types:
         return types[value]
     family = [name for name in types if name.split("-")[:2] == value.split("-")[:2]]
-    problems.add(
-        "machineType", "no machine type with GPUs that this program knows", f"use {', '.join(family or types)}"
-    )
+    problems.add("machineType", "unknown GPU machine type", f"use {', '.join(family or types)}")
     return types["a2-ultragpu-2g"]
 
 
 def _image(problems: Problems) -> str:
     """One image, not a family: the provider takes every image of most families for a change, which replaces the VM."""
-    problems.choice("osImage", ("accelerator", "plain"))
-    fix = "run `scripts/elastic-vllm pin --stack STACK`: it records the newest of osImage's family"
-    return problems.text("vmImage", IMAGE, fix)
+    return problems.text("vmImage", IMAGE, "run `scripts/elastic-vllm pin --stack STACK`: it records the newest image")
 
 
 def _optional(problems: Problems, key: str, pattern: re.Pattern[str], fix: str) -> str:
@@ -184,41 +173,17 @@ def _sources(problems: Problems, key: str, instead: str) -> tuple[str, ...]:
     """CIDR ranges of IPv4, none of them too wide; for HTTPS also everyone, in these words only."""
     fix = 'write ["203.0.113.0/24"]'
     ranges = []
-    for entry in _texts(problems, key, fix):
+    for entry in problems.texts(key, fix):
         try:
             network = ipaddress.IPv4Network(entry)
         except ValueError as error:
-            problems.add(key, f"{entry!r} is no CIDR range of IPv4 ({error})", fix)
+            problems.add(key, f"{entry!r} is not an IPv4 CIDR range ({error})", fix)
             continue
-        if network.prefixlen < LEAST_PREFIX and (key != "httpsSources" or entry != EVERYONE):
+        if network.prefixlen < LEAST_PREFIX and (key != "httpsSourceRanges" or entry != EVERYONE):
             wide = f"{entry} lets in addresses that are not yours"
             problems.add(key, wide, f"use ranges of /{LEAST_PREFIX} or narrower; or {instead}")
         ranges.append(str(network))
     return tuple(ranges)
-
-
-def _texts(problems: Problems, key: str, fix: str) -> list[str]:
-    try:
-        value = json.loads(problems.values[key])
-    except json.JSONDecodeError:
-        value = None
-    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
-        problems.add(key, "not a list of texts", fix)
-        return []
-    return value
-
-
-def _subnet(problems: Problems) -> str:
-    value = problems.values["subnetCidr"]
-    fix = "use a private IPv4 range of /29 to /8, e.g. 10.10.0.0/24"
-    try:
-        network = ipaddress.IPv4Network(value)
-    except ValueError as error:
-        problems.add("subnetCidr", f"no CIDR range ({error})", fix)
-        return value
-    if not network.is_private or not 8 <= network.prefixlen <= 29:  # noqa: PLR2004 - Google's own bounds
-        problems.add("subnetCidr", "not usable for a subnetwork", fix)
-    return value
 
 
 def _bastion(problems: Problems, project_directory: Path) -> Bastion | None:
@@ -238,16 +203,13 @@ def _bastion(problems: Problems, project_directory: Path) -> Bastion | None:
 
 
 def _labels(problems: Problems) -> dict[str, str]:
-    labels = {}
-    for entry in _texts(problems, "labels", 'write ["team=search"]'):
-        match = LABEL.fullmatch(entry)
-        if match and match["key"] in labels:
-            problems.add("labels", f"{match['key']} has two values", "leave one of them")
-        elif match:
-            labels[match["key"]] = match["value"]
-        else:
-            fix = "write NAME=VALUE with lower-case letters, digits, '_' and '-', at most 63 of them each"
-            problems.add("labels", f"{entry!r} is no label of Google Cloud", fix)
+    labels = problems.mapping("labels", LABELS_FIX)
+    for name, value in labels.items():
+        if not isinstance(value, str):
+            problems.add("labels", f"the value of {name} is not text", f'quote it: {name}: "{json.dumps(value)}"')
+        elif not LABEL_KEY.fullmatch(name) or not LABEL_VALUE.fullmatch(value):
+            fix = "use lower-case letters, digits, '_' and '-', at most 63 each, and a letter first in the name"
+            problems.add("labels", f"Google Cloud allows no label {name}: {value}", fix)
     return labels
 
 
@@ -257,7 +219,7 @@ def _contradictions(problems: Problems, s: GcpSettings) -> None:
         add("accelerator", "none, but every machine type here has GPUs", "remove it")
     if not {"zone", "machineType"} & problems.keys and s.zone not in s.machine_type.zones:
         add("zone", f"has no {s.machine_type.name}", f"use {', '.join(s.machine_type.zones)}")
-    _capacity_contradictions(problems, s)
+    _provisioning_contradictions(problems, s)
     _network_contradictions(problems, s)
     _ssh_contradictions(problems, s)
     _fetch_contradictions(problems, s)
@@ -266,19 +228,17 @@ def _contradictions(problems: Problems, s: GcpSettings) -> None:
             add(key, "set, but weightsDisk is not managed", "remove it")
 
 
-def _capacity_contradictions(problems: Problems, s: GcpSettings) -> None:
-    add = problems.add
-    only = CAPACITY_OF.get(s.machine_type.name)
-    if only and "machineType" not in problems.keys and s.capacity not in only:
-        add("capacity", f"{s.machine_type.name} is not sold so", f"use {' or '.join(only)}")
-    if s.capacity == "reservation" and not s.reservation:
-        add("reservation", "not set, but capacity is reservation", "set it to the reservation's name")
-    if s.capacity != "reservation" and s.reservation:
-        add("reservation", f"set, but capacity is {s.capacity}", "remove it, or set capacity to reservation")
-    if s.capacity != "flex-start" and problems.given("maxRunHours"):
-        add("maxRunHours", f"set, but capacity is {s.capacity}", "remove it, or set capacity to flex-start")
-    if s.capacity in {"spot", "flex-start"} and s.deletion_protection:
-        add("deletionProtection", f"true, but Google itself deletes a VM of capacity {s.capacity}", "set it to false")
+def _provisioning_contradictions(problems: Problems, s: GcpSettings) -> None:
+    add, key, model = problems.add, "provisioningModel", s.provisioning_model
+    only = PROVISIONING_OF.get(s.machine_type.name)
+    if only and not {"machineType", key} & problems.keys and model not in only:
+        add(key, f"{s.machine_type.name} is not sold so", f"use {' or '.join(only)}")
+    if model == "RESERVATION_BOUND" and not s.reservation:
+        add("reservation", f"not set, but {key} is RESERVATION_BOUND", "set it to the reservation's name")
+    if model in {"SPOT", "FLEX_START"} and s.reservation:
+        add("reservation", f"set, but {key} is {model}", f"remove it, or set {key} to STANDARD or RESERVATION_BOUND")
+    if model in PASSING and s.deletion_protection:
+        add("deletionProtection", f"true, but Google itself deletes a VM with {key} {model}", "set it to false")
     if s.parked and s.deletion_protection:
         add("deletionProtection", "true, but parked deletes the VM", "set one of them to false")
 
@@ -289,31 +249,32 @@ def _network_contradictions(problems: Problems, s: GcpSettings) -> None:
         add("subnetwork", "set, but network is not", "name the VPC that it is in")
     if s.network and not s.subnetwork:
         add("network", "set, but subnetwork is not", "name the subnetwork in the zone's region")
-    if s.network and problems.given("subnetCidr"):
-        add("subnetCidr", "set, but the subnetwork exists already", "remove it")
     if s.network and s.cloud_nat:
         add("cloudNat", "true, but the network is not the stack's own", "set up Cloud NAT there, and set it to false")
-    if not s.https_sources and "httpsSources" not in problems.keys:
-        add("httpsSources", "empty: nobody could use the endpoint", "give the CIDR ranges that Elastic connects from")
+    if not s.https_source_ranges and "httpsSourceRanges" not in problems.keys:
+        add(
+            "httpsSourceRanges",
+            "empty: nobody could use the endpoint",
+            "give the CIDR ranges that Elastic connects from",
+        )
     if problems.values["httpsPort"] == str(STANDARD_SSH_PORT):
-        add("httpsPort", "the port of SSH, which would be open to httpsSources", "use another, e.g. 443")
+        add("httpsPort", "the port of SSH, which would be open to httpsSourceRanges", "use another, e.g. 443")
 
 
 def _ssh_contradictions(problems: Problems, s: GcpSettings) -> None:
     add = problems.add
-    # A rehearsal's machine is no such image, and has root.
-    if problems.values["sshUser"] == "root" and not s.image.startswith("projects/rehearsal/"):
+    if problems.values["sshUser"] == "root" and s.image.startswith("projects/ubuntu-os-"):
         add("sshUser", "Ubuntu's images do not let root in", "name the user to make, e.g. elastic-vllm")
     if s.ssh_via == "bastion" and not problems.values["bastion"]:
         add("bastion", "not set, but sshVia is bastion", "write USER@HOST:PORT")
     for key in ("bastion", "bastionHostKey"):
         if s.ssh_via != "bastion" and problems.values[key]:
             add(key, f"set, but sshVia is {s.ssh_via}", "remove it, or set sshVia to bastion")
-    if s.ssh_via == "iap" and s.ssh_sources:
-        add("sshSources", "set, but with sshVia iap only Google's proxy connects", "remove it")
-    if s.ssh_via != "iap" and not s.ssh_sources and "sshSources" not in problems.keys:
+    if s.ssh_via == "iap" and s.ssh_source_ranges:
+        add("sshSourceRanges", "set, but with sshVia iap only Google's proxy connects", "remove it")
+    if s.ssh_via != "iap" and not s.ssh_source_ranges and "sshSourceRanges" not in problems.keys:
         who = "the bastion" if s.ssh_via == "bastion" else "this machine"
-        add("sshSources", "empty: the VM could not be set up", f"give the CIDR range that {who} connects from")
+        add("sshSourceRanges", "empty: the VM could not be set up", f"give the CIDR range that {who} connects from")
     if s.ssh_via != "iap" and problems.given("tunnelPort"):
         add("tunnelPort", f"set, but sshVia is {s.ssh_via}", "remove it, or set sshVia to iap")
 

@@ -1,4 +1,4 @@
-"""How much the endpoint takes from a client before it refuses: the settings that Nginx enforces."""
+"""Limits that Nginx enforces for each client."""
 
 from dataclasses import dataclass
 
@@ -7,34 +7,33 @@ from components.settings.problems import Problems
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Checked limits."""
+    """The limits: those with a setting first, then those that nobody has to tune."""
 
     concurrent_requests: int
     """With one key, streams included; the next one gets 429 at once."""
     requests_per_minute: int
     """With one key, evenly spread; see `burst`."""
-    body_mb: int
-    header_kb: int
+    body_mib: int
+    header_kib: int = 8
     """Of one header line or of the request line; all header lines together may have four times as much."""
-    slow_header_seconds: int
-    """Until all of a request's header has come."""
-    slow_body_seconds: int
-    """Between two pieces of a request's body."""
-    slow_reader_seconds: int
-    """Without the client taking anything of what waits for it."""
+    header_seconds: int = 15
+    """Time for all of a request's header to arrive (client_header_timeout)."""
+    body_seconds: int = 60
+    """Time between two pieces of a request's body (client_body_timeout)."""
+    reader_seconds: int = 60
+    """Time in which a client may read nothing of a waiting response (send_timeout)."""
 
     @property
     def burst(self) -> int:
         """Requests that may come at once beyond the even rate: ten seconds' worth."""
         return self.requests_per_minute // 6
 
-    @property
-    def told(self) -> dict[str, int]:
-        """What clients have to know of them, by the settings' names."""
+    def as_output(self) -> dict[str, int]:
+        """The limits that clients have to know, by the names of their settings."""
         return {
             "maxConcurrentRequests": self.concurrent_requests,
             "maxRequestsPerMinute": self.requests_per_minute,
-            "maxBodyMb": self.body_mb,
+            "maxBodyMib": self.body_mib,
         }
 
 
@@ -44,9 +43,5 @@ def limits(problems: Problems) -> Limits:
     return Limits(
         concurrent_requests=integer("maxConcurrentRequests", 1, 10_000),
         requests_per_minute=integer("maxRequestsPerMinute", 1, 600_000),
-        body_mb=integer("maxBodyMb", 1, 1024),
-        header_kb=integer("maxHeaderKb", 2, 64),
-        slow_header_seconds=integer("slowHeaderSeconds", 1, 600),
-        slow_body_seconds=integer("slowBodySeconds", 1, 3600),
-        slow_reader_seconds=integer("slowReaderSeconds", 1, 3600),
+        body_mib=integer("maxBodyMib", 1, 1024),
     )

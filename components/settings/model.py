@@ -1,25 +1,35 @@
 """What the settings of the model, of vLLM and of the GPUs may be, alone and together."""
 
-import json
 import re
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 from components.catalogue.machine_types import MachineType
-from components.catalogue.models import GB, GIB, LEAST_SAFE_VLLM, WEIGHTS_SHARE, Catalogue, Model
+from components.catalogue.models import (
+    GB,
+    GIB,
+    LEAST_SAFE_VLLM,
+    WEIGHTS_SHARE,
+    Catalogue,
+    CatalogueError,
+    Model,
+    extended,
+    load_catalogue,
+)
 from components.settings.problems import LOCAL_IMAGE, NAME, PINNED_IMAGE, Problems
 
-LOOPBACK = re.compile(r"http://127\.0\.0\.1(:\d+)?/?$")
+LEAST_UTILIZATION, MOST_UTILIZATION = 0.1, 0.99
 REVISION = re.compile(r"[0-9a-f]{40}")
 
 # vLLM arguments that the program gives itself, or that would break what the endpoint promises.
 RESERVED_ARGUMENTS = {
     "--model": "model",
-    "--served-model-name": "modelAlias",
+    "--served-model-name": "servedModelName",
     "-tp": "gpuCount",
-    "--max-model-len": "contextTokens",
+    "--max-model-len": "maxModelLen",
     "--tensor-parallel-size": "gpuCount",
-    "--gpu-memory-utilization": "gpuMemoryPercent",
+    "--gpu-memory-utilization": "gpuMemoryUtilization",
     "--revision": "modelRevision",
     "--config": None,
     "--host": None,
@@ -36,16 +46,10 @@ RESERVED_ARGUMENTS = {
 }
 
 
-def vllm_arguments(problems: Problems) -> tuple[str, ...]:
+def vllm_extra_args(problems: Problems) -> tuple[str, ...]:
     """vLLM arguments of the user's own, none of which may undo what the endpoint promises."""
-    key = "vllmArguments"
-    try:
-        arguments = json.loads(problems.values[key])
-    except json.JSONDecodeError:
-        arguments = None
-    if not isinstance(arguments, list) or not all(isinstance(argument, str) for argument in arguments):
-        problems.add(key, "not a list of texts", 'write ["--option", "value"]')
-        return ()
+    key = "vllmExtraArgs"
+    arguments = problems.texts(key, 'write ["--option", "value"]')
     for argument in arguments:
         reserved = [name for name in RESERVED_ARGUMENTS if is_option(argument, name)]
         if reserved:
@@ -57,9 +61,9 @@ def vllm_arguments(problems: Problems) -> tuple[str, ...]:
 
 def alias(problems: Problems) -> str:
     """The stable name of the served model; empty: it has its own name only."""
-    if not problems.values["modelAlias"]:
+    if not problems.values["servedModelName"]:
         return ""
-    return problems.text("modelAlias", NAME, "use letters, digits, '.', '_', '-' and '/', or leave it empty")
+    return problems.text("servedModelName", NAME, "use letters, digits, '.', '_', '-' and '/', or leave it empty")
 
 
 def is_option(argument: str, option: str) -> bool:
@@ -76,6 +80,18 @@ def argument_value(arguments: tuple[str, ...], option: str) -> str | None:
     return None
 
 
+def catalogue(problems: Problems, project_directory: Path) -> Catalogue:
+    """The program's own catalogue, with the models of the file in modelCatalogue."""
+    own, value = load_catalogue(), problems.values["modelCatalogue"]
+    if not value:
+        return own
+    try:
+        return extended(own, project_directory / Path(value).expanduser())
+    except (CatalogueError, RuntimeError) as error:  # expanduser: no such user
+        problems.add("modelCatalogue", str(error), "give a file in the form of components/catalogue/models.yaml")
+        return own
+
+
 def model(problems: Problems, catalogue: Catalogue, arguments: tuple[str, ...]) -> Model:
     """A model of the catalogue, or any other with its own arguments and size."""
     name = problems.text("model", NAME, "use ORGANISATION/NAME as on the hub")
@@ -84,7 +100,7 @@ def model(problems: Problems, catalogue: Catalogue, arguments: tuple[str, ...]) 
     if known:
         if parser and parser != known.tool_call_parser:
             problems.add(
-                "vllmArguments",
+                "vllmExtraArgs",
                 f"the tool-call parser {parser} does not belong to {name}",
                 f"remove it: the catalogue gives {known.tool_call_parser}",
             )
@@ -92,21 +108,21 @@ def model(problems: Problems, catalogue: Catalogue, arguments: tuple[str, ...]) 
     family = catalogue.parsers_for(name)
     if parser and family and parser not in family:
         problems.add(
-            "vllmArguments",
+            "vllmExtraArgs",
             f"the tool-call parser {parser} does not belong to {name}",
             f"use {' or '.join(family)}",
         )
     weights_gb = problems.integer("weightsGb", 0, 100_000)
-    if not weights_gb and "model" not in problems.keys:
+    if not weights_gb and not {"model", "modelCatalogue"} & problems.keys:
         near = [known for known in catalogue.models if known.lower().split("/")[-1] == name.lower().split("/")[-1]]
-        fix = f"did you mean {near[0]}?" if near else f"use one of {', '.join(catalogue.models)}"
-        problems.add("model", "not in the catalogue", f"{fix}; or set weightsGb (and vllmArguments) for this one")
+        fix = f"if you meant {near[0]}, use that" if near else f"use one of {', '.join(catalogue.models)}"
+        problems.add("model", "not in the catalogue", f"{fix}, or set weightsGb (and vllmExtraArgs) for this one")
     return Model(
         name=name,
         tool_call_parser=parser,
         weights_gb=weights_gb,
         native_function_calling=parser is not None,
-        context_tokens=None,
+        max_model_len=None,
     )
 
 
@@ -137,33 +153,45 @@ class Gpus:
 
     count: int
     memory_gib: int
-    """Of one."""
-    memory_percent: int
-    """What vLLM may use of it."""
+    """Memory of one GPU, in GiB."""
+    memory_utilization: float
+    """Share of it that vLLM may use."""
 
 
 def gpus(problems: Problems, machine_type: MachineType | None) -> Gpus:
     """The GPUs of the machine type, or those that the settings say; these are checked without GPUs as well."""
+    utilization = _memory_utilization(problems)
     if machine_type:
-        percent = problems.integer("gpuMemoryPercent", 10, 99)
-        return Gpus(machine_type.gpus, machine_type.gpu_memory_gib, percent)
+        return Gpus(machine_type.gpus, machine_type.gpu_memory_gib, utilization)
     count = problems.integer("gpuCount", 1, 16)
     if count & (count - 1):
         problems.add("gpuCount", "does not divide a model's attention heads", "use 1, 2, 4, 8 or 16")
-    return Gpus(count, problems.integer("gpuMemoryGib", 1, 1024), problems.integer("gpuMemoryPercent", 10, 99))
+    return Gpus(count, problems.integer("gpuMemoryGib", 1, 1024), utilization)
+
+
+def _memory_utilization(problems: Problems) -> float:
+    key, fix = "gpuMemoryUtilization", "use 0.1 to 0.99"
+    text = problems.values[key]
+    if not re.fullmatch(r"\d(\.\d{1,3})?", text):
+        problems.add(key, "not a decimal fraction", fix)
+    elif not LEAST_UTILIZATION <= float(text) <= MOST_UTILIZATION:
+        problems.add(key, "out of range", fix)
+    else:
+        return float(text)
+    return LEAST_UTILIZATION
 
 
 def _memory(problems: Problems, model: Model, gpus: Gpus) -> None:
-    if {"gpuMemoryGib", "gpuMemoryPercent", "gpuCount", "machineType"} & problems.keys:
+    if {"gpuMemoryGib", "gpuMemoryUtilization", "gpuCount", "machineType"} & problems.keys:
         return
     where = "machineType" if problems.values["target"] == "gcp" else "gpuCount, gpuMemoryGib"
-    usable = gpus.count * gpus.memory_gib * gpus.memory_percent / 100
+    usable = gpus.count * gpus.memory_gib * gpus.memory_utilization
     needed = model.weights_gb * GB / GIB
     if needed > usable * WEIGHTS_SHARE:
         problems.add(
             "model",
             f"its weights take {needed:.0f} GiB, and with room for the KV cache {needed / WEIGHTS_SHARE:.0f} GiB, but "
-            f"{gpus.count} x {gpus.memory_gib} GiB at {gpus.memory_percent} % are {usable:.0f} GiB",
+            f"{gpus.count} x {gpus.memory_gib} GiB at {gpus.memory_utilization * 100:g} % are {usable:.0f} GiB",
             f"take a smaller model or more GPU memory ({where})",
         )
 
@@ -175,29 +203,26 @@ def contradictions(problems: Problems, model: Model, gpus: Gpus | None, source: 
     """
     values = problems.values
     _vllm_version(problems, model)
-    if gpus and model.for_rehearsals and not values["vllmImage"].startswith("localhost/"):
-        problems.add("model", "for rehearsals on a CPU only", "take another, or set accelerator to none")
+    if gpus and model.accelerator == "none" and not values["vllmImage"].startswith("localhost/"):
+        problems.add("model", "served on the CPU, but a registry's vLLM needs GPUs", "use another model or vllmImage")
     elif gpus and model.weights_gb:
         _memory(problems, model, gpus)
-    if source == "hub" and model.for_rehearsals and not LOOPBACK.match(values["hubEndpoint"]):
-        problems.add("modelSource", f"{model.name} is on no hub", "use host: the rehearsal trains it on the server")
-    elif source == "hub" and not REVISION.fullmatch(values["modelRevision"]):
-        fix = "run `scripts/elastic-vllm pin --stack STACK`"
-        problems.add("modelRevision", "not a commit of 40 hexadecimal digits", fix)
-    if source == "hub" and model.gated and not values["hubToken"]:
+    if source == "hub" and not REVISION.fullmatch(values["modelRevision"]):
         problems.add(
-            "hubToken",
-            f"not set, but {model.name} is gated",
-            "accept its licence on the hub, then `pulumi config set --secret hubToken`",
+            "modelRevision", "not a commit of 40 hexadecimal digits", "run `scripts/elastic-vllm pin --stack STACK`"
         )
-    if source == "host" and values["hubToken"]:
-        problems.add("hubToken", "set, but nothing is downloaded with modelSource host", "remove it")
+    if source == "hub" and model.gated and not values["hfToken"]:
+        problems.add(
+            "hfToken",
+            f"not set, but {model.name} is gated",
+            "accept its licence on the hub, then `pulumi config set --secret hfToken`",
+        )
+    if source == "host" and values["hfToken"]:
+        problems.add("hfToken", "set, but nothing is downloaded with modelSource host", "remove it")
     if source == "host" and values["modelRevision"]:
         problems.add("modelRevision", "set, but nothing is downloaded with modelSource host", "remove it")
-    limit, context = model.context_tokens, values["contextTokens"]
+    limit, context = model.max_model_len, values["maxModelLen"]
     if limit and context.isdigit() and int(context) > limit:
-        problems.add("contextTokens", f"more than the {limit} that {model.name} was made for", f"use {limit} or less")
-    if values["modelAlias"] == model.name:
-        problems.add("modelAlias", "the same as model", "choose a name that stays when the model changes")
-    if values["keyVersion"] == "1" and values["acceptPreviousKey"] == "false":
-        problems.add("acceptPreviousKey", "false, but version 1 of the key has none before it", "remove it")
+        problems.add("maxModelLen", f"more than the {limit} that {model.name} was made for", f"use {limit} or less")
+    if values["servedModelName"] == model.name:
+        problems.add("servedModelName", "the same as model", "choose a name that stays when the model changes")

@@ -1,7 +1,11 @@
 """What a setting may be. Each check adds its problem (key, value, cause, fix) and goes on with a stand-in."""
 
+import json
 import re
 from collections.abc import Mapping
+from typing import Any
+
+from components.settings.old_names import OLD_SETTINGS, OLD_VALUES, list_as_object
 
 ADDRESS = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 USER = re.compile(r"[a-z_][a-z0-9_-]*")
@@ -13,7 +17,7 @@ URL = re.compile(r"https?://[^\s/@]+(/\S*)?")
 PINNED_IMAGE = re.compile(r"(?P<name>[a-z0-9./:_-]+):(?P<tag>[\w.-]+)@sha256:[0-9a-f]{64}")
 LOCAL_IMAGE = re.compile(r"localhost/(?P<name>[a-z0-9./_-]+):(?P<tag>[\w.-]+)")
 # Their values never appear in an error.
-SECRETS = ("hubToken", "kibanaApiKey", "elasticsearchApiKey", "tlsPrivateKey")
+SECRETS = ("hfToken", "kibanaApiKey", "elasticsearchApiKey", "tlsPrivateKey")
 ENCRYPTED = "encrypted"
 """Stands for a secret that only the Pulumi CLI can decrypt: it is there, and that is all that is known of it."""
 SECRET_WORDS = re.compile(r"token|key|secret|passw", re.IGNORECASE)
@@ -47,7 +51,12 @@ class Problems:
 
     def unknown_keys(self) -> None:
         """Refuse what is not a setting: a typing error would otherwise be silent."""
+        old_names = {plain(name): name for name in OLD_SETTINGS}
         for key in sorted(set(self.values) - set(self.known)):
+            if old_name := old_names.get(plain(key)):
+                old = OLD_SETTINGS[old_name]
+                self.add(key, f"{old_name} {old.became}", old.fix(self.values[key]))
+                continue
             near = [known for known in self.known if plain(known) == plain(key)]
             fix = f"did you mean {near[0]}?" if near else "remove it, or see Pulumi.yaml for the settings"
             self.add(key, "no such setting", fix)
@@ -62,13 +71,15 @@ class Problems:
         if not value:
             self.add(key, "not set", fix)
         elif not pattern.fullmatch(value):
-            self.add(key, "not of the expected form", fix)
+            self.add(key, "invalid format", fix)
         return value
 
     def choice(self, key: str, options: tuple[str, ...]) -> str:
         """One of some words."""
         value = self.values[key]
-        if value not in options:
+        if new := OLD_VALUES.get(key, {}).get(value):
+            self.add(key, f"{value} is now {new}", f"write {key}: {new.split()[0]}")
+        elif value not in options:
             self.add(key, "unknown value", f"use {' or '.join(options)}")
         return value
 
@@ -82,6 +93,29 @@ class Problems:
             self.add(key, "out of range", f"use {least} to {most}")
             return least
         return int(value)
+
+    def texts(self, key: str, fix: str) -> list[str]:
+        """A list of texts; empty where it is anything else."""
+        value = self._json(key)
+        if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+            self.add(key, "not a list of texts", fix)
+            return []
+        return value
+
+    def mapping(self, key: str, fix: str) -> dict[str, Any]:
+        """An object with its values as they are; empty where it is anything else."""
+        value = self._json(key)
+        if not isinstance(value, dict):
+            old = list_as_object(key, self.values[key])
+            self.add(key, "not an object", f"write {key}: {old}" if old else fix)
+            return {}
+        return value
+
+    def _json(self, key: str) -> object:
+        try:
+            return json.loads(self.values[key])
+        except json.JSONDecodeError:
+            return None
 
     def boolean(self, key: str) -> bool:
         """`true` or `false`."""

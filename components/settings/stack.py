@@ -10,7 +10,7 @@ import pulumi
 import yaml
 from pulumi.runtime.config import CONFIG, get_config_env
 
-from components.catalogue.models import Catalogue, Model, load_catalogue
+from components.catalogue.models import Model
 from components.containers import podman
 from components.machine.host import Host
 from components.settings import bundle as bundle_settings
@@ -54,19 +54,20 @@ class Settings:
     """`docker` or `podman`"""
     gpu_count: int
     """0 without GPUs."""
-    gpu_memory_percent: int
+    gpu_memory_utilization: float
+    """Share of the GPUs' memory that vLLM may use."""
     model: Model
-    model_alias: str
+    served_model_name: str
     model_source: str
     """hub, host or bundle."""
     model_revision: str
     weights_directory: str
-    hub_endpoint: str
-    hub_token: pulumi.Output[str]
+    hf_endpoint: str
+    hf_token: pulumi.Output[str]
     """Secret; empty for models that are not gated."""
-    context_tokens: int
+    max_model_len: int
     """0: the model's own."""
-    vllm_arguments: tuple[str, ...]
+    vllm_extra_args: tuple[str, ...]
     images: Mapping[str, str]
     """Role (vllm, nginx, and dcgm where its exporter is to run) -> reference, or its name once a bundle brought it."""
     bundle: BundleSettings | None
@@ -103,17 +104,17 @@ class Settings:
     @property
     def vllm_gpu_count(self) -> int:
         """GPUs that vLLM uses."""
-        return 0 if self.model.for_rehearsals else self.gpu_count
+        return 0 if self.model.accelerator == "none" else self.gpu_count
 
     @property
     def connector_model(self) -> str:
         """The name that Elastic asks for: the alias, or the model's own where there is none."""
-        return self.model_alias or self.model.name
+        return self.served_model_name or self.model.name
 
     @property
-    def served_context_tokens(self) -> int:
+    def served_max_model_len(self) -> int:
         """The longest context that is served: as set, or the model's own; 0 where the catalogue does not know it."""
-        return self.context_tokens or self.model.context_tokens or 0
+        return self.max_model_len or self.model.max_model_len or 0
 
     @property
     def weights_gb(self) -> float:
@@ -143,9 +144,7 @@ def as_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def parse_settings(
-    values: dict[str, str], stack: str, secrets: Mapping[str, pulumi.Output[str]], catalogue: Catalogue
-) -> Settings:
+def parse_settings(values: dict[str, str], stack: str, secrets: Mapping[str, pulumi.Output[str]]) -> Settings:
     """Check `values` (setting -> text, arrays as JSON); `secrets` holds those of them that are secret, as outputs.
 
     Raises SettingsError with every problem found, not only the first.
@@ -156,7 +155,7 @@ def parse_settings(
     for key, cause, fix in contradicted:
         problems.add(key, cause, fix)
     problems.values = values = values | said
-    if values["artifacts"] == "bundle" and not manifest:
+    if values["bundle"] and not manifest:
         problems.unasked = frozenset(bundle_settings.SAID_BY_BUNDLE)
     choice, text, integer = problems.choice, problems.text, problems.integer
 
@@ -171,8 +170,8 @@ def parse_settings(
     gcp = gcp_settings.gcp_settings(problems, stack, private_key, PROJECT_DIRECTORY) if target == "gcp" else None
     gpus = model_checks.gpus(problems, gcp.machine_type if gcp else None)
     gpu_count = gpus.count if accelerator == "nvidia" else 0
-    arguments = model_checks.vllm_arguments(problems)
-    model = model_checks.model(problems, catalogue, arguments)
+    arguments = model_checks.vllm_extra_args(problems)
+    model = model_checks.model(problems, model_checks.catalogue(problems, PROJECT_DIRECTORY), arguments)
     bundle = bundle_settings.bundle_settings(problems, manifest, PROJECT_DIRECTORY, gcp=gcp is not None)
     source = choice("modelSource", ("hub", "host"))
     if manifest and "weights" in manifest.parts:
@@ -185,16 +184,16 @@ def parse_settings(
         ssh_private_key_path=private_key,
         container_runtime=container_runtime,
         gpu_count=gpu_count,
-        gpu_memory_percent=gpus.memory_percent,
+        gpu_memory_utilization=gpus.memory_utilization,
         model=model,
-        model_alias=model_checks.alias(problems),
+        served_model_name=model_checks.alias(problems),
         model_source=source,
         model_revision=values["modelRevision"],
         weights_directory=text("weightsDirectory", check.DIRECTORY, "give an absolute path without spaces"),
-        hub_endpoint=text("hubEndpoint", check.URL, "give an https:// address without user and password"),
-        hub_token=secrets["hubToken"],
-        context_tokens=integer("contextTokens", 0, 10_000_000),
-        vllm_arguments=arguments,
+        hf_endpoint=text("hfEndpoint", check.URL, "give an https:// address without user and password"),
+        hf_token=secrets["hfToken"],
+        max_model_len=integer("maxModelLen", 0, 10_000_000),
+        vllm_extra_args=arguments,
         images={
             role: bundle.images.get(role, image) if bundle else image for role, image in check.images(problems).items()
         },
@@ -247,4 +246,4 @@ def read_settings() -> Settings:
         key.removeprefix(f"{project}:"): as_text(value) for key, value in given.items() if key.startswith(f"{project}:")
     }
     secrets = {name: config.get_secret(name) or pulumi.Output.secret("") for name in check.SECRETS}
-    return parse_settings(values, pulumi.get_stack(), secrets, load_catalogue())
+    return parse_settings(values, pulumi.get_stack(), secrets)

@@ -1,6 +1,5 @@
 """Where the endpoint's certificate comes from, and who has to show one."""
 
-import json
 import re
 import ssl
 import tempfile
@@ -21,7 +20,7 @@ from components.settings.problems import ENCRYPTED, Problems
 
 CLIENT = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 LEAST_RSA_BITS = 2048
-MODES = ("self-signed", "provided", "letsencrypt")
+MODES = ("private-ca", "provided", "letsencrypt")
 USED_BY = {
     "tlsCertificate": ("provided",),
     "tlsPrivateKey": ("provided",),
@@ -70,13 +69,10 @@ def tls_settings(problems: Problems, host: str, project_directory: Path) -> TlsS
 
 def _clients(problems: Problems) -> tuple[str, ...]:
     key = "clientCertificates"
-    try:
-        names = json.loads(problems.values[key])
-    except json.JSONDecodeError:
-        names = None
-    if not isinstance(names, list) or not all(isinstance(name, str) and CLIENT.fullmatch(name) for name in names):
-        problems.add(key, "not a list of names", 'write ["kibana"]: up to 32 of a-z, 0-9 and "-" each')
-        return ()
+    fix = 'write ["kibana"]: up to 32 of a-z, 0-9 and "-" each'
+    names = problems.texts(key, fix)
+    if wrong := [name for name in names if not CLIENT.fullmatch(name)]:
+        problems.add(key, f"{wrong[0]!r} can't be a certificate's name", fix)
     if len(set(names)) < len(names):
         problems.add(key, "has a name twice", "give each certificate a name of its own")
     return tuple(names)

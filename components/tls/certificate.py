@@ -53,7 +53,7 @@ class Certificate(pulumi.ComponentResource):
             self.ca_certificate_pem = pulumi.Output.from_input(args.acme.ca)
         else:
             self._make(name, args)
-        self.register_outputs({"caCertificatePem": self.ca_certificate_pem})
+        self.register_outputs({"certificatePem": self.certificate_pem, "caCertificatePem": self.ca_certificate_pem})
 
     def _take(self, provided: ProvidedCertificate) -> None:
         left = (provided.expires - datetime.now(UTC)).days

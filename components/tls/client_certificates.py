@@ -17,7 +17,7 @@ class ClientCertificatesArgs:
 
 @dataclass(frozen=True, kw_only=True)
 class ClientCertificate:
-    """What one client shows. PEM, the private key as PKCS#8, which is the only form that Kibana takes."""
+    """Certificate and private key of one client, in PEM. The key is PKCS#8, the only format that Kibana accepts."""
 
     certificate: pulumi.Output[str]
     private_key: pulumi.Output[str]
@@ -54,7 +54,8 @@ class ClientCertificates(pulumi.ComponentResource):
             self.ca_pem = ca.cert_pem
             for client in args.names:
                 self.of[client] = _issue(f"{name}-of-{client}", client, ca_key, ca, child)
-        self.register_outputs({})
+        certificates = {name: client.certificate for name, client in self.of.items()}
+        self.register_outputs({"caPem": self.ca_pem, "certificates": certificates})
 
 
 def subject(name: str) -> str:

@@ -28,9 +28,8 @@ DEFAULTS = {
     "nginxImage": "docker.io/library/nginx:1.30.6",
     "model": "mistralai/Mistral-Small-3.2-24B-Instruct-2506",
     "modelSource": "hub",
-    "hubEndpoint": "https://huggingface.co",
+    "hfEndpoint": "https://huggingface.co",
     "target": "existing",
-    "osImage": "accelerator",
 }
 # Public image families of Ubuntu 24.04, with their projects: with NVIDIA's driver 580 inside, and plain.
 VM_IMAGES = {
@@ -86,6 +85,9 @@ def main(
     stack: Annotated[str, typer.Option(help="The stack whose file in stacks/ is completed.")],
     vllm: Annotated[str, typer.Option(help="Take this vLLM image (NAME:TAG) in place of the recorded one.")] = "",
     nginx: Annotated[str, typer.Option(help="Take this Nginx image (NAME:TAG) in place of the recorded one.")] = "",
+    os_image: Annotated[
+        str, typer.Option("--os", help="target gcp: VM image with NVIDIA's driver (accelerator) or without (plain).")
+    ] = "accelerator",
     new_vm: Annotated[
         bool, typer.Option("--new-vm", help="Take the newest VM image, though another is recorded: replaces the VM.")
     ] = False,
@@ -93,8 +95,8 @@ def main(
     """Record what the stack's image tags and model mean today: image digests and the model's commit.
 
     Images on localhost/ are left alone: they are on the server already. A private or gated model needs the
-    hub's token in the environment variable HF_TOKEN. For target gcp the newest image of osImage's family is recorded
-    as vmImage too, unless one of that family is recorded; that takes credentials as preflight does.
+    hub's token in the environment variable HF_TOKEN. For target gcp the newest image of --os is recorded as
+    vmImage too, unless one of that kind is recorded; that takes credentials as preflight does.
     """
     file = StackFile(ROOT, stack)
     config = file.config
@@ -116,11 +118,11 @@ def main(
     if _setting(config, "modelSource") == "hub":
         # Quoted: one of digits alone would be a number in YAML.
         config[PREFIX + "modelRevision"] = DoubleQuotedScalarString(
-            commit(_setting(config, "model"), _setting(config, "hubEndpoint"))
+            commit(_setting(config, "model"), _setting(config, "hfEndpoint"))
         )
         console.print(f"  {config[PREFIX + 'modelRevision']}")
     if _setting(config, "target") == "gcp":
-        _pin_vm_image(config, take_newest=new_vm)
+        _pin_vm_image(config, os_image, take_newest=new_vm)
     file.save()
     console.print(f"recorded in {file.name}")
 
@@ -137,11 +139,11 @@ def commit(model: str, endpoint: str) -> str:
     except HFValidationError as error:
         raise BadInputError(f"model = {model!r} is no name on the hub", "give ORGANISATION/NAME") from error
     except (OSError, httpx2.HTTPError) as error:
-        raise UserError(f"the hub does not answer: {error}", "check hubEndpoint and this machine's network") from error
+        raise UserError(f"the hub does not answer: {error}", "check hfEndpoint and this machine's network") from error
 
 
-def _pin_vm_image(config: MutableMapping[str, Any], *, take_newest: bool) -> None:
-    os_image, recorded = _setting(config, "osImage"), str(config.get(PREFIX + "vmImage") or "")
+def _pin_vm_image(config: MutableMapping[str, Any], os_image: str, *, take_newest: bool) -> None:
+    recorded = str(config.get(PREFIX + "vmImage") or "")
     newest = vm_image(os_image)
     if recorded and recorded != newest and not take_newest and recorded.startswith(newest.rpartition("-v")[0]):
         console.print(f"  kept {recorded}; the newest is {newest}: --new-vm takes it, and replaces the VM")
@@ -153,7 +155,7 @@ def _pin_vm_image(config: MutableMapping[str, Any], *, take_newest: bool) -> Non
 def vm_image(os_image: str) -> str:
     """The newest image of the family that `os_image` stands for: projects/PROJECT/global/images/NAME."""
     if os_image not in VM_IMAGES:
-        raise BadInputError(f"osImage = {os_image!r} is unknown", f"use {' or '.join(VM_IMAGES)}")
+        raise BadInputError(f"--os {os_image} is unknown", f"use {' or '.join(VM_IMAGES)}")
     project, family = VM_IMAGES[os_image]
     console.print(f"asking Google Cloud for the newest image of {family}")
     try:
@@ -163,7 +165,7 @@ def vm_image(os_image: str) -> str:
         fix = "log in (gcloud auth application-default login), or set vmImage"
         raise UserError(f"Google Cloud does not say: {error}", fix) from error
     if not found:
-        raise UserError(f"{project} has no image of family {family}", "set osImage to the other kind, or set vmImage")
+        raise UserError(f"{project} has no image of family {family}", "choose the other kind with --os, or set vmImage")
     return f"projects/{project}/global/images/{found['name']}"
 
 

@@ -22,7 +22,7 @@ from components.settings.problems import Problems
 from components.settings.stack import as_text, defaults
 from scripts.lib.errors import BadInputError, ExitCode, report
 from scripts.lib.stack_file import StackFile
-from scripts.lib.stack_outputs import Rehearsal, first_client, stack_outputs
+from scripts.lib.stack_outputs import Rehearsal, first_client, internal, stack_outputs
 from scripts.lib.verification.endpoint import CHAT_PATH, Endpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,9 +60,8 @@ class Rotation:
     def in_file(self) -> tuple[int, ...]:
         """The versions that the stack's file asks for. Raises BadInputError."""
         file = self._file()
-        names = ("keyVersion", "acceptPreviousKey", "keys")
-        given = {name: as_text(file.get(name)) for name in names if file.get(name) is not None}
-        problems = Problems({**defaults(), **given}, defaults())
+        keys = file.get("keys")
+        problems = Problems(defaults() if keys is None else {**defaults(), "keys": as_text(keys)}, defaults())
         versions = key_settings.key_versions(problems)
         if problems.found:
             raise BadInputError(f"{file.name}: {problems.found[0]}", "correct it there")
@@ -78,13 +77,9 @@ class Rotation:
 
     def _record(self, versions: tuple[int, ...]) -> None:
         file = self._file()
-        if self.key == DEFAULT:
-            file.set("keyVersion", versions[0])
-            file.set("acceptPreviousKey", len(versions) > 1)
-        else:
-            entry = f"{self.key}={','.join(map(str, versions))}"
-            keys = [str(each) for each in file.get("keys") or []]
-            file.set("keys", [entry if each.partition("=")[0].strip() == self.key else each for each in keys])
+        if file.get("keys") is None:
+            file.set("keys", {})
+        file.get("keys")[self.key] = list(versions)
         file.save()
         typer.echo(f"recorded in {file.name}: {_told(self.key, versions)}")
 
@@ -141,7 +136,7 @@ def main(
         # The run that made the new version may have been stopped before it saw that it works.
         for version in accepted:
             name = key_settings.label(key, version)
-            _require_status(stack, outputs, outputs["acceptedKeys"][name], name, HTTPStatus.OK)
+            _require_status(stack, outputs, internal(outputs)["acceptedKeys"][name], name, HTTPStatus.OK)
         if not drop_now:
             _require_unused(rotation, accepted[1], outputs, unused_minutes)
         rotation.drop(accepted)
@@ -152,7 +147,7 @@ def _bring_about(rotation: Rotation, wanted: tuple[int, ...], before: Mapping[st
     """Run `up`, then see that exactly the wanted versions work."""
     rotation.up()
     outputs = rotation.outputs()
-    known = {**before.get("acceptedKeys", {}), **outputs.get("acceptedKeys", {})}
+    known = {**internal(before).get("acceptedKeys", {}), **internal(outputs).get("acceptedKeys", {})}
     for version in sorted({*wanted, wanted[0] - 1} - {0}, reverse=True):
         name = key_settings.label(rotation.key, version)
         if name in known:
@@ -214,12 +209,13 @@ def _uses(
     rotation: Rotation, version: int, outputs: Mapping[str, Any]
 ) -> tuple[datetime, datetime, dict[str, datetime]]:
     """The server's time, how far its log reaches back, and of each client that used this version when it did last."""
-    ssh = outputs.get("ssh")
+    about = internal(outputs)
+    ssh = about.get("ssh")
     if not isinstance(ssh, dict):
-        raise BadInputError(f"--stack {rotation.stack}: it has no output ssh (is it parked?)", "run up first")
-    engine = str(outputs.get("containerRuntime") or "docker")
+        raise BadInputError(f"--stack {rotation.stack}: its outputs name no server (is it parked?)", "run up first")
+    engine = str(about.get("containerRuntime") or "docker")
     look = LOOK.format(
-        engine=engine, container=outputs["containers"]["nginx"], label=key_settings.label(rotation.key, version)
+        engine=engine, container=about["containers"]["nginx"], label=key_settings.label(rotation.key, version)
     )
     command = [
         "ssh",
@@ -248,8 +244,8 @@ def _time(text: str) -> datetime:
 
 
 def _accepted(outputs: Mapping[str, Any], key: str, stack: str) -> tuple[int, ...]:
-    versions = outputs.get("keyVersions")
-    if outputs.get("parked"):
+    versions = internal(outputs).get("keyVersions")
+    if internal(outputs).get("parked"):
         raise BadInputError(f"--stack {stack}: it is parked, so nothing answers", "unpark it first")
     if not isinstance(versions, dict) or key not in versions:
         raise BadInputError(f"--stack {stack}: it is up without the key {key}", "run up first, with this version")

@@ -93,7 +93,7 @@ def up(
         display.line(display.counts())
         display.line(display.timeline())
         outputs = engine.outputs(stack)
-        failed = _verify(outputs) if verify and not outputs["parked"]["value"] else 0
+        failed = _verify(outputs) if verify and not outputs["_internal"]["value"]["parked"] else 0
         _print_connector(outputs, stack, show_secrets=show_secrets)
     if failed:
         raise typer.Exit(1)

@@ -33,12 +33,13 @@ def _own_settings(config: StackConfig) -> dict[str, Any]:
         model = config.get("model")
     return {
         "model": model,
+        "modelCatalogue": "scripts/lab/models.yaml",
         "modelSource": "hub",
         "modelRevision": revision(model),
-        "hubEndpoint": f"http://127.0.0.1:{HUB_PORT}",
-        "hubToken": "",
-        "contextTokens": 0,
-        "vllmArguments": [],
+        "hfEndpoint": f"http://127.0.0.1:{HUB_PORT}",
+        "hfToken": "",
+        "maxModelLen": 0,
+        "vllmExtraArgs": [],
         "weightsDirectory": f"/mnt/elastic-vllm-{config.stack}",
         "vllmImage": "localhost/elastic-vllm/vllm-cpu:0.32.0",
         "nginxImage": "localhost/elastic-vllm/nginx:debian",
@@ -50,9 +51,9 @@ def _own_settings(config: StackConfig) -> dict[str, Any]:
 
 
 def _for_empty_ones(config: StackConfig) -> dict[str, Any]:
-    values: dict[str, Any] = {"gcpProject": "rehearsal", "httpsSources": [WHERE]}
+    values: dict[str, Any] = {"gcpProject": "rehearsal", "httpsSourceRanges": [WHERE]}
     if config.get("sshVia") != "iap":
-        values["sshSources"] = [WHERE]
+        values["sshSourceRanges"] = [WHERE]
     return {key: value for key, value in values.items() if not config.get(key)}
 
 
@@ -66,7 +67,7 @@ def serving_hub(config: StackConfig) -> Iterator[None]:
     """A hub on loopback that has the tiny model, for as long as an `up` runs."""
     model = str(config.get("model"))
     directory = MODELS / model.replace("/", "--")
-    if config.get("hubEndpoint") != f"http://127.0.0.1:{HUB_PORT}" or not directory.is_dir():
+    if config.get("hfEndpoint") != f"http://127.0.0.1:{HUB_PORT}" or not directory.is_dir():
         yield
         return
     files = {

@@ -3,7 +3,7 @@
 import json
 import subprocess
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,6 +51,12 @@ def parsed(text: str, source: str) -> dict[str, object]:
         raise BadInputError(f"{source}: the outputs are not a JSON object", fix)
     # A stack that needs no CA of its own may have an empty output for it.
     return {name: value for name, value in document.items() if value not in (None, "", {})}
+
+
+def internal(outputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a stack's outputs that is meant for the project's own commands; empty where there is none."""
+    found = outputs.get("_internal")
+    return found if isinstance(found, dict) else {}
 
 
 def first_client(outputs: Mapping[str, object]) -> str | None:

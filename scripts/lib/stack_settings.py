@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 import pulumi
 import yaml
 
-from components.catalogue.models import load_catalogue
 from components.settings.problems import ENCRYPTED, SECRETS
 from components.settings.stack import PROJECT_DIRECTORY, Settings, SettingsError, parse_settings
 from scripts.lib.errors import BadInputError
@@ -23,7 +22,7 @@ def load(stack: str, overrides: Mapping[str, str]) -> Settings:
     values = {key.removeprefix(prefix): text for key, text in config.for_pulumi().items() if key.startswith(prefix)}
     secrets = {name: pulumi.Output.secret(values[name]) for name in SECRETS}
     try:
-        return parse_settings(values, stack, secrets, load_catalogue())
+        return parse_settings(values, stack, secrets)
     except SettingsError as error:
         raise BadInputError(str(error), f"correct what is wrong in stacks/Pulumi.{stack}.yaml") from error
 

@@ -25,7 +25,7 @@ from scripts.lib.stack_config import read_config
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 STACKS = ("local", "prod")
-POSSIBLE = ("keyVersion", "acceptPreviousKey", "parked")
+POSSIBLE = ("keys", "parked")
 """What a row may begin with."""
 HEADER = """\
 # What the real engine planned for the changes of changes.yaml on a stack that was up (maintain/record_previews.py).

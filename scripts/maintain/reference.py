@@ -57,7 +57,8 @@ def described() -> Mapping[str, Mapping[str, Any]]:
 
 
 def _setting(name: str, about: Mapping[str, Any]) -> str:
-    kind = f"list of {about['items']['type']}s" if about["type"] == "array" else about["type"]
+    kind = about.get("type", "string")
+    kind = f"list of {about['items']['type']}s" if kind == "array" else kind
     kind += ", secret" if about.get("secret") else ""
     return f"| `{name}` | {kind} | {_code(about.get('default'))} | {_cell(about['description'])} |"
 

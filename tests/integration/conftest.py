@@ -132,7 +132,7 @@ def deployment(stack: str = STACK) -> Deployment:
         url=values["connectorUrl"],
         key=values["connectorApiKey"],
         model=values["model"],
-        alias=values["modelAlias"],
+        alias=values["servedModelName"],
         ca_certificate=values["caCertificate"],
         docker=docker.from_env(timeout=120),
     )

@@ -135,7 +135,7 @@ def site(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
             model="acme/tiny",
             weightsGb=1,
             modelRevision=COMMIT,
-            hubEndpoint=hub.endpoint,
+            hfEndpoint=hub.endpoint,
         )
         yield made
     docker.from_env().images.remove(LOCAL, force=True)

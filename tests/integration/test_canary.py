@@ -68,7 +68,7 @@ def new_canaries() -> dict[str, str]:
     certificate, begin, private_key = pem.partition("-----BEGIN PRIVATE KEY-----")
     api_key = base64.b64encode(f"canary:{random.token_hex(16)}".encode()).decode()
     return {
-        "hubToken": f"hf_{random.token_hex(17)}",
+        "hfToken": f"hf_{random.token_hex(17)}",
         "kibanaApiKey": api_key,
         "elasticsearchApiKey": api_key,  # the stand-in knows one administrator
         "tlsPrivateKey": begin + private_key,
@@ -99,7 +99,7 @@ def stage(canaries: dict[str, str], weights: Path) -> Iterator[Stage]:
             elastic_stand_in.serving(Elastic(calls_endpoint=False)) as elastic,
             vllm_stand_in.image() as image,
         ):
-            hub.token = canaries["hubToken"]
+            hub.token = canaries["hfToken"]
             settings |= {
                 "httpsPort": local_sshd.free_port(),
                 "vllmImage": image,
@@ -107,14 +107,14 @@ def stage(canaries: dict[str, str], weights: Path) -> Iterator[Stage]:
                 "weightsGb": 1,
                 "modelSource": "hub",
                 "modelRevision": COMMIT,
-                "hubEndpoint": hub.endpoint,
+                "hfEndpoint": hub.endpoint,
                 "weightsDirectory": str(weights),
                 "kibanaUrl": elastic.address,
                 "elasticsearchUrl": elastic.address,
                 "tls": "provided",
                 "tlsCertificate": canaries["tlsCertificate"],
                 "tlsCa": canaries["tlsCa"],
-                "keys": ["siem=1"],
+                "keys": {"siem": [1]},
             }
             yield Stage(hub, elastic, settings)
     finally:
@@ -167,9 +167,9 @@ def run(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
 def failures(directory: Path, given: list[str], elastic: Elastic) -> dict[str, str]:
     """What fails at Elastic, at the hub, and in the settings, and what each says."""
     # A value where it does not belong, and one in its place that is wrong.
-    failed = {"misspelt": rehearse("up", *given, "--set-file", f"hubtoken={directory / 'hubToken'}", stack=STACK)}
+    failed = {"misspelt": rehearse("up", *given, "--set-file", f"hubtoken={directory / 'hfToken'}", stack=STACK)}
     elastic.answers = [(503, {})] * 200
-    failed["Elastic"] = rehearse("up", *given, "--set", "modelAlias=another", stack=STACK)
+    failed["Elastic"] = rehearse("up", *given, "--set", "servedModelName=another", stack=STACK)
     elastic.answers = []
     (directory / "wrong").write_text((directory / "tlsPrivateKey").read_text().replace("M", "N", 3))
     wrong = ("--set-file", f"tlsPrivateKey={directory / 'wrong'}")

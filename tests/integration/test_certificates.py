@@ -63,7 +63,7 @@ def two(stack: None) -> Two:
     rehearse_up(*TWO, stack=STACK)
     told = outputs_of(STACK)
     clients = {name: each["certificate"] + each["privateKey"] for name, each in told["clientCertificates"].items()}
-    return Two(deployment(STACK), told["kibanaConnector"], clients)
+    return Two(deployment(STACK), told["kibanaConnectorRequest"], clients)
 
 
 def status(deployed: Deployment, tmp: Path, pem: str, key: str | None = None, path: str = "/v1/models") -> int:

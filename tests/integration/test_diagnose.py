@@ -251,7 +251,7 @@ def test_what_is_broken_on_the_server(diagnosed: Diagnose, name: str) -> None:
 def test_a_server_that_ssh_does_not_reach(
     diagnosed: Diagnose, outputs: Mapping[str, Any], change: dict[str, Any], words: tuple[str, ...]
 ) -> None:
-    ssh = dict(outputs["ssh"])
+    ssh = dict(outputs["_internal"]["ssh"])
     if "options" in change:
         ssh["options"] = _with(ssh["options"], change["options"])
     expect(diagnosed(ssh={**ssh, **{k: v for k, v in change.items() if k != "options"}}), ExitCode.SERVER, *words)
@@ -282,10 +282,10 @@ def test_kibanas_connector_is_as_it_should_be(
     elastic, options = kibana
     id_ = payloads.connector_id(f"elastic-vllm-{STACK}")
     expect(diagnosed(*options), ExitCode.KIBANA, f"Kibana has no connector {id_}", "kibanaUrl")
-    elastic.connectors["default", id_] = outputs["kibanaConnector"]
+    elastic.connectors["default", id_] = outputs["kibanaConnectorRequest"]
     expect(diagnosed(*options), None, "has the connector as it should be", "responseTimeout")
-    config = {**outputs["kibanaConnector"]["config"], "apiUrl": "https://elsewhere/v1/chat/completions"}
-    elastic.connectors["default", id_] = {**outputs["kibanaConnector"], "config": config}
+    config = {**outputs["kibanaConnectorRequest"]["config"], "apiUrl": "https://elsewhere/v1/chat/completions"}
+    elastic.connectors["default", id_] = {**outputs["kibanaConnectorRequest"], "config": config}
     expect(diagnosed(*options), ExitCode.KIBANA, "the connector leads elsewhere: apiUrl is", "up --refresh")
 
 

@@ -44,7 +44,7 @@ def connected(elastic: Elastic, tmp_path_factory: pytest.TempPathFactory) -> lis
     made([])
     elastic.trusts = deployment(STACK).ca_certificate
     elastic.calls_endpoint = True
-    options = [*settings(elastic, tmp_path_factory.mktemp("elastic")), "--set", "kibanaTest=true"]
+    options = settings(elastic, tmp_path_factory.mktemp("elastic"))
     done = made(options)
     assert {done[name] for name in BOTH} == {"created"}
     return options
@@ -109,7 +109,7 @@ def test_what_somebody_changed_is_put_right(connected: list[str], elastic: Elast
 
 def test_a_changed_model_changes_both_in_place(connected: list[str], elastic: Elastic) -> None:
     ids = list(elastic.connectors), list(elastic.inference)
-    done = made([*connected, "--set", "modelAlias=assistant"])
+    done = made([*connected, "--set", "servedModelName=assistant"])
     assert {done[name] for name in BOTH} == {"updated"}
     connector, inference = bodies(elastic)
     assert json.dumps(connector).count('"assistant"') == json.dumps(inference).count('"assistant"') == 1
@@ -119,7 +119,7 @@ def test_a_changed_model_changes_both_in_place(connected: list[str], elastic: El
 
 @pytest.mark.slow
 def test_a_new_key_reaches_both_in_the_same_up(connected: list[str], elastic: Elastic) -> None:
-    made([*connected, "--set", "keyVersion=2"])
+    made([*connected, "--set", "keys={default: [2, 1]}"])
     key = deployment(STACK).key
     assert [json.dumps(body).count(key) for body in bodies(elastic)] == [1, 1]
     made(connected)

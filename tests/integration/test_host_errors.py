@@ -137,10 +137,8 @@ def test_wrong_settings_are_refused_before_any_resource(changed: dict[str, objec
 
 
 def test_all_wrong_settings_are_told_together(up: Up) -> None:
-    result = up(target="moon", accelerator="tpu", acceptPreviousKey="maybe")
-    assert result.refused(
-        "3 settings are wrong", "target = 'moon'", "accelerator = 'tpu'", "acceptPreviousKey = 'maybe'"
-    )
+    result = up(target="moon", accelerator="tpu", parked="maybe")
+    assert result.refused("3 settings are wrong", "target = 'moon'", "accelerator = 'tpu'", "parked = 'maybe'")
 
 
 def test_a_stack_that_is_not_there_is_refused(machine: None) -> None:

@@ -98,7 +98,7 @@ def download_from(machine: None, tmp_path_factory: pytest.TempPathFactory) -> It
             "modelSource": "hub",
             "modelRevision": COMMIT,
             "weightsDirectory": str(directory),
-            "hubEndpoint": hub.endpoint,
+            "hfEndpoint": hub.endpoint,
         }
         resources = run(configuration("test", values | settings), stack="hub").resources
         command = resources["weights-download"].inputs
@@ -282,7 +282,7 @@ def test_a_gated_model_is_refused_without_the_right_token(
     token: str, hub: Hub, download_from: Callable[..., Download]
 ) -> None:
     hub.token = TOKEN
-    assert failed(download_from(hub, hubToken=token).run(), f"{MODEL} is gated", "hubToken")
+    assert failed(download_from(hub, hfToken=token).run(), f"{MODEL} is gated", "hfToken")
 
 
 @dataclass(frozen=True)
@@ -298,7 +298,7 @@ class Gated:
 def gated(download_from: Callable[..., Download]) -> Iterator[Gated]:
     with hub_stand_in.running(MODEL, {**WANTED, **UNNEEDED}) as hub:
         hub.token = TOKEN
-        download = download_from(hub, hubToken=TOKEN)
+        download = download_from(hub, hfToken=TOKEN)
         process = hold(hub, download)
         (pid,) = downloading()
         assert f"Uid:\t{DOWNLOAD_UID}" in Path(f"/proc/{pid}/status").read_text()
@@ -374,8 +374,8 @@ def test_a_hub_that_is_out_of_order_is_named(hub: Hub, download_from: Callable[.
 
 
 def test_a_hub_that_can_not_be_reached_is_named(hub: Hub, download_from: Callable[..., Download]) -> None:
-    result = download_from(hub, hubEndpoint="http://127.0.0.1:9").run()
-    assert failed(result, "Connection refused", "check hubEndpoint")
+    result = download_from(hub, hfEndpoint="http://127.0.0.1:9").run()
+    assert failed(result, "Connection refused", "check hfEndpoint")
 
 
 # The hub's client itself

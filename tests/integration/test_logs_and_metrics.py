@@ -126,7 +126,7 @@ def test_metrics_stay_after_nginx_was_killed_and_after_a_reload(deployed: Deploy
     container = deployed.docker.containers.get(f"elastic-vllm-{STACK}-nginx")
     container.kill("SIGKILL")
     container.start()
-    rehearse_up("--set", "keyVersion=2", stack=STACK)
+    rehearse_up("--set", "keys={default: [2, 1]}", stack=STACK)
     assert scrape("/stub_status").status_code == 200
     assert ask(deployed) == 200
 

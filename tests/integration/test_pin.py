@@ -103,9 +103,9 @@ config:
   elastic-vllm:nginxImage: "{host}/{nginx}"
   elastic-vllm:model: {model} # not in the catalogue
   elastic-vllm:weightsGb: 1
-  elastic-vllm:vllmArguments:
+  elastic-vllm:vllmExtraArgs:
     - --enforce-eager
-  elastic-vllm:hubEndpoint: {endpoint}
+  elastic-vllm:hfEndpoint: {endpoint}
   elastic-vllm:modelRevision: ""
 """
 
@@ -200,7 +200,7 @@ def out_of_reach(hub: Hub, text: str) -> str:
     ("change", "words"),
     [
         (unknown, ["the hub refused acme/typo", "check the model's name"]),
-        (out_of_reach, ["the hub does not answer", "check hubEndpoint"]),
+        (out_of_reach, ["the hub does not answer", "check hfEndpoint"]),
     ],
 )
 def test_a_model_that_can_not_be_pinned_is_told_in_one_line(

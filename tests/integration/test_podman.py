@@ -312,7 +312,7 @@ def test_gpus_by_cdi_are_in_the_container_that_runs(described_gpus: None) -> Non
 
 def test_a_new_key_is_taken_by_a_reload(up: Stack) -> None:
     before = up.identities()
-    rehearse_up("--set", "keyVersion=2", stack=STACK)
+    rehearse_up("--set", "keys={default: [2, 1]}", stack=STACK)
     rotated = deployment(STACK)
     assert up.identities() == before
     assert rotated.key != up.deployed.key
@@ -338,7 +338,7 @@ def test_they_come_back_by_themselves(up: Stack) -> None:
 
 def test_another_model_replaces_vllms_container_and_no_other(up: Stack) -> None:
     before = up.identities()
-    printed = rehearse_up("--set", "keyVersion=2", "--set", "model=rehearsal/tiny-2", stack=STACK)
+    printed = rehearse_up("--set", "keys={default: [2, 1]}", "--set", "model=rehearsal/tiny-2", stack=STACK)
     after = up.identities()
     assert after["nginx"] == before["nginx"]
     assert after["vllm"][0] != before["vllm"][0]

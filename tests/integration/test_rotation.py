@@ -94,11 +94,11 @@ def rotation(deployed: Deployment) -> Iterator[Rotation]:
     model = ("--set", f"model={deployed.model}")
     containers = [identities(deployed)]
     try:
-        rehearse_up(*model, "--set", "keyVersion=2")
+        rehearse_up(*model, "--set", "keys={default: [2, 1]}")
         rotated = deployment()
         containers.append(identities(rotated))
         both = (takes(rotated, deployed.key), takes(rotated, rotated.key))
-        rehearse_up(*model, "--set", "keyVersion=2", "--set", "acceptPreviousKey=false")
+        rehearse_up(*model, "--set", "keys={default: [2]}")
         containers.append(identities(rotated))
         alone = (takes(rotated, deployed.key), takes(rotated, rotated.key))
         yield Rotation(deployed.key, rotated.key, containers, [both, alone])

@@ -64,11 +64,11 @@ def run(deployed: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Itera
     watcher.start()
     try:
         with process_trace.attached(process_trace.starters(), traces / "starters"):
-            rotated = rehearse("up", *model, "--set", "keyVersion=2", under=under)
+            rotated = rehearse("up", *model, "--set", "keys={default: [2, 1]}", under=under)
             deployed.nginx.pause()
             try:
                 under = process_trace.launcher(traces / "failing")
-                failed = rehearse("up", *model, "--set", "keyVersion=3", under=under)
+                failed = rehearse("up", *model, "--set", "keys={default: [3, 2]}", under=under)
             finally:
                 deployed.nginx.unpause()
         watcher.stop()

@@ -241,7 +241,7 @@ def installed_from(bundle: Path, factory: Factory, hosts: Hosts) -> Site:
     assert code == 0, said
     code, said = site.bundle("install", bundle)
     assert code == 0, said
-    site.set(**hosts.settings, accelerator="none", artifacts="bundle", bundle=str(bundle))
+    site.set(**hosts.settings, accelerator="none", bundle=str(bundle))
     site.set(bundleKey=str(factory.public_key))
     return site
 

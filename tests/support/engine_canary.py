@@ -61,7 +61,7 @@ def _search() -> int:
                     "up": ["up", "--yes", "--skip-preview", "--diff"],
                     "log of an up": [*LOGGED, "-v=8"],
                     "fuller log of an up": [*LOGGED, "-v=9"],
-                    "preview of a change": ["preview", "--diff", "--config", "elastic-vllm:modelAlias=another"],
+                    "preview of a change": ["preview", "--diff", "--config", "elastic-vllm:servedModelName=another"],
                     "preview as JSON": ["preview", "--json"],
                     "outputs": ["stack", "output", "--json"],
                     "exported state": ["stack", "export"],

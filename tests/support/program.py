@@ -23,6 +23,7 @@ from pulumi.runtime import mocks, rpc
 from pulumi.runtime.proto import resource_pb2
 from pulumi.runtime.stack import Stack, run_pulumi_func
 
+from components.settings.problems import SECRETS
 from tests.support.registered import INSTANCE, Registered, Secret
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,14 +49,14 @@ VM_IMAGE = "projects/ubuntu-os-accelerator-images/global/images/ubuntu-accelerat
 # What people fill in where a stack file for Google Cloud leaves a value empty.
 FILLED_IN = {
     "gcpProject": "acme-search",
-    "httpsSources": ["198.51.100.0/24"],
-    "sshSources": ["203.0.113.7/32"],
+    "httpsSourceRanges": ["198.51.100.0/24"],
+    "sshSourceRanges": ["203.0.113.7/32"],
 }
 # A server with two GPUs that downloads its model: what no stack file describes.
 GPU = {
     "host": "llm.example",
     "sshUser": "ops",
-    "hubToken": HUB_TOKEN,
+    "hfToken": HUB_TOKEN,
     **PINS,
 }
 
@@ -305,7 +306,7 @@ def run(
     async def everything() -> None:
         asyncio.get_running_loop().set_default_executor(_AtOnce())
         config = {f"elastic-vllm:{key}": value for key, value in values.items()}
-        pulumi.runtime.set_all_config(config, ["elastic-vllm:hubToken"])
+        pulumi.runtime.set_all_config(config, [f"elastic-vllm:{name}" for name in SECRETS])
         mocks.set_mocks(monitor.mocks, project="elastic-vllm", stack=stack, monitor=monitor)
         # Outputs that were made outside of a run belong to no loop that goes on, and would be waited for.
         pulumi.runtime.settings.SETTINGS.outputs.clear()

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from components.catalogue.models import Catalogue, load_catalogue
 from components.settings.problems import SECRETS
 from components.settings.stack import Settings, SettingsError, parse_settings
 from components.tls import acme_certificate
@@ -149,11 +148,9 @@ def key_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settle(values_of: Callable[..., dict[str, str]], key_files: Path) -> Callable[..., Settings]:
     """Checks a base with some values replaced; a value that begins with @ is one of key_files."""
 
-    def settled(
-        base: str, overrides: dict[str, Any], stack: str = "local", catalogue: Catalogue | None = None
-    ) -> Settings:
+    def settled(base: str, overrides: dict[str, Any], stack: str = "local") -> Settings:
         files = {k: str(key_files / v[1:]) for k, v in overrides.items() if isinstance(v, str) and v.startswith("@")}
-        return parse_settings(values_of(base, **overrides | files), stack, NO_SECRETS, catalogue or load_catalogue())
+        return parse_settings(values_of(base, **overrides | files), stack, NO_SECRETS)
 
     return settled
 

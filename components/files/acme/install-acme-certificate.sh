@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 : "${PREFIX:?}" "${DIRECTORY:?}" "${RENEW:?}" "${REQUIREMENTS:?}"
 
-install_client /var/lib/elastic-vllm/acme-client "the ACME client (certbot)" "$REQUIREMENTS" "or set tls to self-signed or provided"
+install_client /var/lib/elastic-vllm/acme-client "the ACME client (certbot)" "$REQUIREMENTS" "or set tls to private-ca or provided"
 install -d -m 0700 -- "$DIRECTORY/acme"
 printf '%s' "$CA" | install -m 0600 /dev/stdin "$DIRECTORY/acme/ca.pem"
 # Another name, for the one that runs is read as it goes.

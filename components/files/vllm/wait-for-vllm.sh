@@ -20,7 +20,7 @@ while [ "$((SECONDS - start))" -lt 3600 ]; do
   read -r running count killed code <<<"$state"
   if [ "$running" != true ] || [ "$count" -gt "$restarts" ]; then
     "$ENGINE" logs --tail 20 "$CONTAINER" >&2 2>&1 || true
-    if [ "$killed" = true ]; then fail "vLLM ran out of memory while it started" "take a smaller model or contextTokens"; fi
+    if [ "$killed" = true ]; then fail "vLLM ran out of memory while it started" "take a smaller model or maxModelLen"; fi
     fail "vLLM stopped while it started (exit code $code)" "see its last lines above, or: $ENGINE logs $CONTAINER"
   fi
   if [ "$(((SECONDS - start) % 5))" = 0 ] && [ "${said:--1}" != "$SECONDS" ]; then

@@ -112,18 +112,18 @@ def main() -> None:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(fetcher(model, revision, directory, token), wanted))
     except GatedRepoError:
-        sys.exit(f"{model} is gated; fix: accept its licence on the hub and set hubToken to a token that may read it")
+        sys.exit(f"{model} is gated; fix: accept its licence on the hub and set hfToken to a token that may read it")
     except RepositoryNotFoundError:
-        sys.exit(f"the hub has no model {model}, or hubToken may not read it; fix: check model and hubToken")
+        sys.exit(f"the hub has no model {model}, or hfToken may not read it; fix: check model and hfToken")
     except RevisionNotFoundError:
         sys.exit(f"{model} has no revision {revision}; fix: set modelRevision to a commit of it")
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no answer"
-        sys.exit(f"the hub answered {status}; fix: check hubEndpoint and hubToken, or try again later")
+        sys.exit(f"the hub answered {status}; fix: check hfEndpoint and hfToken, or try again later")
     except DamagedError as error:
         sys.exit(f"{error} arrived damaged and was removed; fix: run the update again to fetch it anew")
     except Exception as error:  # a network's errors come from whichever HTTP library this hub client uses
-        sys.exit(f"download failed: {type(error).__name__}: {str(error)[:300]}; fix: check hubEndpoint and disk")
+        sys.exit(f"download failed: {type(error).__name__}: {str(error)[:300]}; fix: check hfEndpoint and disk")
     done.set()
     shutil.rmtree(parts)
     # The server's own user reads them.

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from components.catalogue import models
 from components.errors import UserError
 from components.settings import model as model_checks
 from components.settings import problems as setting_checks
@@ -107,8 +106,8 @@ def _parts(file: StackFile, commit: str, given: Path | None, server: Probe | Non
     values = _values(file)
     problems = Problems(values, defaults())
     problems.unknown_keys()
-    catalogue = models.load_catalogue()
-    model = model_checks.model(problems, catalogue, model_checks.vllm_arguments(problems))
+    catalogue = model_checks.catalogue(problems, ROOT)
+    model = model_checks.model(problems, catalogue, model_checks.vllm_extra_args(problems))
     roles = ("vllm", "nginx", *(["dcgm"] if values["dcgmImage"] else []))
     images = {role: setting_checks.image(problems, f"{role}Image") for role in roles}
     from_hub, revision = problems.choice("modelSource", ("hub", "host")) == "hub", values["modelRevision"]
@@ -119,12 +118,12 @@ def _parts(file: StackFile, commit: str, given: Path | None, server: Probe | Non
     if problems.found:
         wrong = "".join(f"\n  - {problem}" for problem in problems.found)
         raise BadInputError(f"settings are wrong; nothing was collected:{wrong}", f"correct them in {file.name}")
-    licence, architecture = models.licence(model.name), making.architecture()
+    architecture = making.architecture()
     parts = [collect.image(role, reference, architecture) for role, reference in images.items()]
     if from_hub:
-        parts.append(weights.from_hub(model, revision, values["hubEndpoint"], licence))
+        parts.append(weights.from_hub(model, revision, values["hfEndpoint"]))
     elif given:
-        parts.append(weights.from_directory(model, given, licence))
+        parts.append(weights.from_directory(model, given))
     if server:
         runtime = values.get("containerRuntime", "docker")
         lacking = packages.part(server, runtime=runtime, gpus=values["accelerator"] == "nvidia")

@@ -108,12 +108,11 @@ The weights are not in this bundle: they must be on the server already (`modelSo
 
 In `stacks/Pulumi.{stack}.yaml` of the project, beside the server's address, user and host key:
 
-    elastic-vllm:artifacts: bundle
     elastic-vllm:bundle: /media/disk/bundle
     elastic-vllm:bundleKey: ~/signer.pub
 
 `bundle` is this directory, `bundleKey` the signer's public key: `up` checks the bundle once more before anything of it
-goes to the server. Model, revision and images come from it: leave `hubToken` out. Where the disk is plugged
+goes to the server. Model, revision and images come from it: leave `hfToken` out. Where the disk is plugged
 into the server, so that nothing large goes over SSH, this names the directory there, beside the above:
 
     elastic-vllm:bundleOnHost: /media/disk/bundle

@@ -17,7 +17,7 @@ from scripts.cli.bundle.wanted import Say, Wanted
 from scripts.lib.errors import BadInputError
 
 
-def from_hub(model: Model, revision: str, endpoint: str, licence: str | None) -> Wanted:
+def from_hub(model: Model, revision: str, endpoint: str) -> Wanted:
     """A model's files of one commit, each checked against the hub's checksum; goes on with what was begun."""
 
     def make(path: Path, say: Say) -> None:
@@ -57,7 +57,7 @@ def from_hub(model: Model, revision: str, endpoint: str, licence: str | None) ->
                 say(said)
         if process.returncode:
             cause, _, fix = said.partition("; fix: ")
-            fix = fix.replace("hubToken to a token", "the environment variable HF_TOKEN to a token")
+            fix = fix.replace("hfToken to a token", "the environment variable HF_TOKEN to a token")
             raise UserError(cause, fix or "see its last line")
 
     return Wanted(
@@ -66,12 +66,12 @@ def from_hub(model: Model, revision: str, endpoint: str, licence: str | None) ->
         source=f"{endpoint}/{model.name}/tree/{revision}",
         bytes=lambda: int(model.weights_gb * GB),
         make=make,
-        licence=licence,
+        licence=model.licence,
         about={"model": model.name, "revision": revision},
     )
 
 
-def from_directory(model: Model, given: Path, licence: str | None) -> Wanted:
+def from_directory(model: Model, given: Path) -> Wanted:
     """A model's files as they lie in a directory here; `revision` tells their names and content."""
     files = sorted(path for path in given.rglob("*") if path.is_file()) if given.is_dir() else []
     if not any(path.suffix == ".safetensors" for path in files):
@@ -101,7 +101,7 @@ def from_directory(model: Model, given: Path, licence: str | None) -> Wanted:
         source=f"{model.name}, {revision}",
         bytes=lambda: sum(file.stat().st_size for file in files),
         make=make,
-        licence=licence,
+        licence=model.licence,
         about={"model": model.name, "revision": revision},
     )
 

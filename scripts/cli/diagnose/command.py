@@ -18,17 +18,17 @@ from scripts.cli.diagnose.finding import Finding, Look, Rank
 from scripts.lib.errors import BadInputError, ExitCode
 from scripts.lib.progress import Display
 from scripts.lib.redaction import leaves
-from scripts.lib.stack_outputs import Rehearsal, first_client, stack_outputs
+from scripts.lib.stack_outputs import Rehearsal, first_client, internal, stack_outputs
 from scripts.lib.verification.endpoint import Endpoint, InvalidEndpointError
 
 SECRET_OUTPUTS = (
     "connectorApiKey",
     "acceptedKeys",
-    "namedKeys",
+    "apiKeys",
     "clientCertificates",
-    "kibanaConnector",
-    "inferenceEndpoint",
-    "preconfiguredConnector",
+    "kibanaConnectorRequest",
+    "inferenceEndpointRequest",
+    "preconfiguredConnectorYml",
 )
 PUBLIC_IN_THEM = frozenset(
     {"name", "connector_type_id", "config", "service", "model_id", "url", "caData", "certificate"}
@@ -98,14 +98,14 @@ def _endpoint_looks(about: Mapping[str, Any], say: Callable[[str], None]) -> Ite
 def _server_looks(
     about: Mapping[str, Any], stack: str | None, say: Callable[[str], None], survey: dict[str, Sequence[str]]
 ) -> Iterator[Look]:
-    ssh = about.get("ssh")
+    ssh = internal(about).get("ssh")
     if not (stack and isinstance(ssh, dict)):
         yield Look("server", "not looked at: that takes --stack")
         return
     say("the server, over SSH")
     name = stack.rpartition("/")[2]
     try:
-        engine = str(about.get("containerRuntime") or "docker")
+        engine = str(internal(about).get("containerRuntime") or "docker")
         survey.update(server.survey(ssh, name, engine))
     except server.UnreachableError as error:
         yield server.unreachable(error, str(ssh["destination"]))
@@ -119,7 +119,7 @@ def _kibana_looks(about: Mapping[str, Any], stack: str | None, kibana: Product |
         return
     name = f"elastic-vllm-{(stack or '').rpartition('/')[2]}"
     connector = str(about.get("kibanaConnectorId") or payloads.connector_id(name))
-    asked = str(about.get("modelAlias") or about["model"])
+    asked = str(about.get("servedModelName") or about["model"])
     expected = {"apiUrl": about["connectorUrl"], "defaultModel": asked, "verificationMode": "full"}
     yield from kibana_looks.look(kibana, space, connector, expected)
 
@@ -146,7 +146,7 @@ def _about(stack: str | None, given: Mapping[str, str | None], *, rehearsal: boo
     if rehearsal and not stack:
         raise BadInputError("--rehearsal is given without --stack", "give the rehearsed stack's name")
     outputs: Mapping[str, Any] = stack_outputs(stack, rehearsal=rehearsal) if stack else {}
-    if outputs.get("parked"):
+    if internal(outputs).get("parked"):
         raise BadInputError(f"--stack {stack}: it is parked, so nothing answers", "set parked to false, then run up")
     about = {**outputs, **{name: value for name, value in given.items() if value}}
     if missing := [name for name in ("connectorUrl", "connectorApiKey", "model") if not about.get(name)]:
@@ -184,6 +184,7 @@ def _kibana(url: str | None, key_file: Path | None, ca: Path | None) -> Product 
 def _write(
     path: Path, looks: Sequence[Look], about: Mapping[str, Any], survey: server.Survey, more: Sequence[str]
 ) -> None:
+    about = {name: value for name, value in {**about, **internal(about)}.items() if name != "_internal"}
     public = {name: value for name, value in about.items() if name not in {*SECRET_OUTPUTS, "clientPem"}}
     files = {
         "findings.json": json.dumps([asdict(look) for look in looks], indent=2),

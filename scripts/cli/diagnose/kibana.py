@@ -7,7 +7,7 @@ from components.elastic.api import ElasticError, Product
 from scripts.cli.diagnose.finding import Finding, Look, Rank
 from scripts.lib.errors import ExitCode
 
-TIMEOUTS = "no API shows its kibana.yml: responseTimeout and maxResponseContentLength must be as in kibanaSettings"
+TIMEOUTS = "no API shows its kibana.yml: responseTimeout and maxResponseContentLength must be as in kibanaYml"
 
 
 def look(kibana: Product, space: str, connector: str, expected: dict[str, object]) -> Iterator[Look]:

@@ -94,7 +94,7 @@ def _is_tls(error: Exception, failure: CheckFailedError) -> bool:
 
 
 RENEW = (
-    "tls self-signed: run up; provided: replace tlsCertificate; letsencrypt: the server renews it by itself and fails, "
+    "tls private-ca: run up; provided: replace tlsCertificate; letsencrypt: the server renews it by itself and fails, "
     "see there: journalctl --unit 'elastic-vllm-*-acme'"
 )
 

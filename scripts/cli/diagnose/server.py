@@ -130,7 +130,7 @@ def _container(found: Survey, role: str, name: str, engine: str) -> tuple[str, t
         return broken(f"there is no container {name}", again if by_command else "run up: it makes what is missing")
     status, code, killed, restarts = state[0], state[1], state[2] == "true", int(state[3])
     if killed and status != "running":
-        return broken(f"{name} ran out of memory and was killed", "a smaller model or contextTokens, or more memory")
+        return broken(f"{name} ran out of memory and was killed", "a smaller model or maxModelLen, or more memory")
     if status == "paused":
         return broken(f"{name} is paused", f"{engine} unpause {name}")
     # Between two of its ends it runs for a moment.

@@ -15,7 +15,7 @@ from components.elastic.payloads import ElasticEndpoint
 from components.settings.keys import DEFAULT
 from scripts.lib.errors import BadInputError
 from scripts.lib.private_files import write_private
-from scripts.lib.stack_outputs import Rehearsal, stack_outputs
+from scripts.lib.stack_outputs import Rehearsal, internal, stack_outputs
 from scripts.lib.verification.endpoint import CHAT_PATH, Endpoint, InvalidEndpointError
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -39,8 +39,8 @@ NEEDED: Mapping[str, type] = {
     "connectorApiKey": str,
     "model": str,
     "nativeFunctionCalling": bool,
-    "contextTokens": int,
-    "limits": dict,
+    "maxModelLen": int,
+    "_internal": dict,
 }
 """Outputs without which there is no document."""
 
@@ -74,7 +74,7 @@ def main(
         url=outputs["connectorUrl"],
         key=PLACEHOLDER,
         model=_asked(outputs),
-        context_tokens=outputs["contextTokens"],
+        max_model_len=outputs["maxModelLen"],
         native_function_calling=outputs["nativeFunctionCalling"],
         ca_certificate=outputs.get("caCertificate", ""),
         client_certificate=CERTIFICATE_BASE64 if clients else "",
@@ -82,8 +82,9 @@ def main(
     )
     made = {title: outputs[output] for output, title in MADE.items() if outputs.get(output)}
     shown = _shown(directory)
-    text = document(name, endpoint, served_model=outputs["model"], limits=outputs["limits"], directory=shown, made=made)
-    public = {DOCUMENT: text, CA_FILE: endpoint.ca_certificate, AGENT_FILE: outputs.get("agentPolicy", "")}
+    limits = internal(outputs)["limits"]
+    text = document(name, endpoint, served_model=outputs["model"], limits=limits, directory=shown, made=made)
+    public = {DOCUMENT: text, CA_FILE: endpoint.ca_certificate, AGENT_FILE: outputs.get("elasticAgentPolicy", "")}
     _write(directory, public, outputs["connectorApiKey"], next(iter(clients.values()), {}))
     if show_key:
         typer.echo(f"key: {outputs['connectorApiKey']}")
@@ -103,7 +104,7 @@ def document(
 ) -> str:
     """The document, in Markdown. `endpoint.key` is what stands for the key; `directory` is where the files lie.
 
-    `limits` are the output of that name; `made` is what `up` has made in Elastic: what it is -> id.
+    `limits` are those of the outputs; `made` is what `up` has made in Elastic: what it is -> id.
     """
     connector = payloads.kibana_connector(endpoint)
     preconfigured = payloads.preconfigured_connector(endpoint)
@@ -129,7 +130,7 @@ def document(
         tls_options=(f" --cacert {CA_FILE}" if endpoint.ca_certificate else "")
         + (" --cert {certificate} --key {privateKey}".format(**CLIENT_FILES) if endpoint.client_certificate else ""),
         verify_options=" ".join(verify),
-        least_context_tokens=LEAST_CONTEXT_TOKENS,
+        least_max_model_len=LEAST_CONTEXT_TOKENS,
         response_seconds=payloads.RESPONSE_SECONDS,
         connector_id=payloads.connector_id(endpoint.name),
         connector=_json(connector),
@@ -146,7 +147,7 @@ def document(
 
 
 def _key(outputs: Mapping[str, Any], name: str, stack: str) -> str:
-    named = {DEFAULT: outputs["connectorApiKey"], **outputs.get("namedKeys", {})}
+    named = {DEFAULT: outputs["connectorApiKey"], **outputs.get("apiKeys", {})}
     if name not in named:
         raise BadInputError(
             f"--key {name}: stack {stack} has {', '.join(named)}", "add it to the setting keys, then up"
@@ -156,11 +157,11 @@ def _key(outputs: Mapping[str, Any], name: str, stack: str) -> str:
 
 def _asked(outputs: Mapping[str, Any]) -> str:
     """The model's alias, or its own name where it has none."""
-    return str(outputs.get("modelAlias") or outputs["model"])
+    return str(outputs.get("servedModelName") or outputs["model"])
 
 
 def _checked(outputs: Mapping[str, Any], stack: str) -> Mapping[str, Any]:
-    if outputs.get("parked"):
+    if internal(outputs).get("parked"):
         raise BadInputError(
             f"--stack {stack}: it is parked, so nothing answers",
             f"pulumi config set parked false --stack {stack}, then pulumi up",

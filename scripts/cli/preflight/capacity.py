@@ -23,7 +23,7 @@ def all_gpus_quota(survey: Survey) -> Outcome:
     """Room in the project for GPUs of any kind. Of spot and flex-start, sources differ on whether it counts them."""
     outcome = _room(survey, "", "GPUS_ALL_REGIONS", survey.gcp.machine_type.gpus)
     if outcome.verdict is Verdict.FAILED and survey.preemptible:
-        return Outcome(Verdict.WARNING, f"{outcome.detail} (it may not count for capacity {survey.gcp.capacity})")
+        return Outcome(Verdict.WARNING, f"{outcome.detail} (it may not count for {survey.gcp.provisioning_model})")
     return outcome
 
 

@@ -20,13 +20,13 @@ LOCAL_SSD_GIB = 375
 GIB = 2**30
 SECONDS_AN_HOUR = 3600
 
-# How a SKU's description begins for each capacity: of cores and memory, of GPUs and of Local SSD.
+# How a SKU's description begins for each provisioning model: of cores and memory, of GPUs and of Local SSD.
 # flex-start is "DWS Defined Duration" there (Dynamic Workload Scheduler).
-SERIES_PREFIX = {"standard": "", "spot": "Spot Preemptible ", "flex-start": "DWS Defined Duration "}
+SERIES_PREFIX = {"STANDARD": "", "SPOT": "Spot Preemptible ", "FLEX_START": "DWS Defined Duration "}
 ATTACHED = {
-    "standard": "",
-    "spot": " attached to Spot Preemptible VMs",
-    "flex-start": " attached to DWS Defined Duration VMs",
+    "STANDARD": "",
+    "SPOT": " attached to Spot Preemptible VMs",
+    "FLEX_START": " attached to DWS Defined Duration VMs",
 }
 
 
@@ -54,7 +54,7 @@ class Price:
 def hourly_cost(survey: Survey) -> Outcome:
     """The VM and its disks in USD an hour, and what it is made of; NotCheckedError unless every part is clear."""
     gcp = survey.gcp
-    if gcp.capacity == "reservation" and not gcp.parked:
+    if gcp.reservation and not gcp.parked:
         raise NotCheckedError("a reservation is paid for whether it is used or not, at the price of its kind")
     parts = _parts(survey)
     found = _skus(survey, parts)
@@ -91,7 +91,10 @@ def _parts(survey: Survey) -> list[Part]:
     family = family_of(kind)
     if not family.series:
         raise NotCheckedError(f"no source says how the price list calls the parts of {kind.name}")
-    series, attached = re.escape(SERIES_PREFIX[gcp.capacity] + family.series), re.escape(ATTACHED[gcp.capacity])
+    series, attached = (
+        re.escape(SERIES_PREFIX[gcp.provisioning_model] + family.series),
+        re.escape(ATTACHED[gcp.provisioning_model]),
+    )
     # "Instance" is left out in some of flex-start's.
     parts += [
         Part("vCPUs", kind.vcpus, "h", rf"{series} (Instance )?Core running in .+"),

@@ -20,7 +20,7 @@ def model(settings: Settings) -> Outcome:
     if settings.model_source != "hub":
         raise NotCheckedError("modelSource is host: the weights are on the server already")
     token = os.environ.get(TOKEN_VARIABLE, "").strip() or False
-    hub = HfApi(endpoint=settings.hub_endpoint)
+    hub = HfApi(endpoint=settings.hf_endpoint)
     try:
         found = hub.model_info(name, revision=revision, timeout=ANSWER_SECONDS, token=token)
         if found.gated:
@@ -31,17 +31,17 @@ def model(settings: Settings) -> Outcome:
         return failed(f"{name} has no revision {revision}", "check modelRevision, or run scripts/elastic-vllm pin")
     except RepositoryNotFoundError:
         hidden = "" if token else f", or if it is private set ${TOKEN_VARIABLE}"
-        return failed(f"{settings.hub_endpoint} shows no {name}", f"check model{hidden}")
+        return failed(f"{settings.hf_endpoint} shows no {name}", f"check model{hidden}")
     except HfHubHTTPError as error:
         if error.response.status_code == HTTPStatus.UNAUTHORIZED and token:
-            return failed(f"{settings.hub_endpoint} refuses the token of ${TOKEN_VARIABLE}", "set it to a valid one")
-        raise NotCheckedError(f"{settings.hub_endpoint} answered {error.response.status_code}") from error
+            return failed(f"{settings.hf_endpoint} refuses the token of ${TOKEN_VARIABLE}", "set it to a valid one")
+        raise NotCheckedError(f"{settings.hf_endpoint} answered {error.response.status_code}") from error
     except (OSError, httpx2.HTTPError) as error:
-        raise NotCheckedError(f"no answer from {settings.hub_endpoint} ({error})") from error
+        raise NotCheckedError(f"no answer from {settings.hf_endpoint} ({error})") from error
     return ok(f"{name} at {revision[:12]}, {'gated, may be read' if found.gated else 'open to everyone'}")
 
 
 def _no_access(name: str, *, has_token: bool) -> Outcome:
     if has_token:
         return failed(f"{name} is gated and ${TOKEN_VARIABLE} may not read it", "ask for access on the model's page")
-    return failed(f"{name} is gated and there is no token", f"set ${TOKEN_VARIABLE} to the one that hubToken holds")
+    return failed(f"{name} is gated and there is no token", f"set ${TOKEN_VARIABLE} to the one that hfToken holds")

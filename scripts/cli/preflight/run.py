@@ -45,12 +45,12 @@ def _of_google(gcp: GcpSettings) -> list[tuple[str, Callable[[Survey], Outcome]]
         (True, "permissions", project.permissions),
         (True, "zone", capacity.zone),
         (running, "machine-type", capacity.machine_type),
-        (running and gcp.capacity == "reservation", "reservation", capacity.reservation),
+        (running and bool(gcp.reservation), "reservation", capacity.reservation),
         # What a reservation holds was counted when it was made.
-        (running and gcp.capacity != "reservation", "quota-gpus", capacity.gpu_quota),
-        (running and gcp.capacity != "reservation", "quota-all-gpus", capacity.all_gpus_quota),
+        (running and not gcp.reservation, "quota-gpus", capacity.gpu_quota),
+        (running and not gcp.reservation, "quota-all-gpus", capacity.all_gpus_quota),
         (
-            running and gcp.capacity != "reservation" and gcp.machine_type.name.startswith("a2-"),
+            running and not gcp.reservation and gcp.machine_type.name.startswith("a2-"),
             "quota-vcpus",
             capacity.cpu_quota,
         ),

@@ -24,7 +24,7 @@ class Survey:
         Spot: docs.cloud.google.com/compute/docs/instances/spot; flex-start: "consume preemptible quota" in Google's
         "Introducing Flex-start VMs" of 2025-09-25.
         """
-        return self.gcp.capacity in {"spot", "flex-start"}
+        return self.gcp.provisioning_model in {"SPOT", "FLEX_START"}
 
     @property
     def makes_disk(self) -> bool:

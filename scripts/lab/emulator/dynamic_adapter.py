@@ -69,11 +69,10 @@ def _adapter(inputs: set[str], replaced_by: set[str]) -> Adapter:
     )
 
 
-_ELASTIC = {"url", "key", "ca", "id", "adopt", "body"}
+_ELASTIC = {"url", "key", "ca", "id", "body"}
 ADAPTERS = {
     "pulumi-python:dynamic/elastic:KibanaAccess": _adapter({"url", "key", "ca", "space", "pki", "version"}, set()),
     "pulumi-python:dynamic/elastic:ElasticsearchAccess": _adapter({"url", "key", "ca", "version"}, set()),
     "pulumi-python:dynamic/elastic:KibanaConnector": _adapter(_ELASTIC | {"space"}, {"url", "space", "id"}),
-    "pulumi-python:dynamic/elastic:KibanaTest": _adapter(_ELASTIC | {"space"}, set()),
     "pulumi-python:dynamic/elastic:InferenceEndpoint": _adapter(_ELASTIC, {"url", "id"}),
 }

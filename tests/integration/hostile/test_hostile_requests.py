@@ -23,7 +23,7 @@ from tests.support.made_stacks import NGINX_IMAGE
 
 CASES = 10_000 if PROVE else 300
 BODY_MB = 1
-WIDE = replace(LIMITS, requests_per_minute=600_000, body_mb=BODY_MB)
+WIDE = replace(LIMITS, requests_per_minute=600_000, body_mib=BODY_MB)
 """So many requests in so short a time are what the rate is there to stop; it has tests of its own."""
 
 

@@ -29,11 +29,11 @@ SMALL = replace(
     LIMITS,
     concurrent_requests=3,
     requests_per_minute=60,
-    body_mb=1,
-    header_kb=2,
-    slow_header_seconds=1,
-    slow_body_seconds=1,
-    slow_reader_seconds=1,
+    body_mib=1,
+    header_kib=2,
+    header_seconds=1,
+    body_seconds=1,
+    reader_seconds=1,
 )
 AT_ONCE = 0.5
 """Seconds in which a refusal must be there; a request that waited in a queue would take longer."""

@@ -26,7 +26,7 @@ from tests.integration.hostile.twin import CURRENT, PREVIOUS
 from tests.integration.hostile.wire import Server, answers, exchange
 
 AT_A_TIME = 3
-SETTINGS = {"keyVersion": 2, "maxRequestsPerMinute": 600_000, "maxConcurrentRequests": AT_A_TIME}
+SETTINGS = {"keys": {"default": [2, 1]}, "maxRequestsPerMinute": 600_000, "maxConcurrentRequests": AT_A_TIME}
 METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "PROPFIND")
 # Routes of a vLLM with other arguments or on GPUs, and what Nginx has for itself.
 OTHERS = (

@@ -31,12 +31,11 @@ GOOD: dict[str, Any] = {
     "connectorUrl": "https://llm.example.com/v1/chat/completions",
     "connectorApiKey": KEY,
     "model": "acme/Model",
-    "modelAlias": MODEL,
+    "servedModelName": MODEL,
     "nativeFunctionCalling": True,
-    "contextTokens": 131072,
-    "limits": {"maxConcurrentRequests": 128, "maxRequestsPerMinute": 1200, "maxBodyMb": 32},
+    "maxModelLen": 131072,
+    "_internal": {"limits": {"maxConcurrentRequests": 128, "maxRequestsPerMinute": 1200, "maxBodyMib": 32}},
     "caCertificate": CA.pem,
-    "parked": False,
 }
 
 
@@ -143,12 +142,12 @@ def test_by_default_it_goes_where_git_does_not_look(
     ("outputs", "words"),
     [
         (
-            {**GOOD, "parked": True},
+            {**GOOD, "_internal": {"parked": True}},
             "it is parked, so nothing answers\n  fix: pulumi config set parked false",
         ),
         ({}, "it has no outputs\n  fix: bring it up: pulumi up --stack prod"),
         ({"model": "x"}, "it has no output connectorUrl\n  fix: bring it up with this version"),
-        ({name: value for name, value in GOOD.items() if name != "contextTokens"}, "it has no output contextTokens"),
+        ({name: value for name, value in GOOD.items() if name != "maxModelLen"}, "it has no output maxModelLen"),
         ({**GOOD, "connectorApiKey": ""}, "it has no output connectorApiKey"),
         ({**GOOD, "connectorApiKey": "short"}, "its key must be at least 16"),
         ({**GOOD, "connectorUrl": "https://llm.example.com"}, "its url must be https://HOST"),
@@ -207,7 +206,7 @@ def test_elastic_cloud_does_not_reach_a_private_address(host: str, private: bool
     ],
 )
 def test_it_says_whether_the_context_is_enough(tokens: int, words: str, written: Callable[..., str]) -> None:
-    assert words in written(contextTokens=tokens)
+    assert words in written(maxModelLen=tokens)
 
 
 def test_a_model_without_tools_is_not_asked_for_them(written: Callable[..., str]) -> None:
@@ -341,7 +340,7 @@ def test_what_up_has_made_is_not_to_be_made_again(written: Callable[..., str]) -
 
 
 def test_without_an_alias_the_model_itself_is_asked_for(written: Callable[..., str]) -> None:
-    document = written(modelAlias="")
+    document = written(servedModelName="")
     assert "| Model to ask for | `acme/Model` |" in document
     assert "delete A and create it again" in document
 

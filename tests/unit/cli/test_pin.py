@@ -21,7 +21,7 @@ FILES = {
         "error: model = 'a/b/c' is no name on",
     ),
     "no hub": (
-        f"config:\n{LOCAL}  elastic-vllm:model: a/b\n  elastic-vllm:hubEndpoint: http://127.0.0.1:1\n",
+        f"config:\n{LOCAL}  elastic-vllm:model: a/b\n  elastic-vllm:hfEndpoint: http://127.0.0.1:1\n",
         "error: the hub does not answer: [Errno 111] Connection refused",
     ),
 }

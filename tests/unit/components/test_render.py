@@ -12,14 +12,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from components import render
-from components.catalogue.models import Model, load_catalogue
+from components.catalogue.models import Model, extended, load_catalogue
 from components.render import FILES
 from components.serving.gateway_errors import errors
 from components.serving.nginx_gateway import CONTAINER_PORT, keys_conf, nginx_conf
 from components.serving.vllm_server import SOCKET, VllmServerArgs, entrypoint, serve_arguments
 from tests.conftest import LIMITS
 from tests.support.nginx_syntax import Directive, parse
-from tests.support.program import Program
+from tests.support.program import ROOT, Program
 
 Golden = Callable[[str, str], None]
 ANY: Any = None
@@ -46,13 +46,13 @@ def command_line(model: Model, gpu_count: int, **values: Any) -> list[str]:
     arguments: dict[str, Any] = {
         "alias": "elastic-llm",
         "gpu_count": gpu_count,
-        "gpu_memory_percent": 90,
-        "context_tokens": 0,
-        "extra_arguments": (),
+        "gpu_memory_utilization": 0.9,
+        "max_model_len": 0,
+        "extra_args": (),
     }
     resources = dict.fromkeys(("host", "provider", "image", "weights", "weights_path", "gpus"), ANY)
     args = VllmServerArgs(model=model, **resources, **arguments | values)
-    return [*entrypoint(args.extra_arguments), *serve_arguments(args)]
+    return [*entrypoint(args.extra_args), *serve_arguments(args)]
 
 
 def test_nginx_conf_is_as_reviewed(golden: Golden) -> None:
@@ -65,8 +65,9 @@ def test_keys_conf_is_as_reviewed(golden: Golden) -> None:
 
 def test_vllm_command_lines_are_as_reviewed(golden: Golden) -> None:
     lines = []
-    for model in load_catalogue().models.values():
-        gpus = 0 if model.name.startswith("rehearsal/") else 2
+    catalogue = extended(load_catalogue(), ROOT / "scripts/lab/models.yaml")
+    for model in catalogue.models.values():
+        gpus = 0 if model.accelerator == "none" else 2
         lines.append(f"# {model.name} on {f'{gpus} GPUs' if gpus else 'CPU'}\n")
         words = [shlex.quote(word) for word in command_line(model, gpus)]
         lines.append(" ".join(words).replace(" --", "\n  --").replace("\n  --uds", " --uds") + "\n\n")
@@ -82,11 +83,11 @@ def test_the_variables_of_the_host_check_are_as_reviewed(golden: Golden, program
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"context_tokens": 65536}, ["--max-model-len", "65536"]),
-        ({"gpu_memory_percent": 85}, ["--gpu-memory-utilization", "0.85"]),
+        ({"max_model_len": 65536}, ["--max-model-len", "65536"]),
+        ({"gpu_memory_utilization": 0.85}, ["--gpu-memory-utilization", "0.85"]),
         ({"gpu_count": 4}, ["--tensor-parallel-size", "4"]),
         ({"alias": "assistant"}, ["assistant"]),
-        ({"extra_arguments": ("--max-num-seqs=8",)}, ["--max-num-seqs=8"]),
+        ({"extra_args": ("--max-num-seqs=8",)}, ["--max-num-seqs=8"]),
     ],
 )
 def test_a_setting_adds_its_argument_and_nothing_else(values: dict[str, Any], expected: list[str]) -> None:
@@ -98,7 +99,7 @@ def test_a_setting_adds_its_argument_and_nothing_else(values: dict[str, Any], ex
 @pytest.mark.parametrize("given_parser", [("--tool-call-parser", "hermes"), ("--tool-call-parser=hermes",)])
 def test_a_parser_of_the_users_own_is_given_once(given_parser: tuple[str, ...]) -> None:
     model = Model(name="acme/Own", weights_gb=1, tool_call_parser="hermes")
-    line = command_line(model, 2, extra_arguments=given_parser)
+    line = command_line(model, 2, extra_args=given_parser)
     assert sum(word.startswith("--tool-call-parser") for word in line) == 1
     assert "--enable-auto-tool-choice" in line
 

@@ -55,7 +55,7 @@ def test_docker_resources_hold_no_secret(program: Program) -> None:
 
 
 def test_the_keys_and_the_servers_private_key_reach_nginx_config_only(program_of: Programs) -> None:
-    program = program_of("local", keyVersion=2)
+    program = program_of("local", keys={"default": [2, 1]})
     for secret in (key_of("key-v1"), key_of("key-v2")):
         assert [*holders(program, secret)] == ["nginx-config.stdin"]
     tls = {"certificate-request.privateKeyPem", "nginx-config.stdin"}
@@ -82,7 +82,13 @@ def test_the_key_has_256_bits(program: Program) -> None:
 
 
 def test_only_the_key_and_what_holds_it_are_secret_outputs(program: Program) -> None:
-    with_key = {"connectorApiKey", "acceptedKeys", "kibanaConnector", "inferenceEndpoint", "preconfiguredConnector"}
+    with_key = {
+        "connectorApiKey",
+        "_internal",
+        "kibanaConnectorRequest",
+        "inferenceEndpointRequest",
+        "preconfiguredConnectorYml",
+    }
     assert program.secret_outputs == with_key
 
 
@@ -93,13 +99,13 @@ def test_only_the_key_and_what_holds_it_are_secret_outputs(program: Program) -> 
     ("overrides", "accepted"),
     [
         ({}, ["v1"]),
-        ({"keyVersion": 2}, ["v2", "v1"]),
-        ({"keyVersion": 2, "acceptPreviousKey": False}, ["v2"]),
-        ({"keyVersion": 3}, ["v3", "v2"]),
-        ({"keys": ["siem=1", "soc-2=4,3"]}, ["v1", "siem-v1", "soc-2-v4", "soc-2-v3"]),
+        ({"keys": {"default": [2, 1]}}, ["v2", "v1"]),
+        ({"keys": {"default": [2]}}, ["v2"]),
+        ({"keys": {"default": [3, 1]}}, ["v3", "v1"]),
+        ({"keys": {"siem": [1], "soc-2": [4, 3]}}, ["v1", "siem-v1", "soc-2-v4", "soc-2-v3"]),
     ],
 )
-def test_nginx_accepts_the_current_key_and_the_one_before(
+def test_nginx_accepts_the_versions_in_keys(
     overrides: dict[str, Any], accepted: list[str], program_of: Programs
 ) -> None:
     keys = program_of("local", **overrides).resources["nginx-config"].files["keys.conf"]
@@ -109,15 +115,15 @@ def test_nginx_accepts_the_current_key_and_the_one_before(
 
 
 def test_a_named_key_has_an_output_of_its_own(program_of: Programs) -> None:
-    outputs = program_of("local", keys=["siem=2,1"]).outputs
-    assert outputs["namedKeys"] == {"siem": key_of("key-siem-v2")}
-    assert outputs["keyVersions"] == {"default": [1], "siem": [2, 1]}
+    outputs = program_of("local", keys={"siem": [2, 1]}).outputs
+    assert outputs["apiKeys"] == {"siem": key_of("key-siem-v2")}
+    assert outputs["_internal"]["keyVersions"] == {"default": [1], "siem": [2, 1]}
     assert outputs["connectorApiKey"] == key_of("key-v1")
-    assert "namedKeys" in program_of("local", keys=["siem=2,1"]).secret_outputs
+    assert "apiKeys" in program_of("local", keys={"siem": [2, 1]}).secret_outputs
 
 
 def test_the_connector_gets_the_current_key(program_of: Programs) -> None:
-    assert program_of("local", keyVersion=2).outputs["connectorApiKey"] == key_of("key-v2")
+    assert program_of("local", keys={"default": [2, 1]}).outputs["connectorApiKey"] == key_of("key-v2")
 
 
 # Certificate

@@ -17,7 +17,7 @@ from tests.support.program import GPU, HOST_KEY
 @pytest.fixture
 def stack(tmp_path: Path, private_key: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A stack with an encrypted token, in a project of its own."""
-    values = GPU | {"sshPrivateKeyPath": str(private_key), "sshHostKey": HOST_KEY, "hubToken": {"secure": "v1:abc"}}
+    values = GPU | {"sshPrivateKeyPath": str(private_key), "sshHostKey": HOST_KEY, "hfToken": {"secure": "v1:abc"}}
     shutil.copy(PROJECT_DIRECTORY / "Pulumi.yaml", tmp_path)
     (tmp_path / "stacks").mkdir()
     document = {"config": {f"elastic-vllm:{key}": value for key, value in values.items()}}
@@ -43,9 +43,9 @@ def test_what_is_wrong_is_said_by_the_settings_own_check(stack: str) -> None:
 
 def test_an_encrypted_secret_counts_as_there(stack: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(stack_settings, "parse_settings", lambda values, *_: seen.append(values["hubToken"]))
+    monkeypatch.setattr(stack_settings, "parse_settings", lambda values, *_: seen.append(values["hfToken"]))
     load(stack, {})
-    load(stack, {"hubToken": ""})
+    load(stack, {"hfToken": ""})
     assert seen == [ENCRYPTED, ""]
 
 
@@ -61,4 +61,4 @@ def test_a_wrong_override_is_bad_input(text: str) -> None:
 
 
 def test_overrides_are_split_at_the_first_equals_sign() -> None:
-    assert overrides(["labels=[a=b]", "zone="]) == {"labels": "[a=b]", "zone": ""}
+    assert overrides(["model=a=b", "zone="]) == {"model": "a=b", "zone": ""}

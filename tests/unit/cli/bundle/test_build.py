@@ -48,7 +48,6 @@ def test_the_sites_document_has_the_commands_in_order() -> None:
         "sha256sum --check --strict",
         '/scripts/elastic-vllm" bundle verify . --key',
         '/scripts/elastic-vllm" bundle install .',
-        "    elastic-vllm:artifacts: bundle\n",
         "    elastic-vllm:bundle: ",
         "    elastic-vllm:bundleOnHost: ",
         "    pulumi up --stack airgap\n",
@@ -82,7 +81,7 @@ def test_weights_from_a_directory_are_named_after_their_content(tmp_path: Path) 
         directory.mkdir()
         for path, content in files.items():
             (directory / path.replace("_", ".")).write_text(content)
-        return weights.from_directory(Model(name="acme/own", weights_gb=1), directory, None)
+        return weights.from_directory(Model(name="acme/own", weights_gb=1), directory)
 
     first = part("a", x_safetensors="1", config_json="2")
     same = part("b", config_json="2", x_safetensors="1")

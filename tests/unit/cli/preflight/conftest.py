@@ -25,9 +25,9 @@ STACK = {
     "sshUser": "elastic-vllm",
     "zone": "us-central1-a",
     "machineType": "a2-ultragpu-2g",
-    "capacity": "standard",
-    "httpsSources": ["203.0.113.0/24"],
-    "sshSources": ["203.0.113.9/32"],
+    "provisioningModel": "STANDARD",
+    "httpsSourceRanges": ["203.0.113.0/24"],
+    "sshSourceRanges": ["203.0.113.9/32"],
     "vmImage": "projects/ubuntu-os-accelerator-images/global/images/ubuntu-v20261101",
     "bootDiskGb": 100,
     "weightsDiskGb": 300,
@@ -35,7 +35,7 @@ STACK = {
     "nginxImage": f"docker.io/library/nginx:1.30.6{DIGEST}",
     "model": MODEL,
     "weightsGb": 50,
-    "vllmArguments": ["--enable-auto-tool-choice", "--tool-call-parser=hermes"],
+    "vllmExtraArgs": ["--enable-auto-tool-choice", "--tool-call-parser=hermes"],
     "modelRevision": COMMIT,
 }
 
@@ -63,9 +63,9 @@ def project(server: Cloud, private_key: Path, tmp_path_factory: pytest.TempPathF
     directory = tmp_path_factory.mktemp("project")
     (directory / "stacks").mkdir()
     shutil.copy(ROOT / "Pulumi.yaml", directory)
-    keys = {"sshPrivateKeyPath": str(private_key), "hubEndpoint": f"{server.base}/hub"}
+    keys = {"sshPrivateKeyPath": str(private_key), "hfEndpoint": f"{server.base}/hub"}
     config = {f"elastic-vllm:{key}": value for key, value in {**STACK, **keys}.items()}
-    secret = {"elastic-vllm:hubToken": {"secure": "v1:AAAA"}}
+    secret = {"elastic-vllm:hfToken": {"secure": "v1:AAAA"}}
     (directory / "stacks" / "Pulumi.cloud.yaml").write_text(json.dumps({"config": config | secret}))
     elsewhere = {key: value for key, value in config.items() if key.rpartition(":")[2] not in GCP_KEYS | {"target"}}
     here = elsewhere | {"elastic-vllm:host": "llm.example.com", "elastic-vllm:sshHostKey": HOST_KEY}

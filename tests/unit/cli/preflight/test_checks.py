@@ -66,8 +66,8 @@ IMAGE = "global/images/ubuntu-v20261101"
 IMAGES = "ubuntu-os-accelerator-images"
 COMPUTE_STATE = f"{USAGE}/v1/projects/acme-llm/services/compute.googleapis.com"
 MACHINE = f"{ZONE}/machineTypes/a2-ultragpu-2g"
-SPOT, FLEX = {"capacity": "spot"}, {"capacity": "flex-start"}
-RESERVED = {"capacity": "reservation", "reservation": "mine"}
+SPOT, FLEX = {"provisioning_model": "SPOT"}, {"provisioning_model": "FLEX_START"}
+RESERVED = {"reservation": "mine"}
 EXISTING = {"network": "corp", "subnetwork": "llm"}
 PRIVATE = {**EXISTING, "external_address": False}
 CORP = having("global/networks/corp")
@@ -292,17 +292,17 @@ def test_only_what_the_settings_need_is_asked_for(cloud: Cloud) -> None:
     assert "iam.serviceAccounts.actAs" not in needed()
 
 
-@pytest.mark.parametrize("capacity", ["standard", "spot"])
-def test_the_cost_is_the_sum_of_its_parts(cloud: Cloud, capacity: str) -> None:
-    found = report(cloud, "cost", capacity=capacity)["cost"]
+@pytest.mark.parametrize("model", ["STANDARD", "SPOT"])
+def test_the_cost_is_the_sum_of_its_parts(cloud: Cloud, model: str) -> None:
+    found = report(cloud, "cost", provisioning_model=model)["cost"]
     # Of the made-up prices: cores, memory, GPUs, then Local SSD and disks, by the month of 744 hours.
     hourly = {
-        "standard": 24 * 0.03 + 340 * 0.004 + 2 * 4 + 750 * 0.0744 / 744 + 400 * 0.0744 / 744,
-        "spot": 24 * 0.01 + 340 * 0.001 + 2 * 2 + 750 * 0.0372 / 744 + 400 * 0.0744 / 744,
+        "STANDARD": 24 * 0.03 + 340 * 0.004 + 2 * 4 + 750 * 0.0744 / 744 + 400 * 0.0744 / 744,
+        "SPOT": 24 * 0.01 + 340 * 0.001 + 2 * 2 + 750 * 0.0372 / 744 + 400 * 0.0744 / 744,
     }
     assert found.verdict is OK
     total, _, source = found.detail.partition(" ")
-    assert float(total) == pytest.approx(hourly[capacity], abs=0.0006)
+    assert float(total) == pytest.approx(hourly[model], abs=0.0006)
     assert source.startswith("USD an hour by cloudbilling.googleapis.com, asked on 2")
     assert "400 x 0.000100 Balanced PD Capacity (since 2026-10-01) + 24 x " in found.detail
 
@@ -335,8 +335,8 @@ def test_no_price_is_written_in_the_program() -> None:
         ([], "hf_revoked", FAILED, "refuses the token of $HF_TOKEN"),
         (["modelRevision=" + "0f" * 20], HUB_TOKEN, FAILED, "has no revision 0f0f"),
         (["model=acme/typo"], HUB_TOKEN, FAILED, "shows no acme/typo"),
-        (["hubEndpoint=http://127.0.0.1:9"], HUB_TOKEN, NOT_CHECKED, "no answer from http://127.0.0.1:9"),
-        (["modelSource=host", "modelRevision=", "hubToken="], HUB_TOKEN, NOT_CHECKED, "modelSource is host"),
+        (["hfEndpoint=http://127.0.0.1:9"], HUB_TOKEN, NOT_CHECKED, "no answer from http://127.0.0.1:9"),
+        (["modelSource=host", "modelRevision=", "hfToken="], HUB_TOKEN, NOT_CHECKED, "modelSource is host"),
     ],
 )
 def test_the_model_on_the_hub(

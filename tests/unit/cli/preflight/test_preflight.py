@@ -62,7 +62,7 @@ def test_offline_it_says_what_it_could_not_check(cloud: Cloud, monkeypatch: pyte
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setattr(preflight, "GOOGLE_BASE", f"http://127.0.0.1:{closed.getsockname()[1]}")
-        result = invoked("--set", "hubEndpoint=http://127.0.0.1:9")
+        result = invoked("--set", "hfEndpoint=http://127.0.0.1:9")
     *checks, last = result.stdout.splitlines()
     assert result.exit_code == 0
     assert all(line.startswith("not checked ") for line in checks)
@@ -169,7 +169,12 @@ def test_a_virtual_machines_own_account_has_no_name_yet(monkeypatch: pytest.Monk
         ("here", [], 2, "--stack here: its target is not gcp"),
         ("nowhere", [], 2, "there is no stack nowhere"),
         ("cloud", ["--set", "zone"], 2, "write --set KEY=VALUE"),
-        ("cloud", ["--set", "zone=us-west1-b", "--set", "capacity=best"], 2, "2 settings are wrong in stack cloud"),
+        (
+            "cloud",
+            ["--set", "zone=us-west1-b", "--set", "parked=maybe"],
+            2,
+            "2 settings are wrong in stack cloud",
+        ),
     ],
 )
 def test_what_it_can_not_work_with_is_told(

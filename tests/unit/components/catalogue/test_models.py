@@ -14,7 +14,6 @@ from components.settings.stack import SettingsError, defaults, parse_settings
 
 CATALOGUE = load_catalogue()
 MODELS = list(CATALOGUE.models.values())
-REHEARSAL = [model for model in MODELS if model.name.startswith("rehearsal/")]
 NO_SECRETS: Any = dict.fromkeys(SECRETS)
 
 FITS_TWO_80_GIB_GPUS = {
@@ -41,8 +40,8 @@ def test_the_least_vllm_is_a_version(model: Model) -> None:
 @every_model
 def test_the_size_is_positive(model: Model) -> None:
     assert model.weights_gb > 0
-    assert model.context_tokens is not None
-    assert model.context_tokens > 0
+    assert model.max_model_len is not None
+    assert model.max_model_len > 0
 
 
 @every_model
@@ -52,8 +51,8 @@ def test_the_connector_sends_tools_only_where_a_parser_takes_them(model: Model) 
 
 @every_model
 def test_a_models_arguments_are_none_of_the_programs_own(model: Model) -> None:
-    problems = Problems({"vllmArguments": json.dumps(list(model.vllm_arguments))}, defaults())
-    model_checks.vllm_arguments(problems)
+    problems = Problems({"vllmExtraArgs": json.dumps(list(model.vllm_extra_args))}, defaults())
+    model_checks.vllm_extra_args(problems)
     assert not problems.found
 
 
@@ -62,8 +61,8 @@ def test_a_chat_template_is_a_path_inside_the_image(model: Model) -> None:
     assert model.chat_template is None or model.chat_template.startswith("/vllm-workspace/examples/")
 
 
-def test_all_models_but_the_rehearsals_are_known_to_fit_or_not() -> None:
-    assert set(FITS_TWO_80_GIB_GPUS) == {model.name for model in MODELS} - {model.name for model in REHEARSAL}
+def test_every_model_is_known_to_fit_two_gpus_or_not() -> None:
+    assert set(FITS_TWO_80_GIB_GPUS) == {model.name for model in MODELS}
 
 
 @pytest.mark.parametrize(("name", "fits"), FITS_TWO_80_GIB_GPUS.items())
@@ -72,15 +71,15 @@ def test_a_model_is_refused_exactly_where_it_does_not_fit(
 ) -> None:
     values = values_of("gpu", model=name, gpuCount=2, gpuMemoryGib=80)
     if fits:
-        parse_settings(values, "gpu", NO_SECRETS, CATALOGUE)
+        parse_settings(values, "gpu", NO_SECRETS)
         return
     with pytest.raises(SettingsError, match="2 x 80 GiB at 90 % are 144 GiB"):
-        parse_settings(values, "gpu", NO_SECRETS, CATALOGUE)
+        parse_settings(values, "gpu", NO_SECRETS)
 
 
 @pytest.mark.parametrize("name", FITS_TWO_80_GIB_GPUS)
 def test_elastics_assistants_have_the_context_they_need(name: str) -> None:
-    assert (CATALOGUE.models[name].context_tokens or 0) >= 64_000
+    assert (CATALOGUE.models[name].max_model_len or 0) >= 64_000
 
 
 def test_a_model_of_an_unknown_family_has_no_parser() -> None:

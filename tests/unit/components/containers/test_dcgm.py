@@ -40,8 +40,8 @@ def test_it_waits_for_the_gpus(program: Program) -> None:
 
 def test_the_agent_reads_it(program: Program, program_of: Callable[..., Program]) -> None:
     address = f"http://127.0.0.1:{DCGM_PORT}"
-    assert address in program.outputs["agentPolicy"]
-    assert address not in program_of("gpu").outputs["agentPolicy"]
+    assert address in program.outputs["elasticAgentPolicy"]
+    assert address not in program_of("gpu").outputs["elasticAgentPolicy"]
 
 
 def test_without_gpus_there_is_nothing_for_it_to_see(settle: Callable[..., Settings]) -> None:

@@ -107,7 +107,7 @@ def test_vllm_is_made_again_by_hand_only_after_it_was_removed(program: Program) 
 
 
 def test_nothing_secret_is_in_its_words(program_of: Callable[..., Program]) -> None:
-    program = program_of("gpu", **ON_PODMAN, hubToken="hf_canary0123")
+    program = program_of("gpu", **ON_PODMAN, hfToken="hf_canary0123")
     assert "canary" not in " ".join(words(program))
 
 

@@ -105,9 +105,9 @@ def test_every_stream_has_an_id_of_its_own() -> None:
 def test_it_looks_where_nginx_writes(program_of: Callable[..., Program]) -> None:
     program = program_of("local")
     mounted = [each["hostPath"] for each in program.resources["nginx-container"].inputs["volumes"]]
-    text = program.outputs["agentPolicy"]
+    text = program.outputs["elasticAgentPolicy"]
     assert "/var/log/elastic-vllm/local/access.log*" in text
     assert "/var/log/elastic-vllm/local" in mounted
     assert "http+unix:///var/lib/elastic-vllm/local/metrics/nginx.sock" in text
     assert "/var/lib/elastic-vllm/local/metrics" in mounted
-    assert "agentPolicy" not in program.secret_outputs
+    assert "elasticAgentPolicy" not in program.secret_outputs

@@ -29,44 +29,44 @@ ENDPOINT = ElasticEndpoint(
     url="https://llm.example.com/v1/chat/completions",
     key=KEY,
     model="elastic-llm",
-    context_tokens=131072,
+    max_model_len=131072,
     native_function_calling=True,
     ca_certificate=CA,
 )
-WITH_KEY = {"connectorApiKey", "kibanaConnector", "inferenceEndpoint", "preconfiguredConnector"}
+WITH_KEY = {"connectorApiKey", "kibanaConnectorRequest", "inferenceEndpointRequest", "preconfiguredConnectorYml"}
 
 
 @pytest.mark.parametrize("base", ["local", "prod"])
 def test_what_elastic_is_told_is_as_reviewed(base: str, outputs_of: Outputs, golden: Golden) -> None:
     told = outputs_of(base)
-    golden(f"elastic/{base}-connector.json", json.dumps(told["kibanaConnector"], indent=2) + "\n")
-    golden(f"elastic/{base}-inference-endpoint.json", json.dumps(told["inferenceEndpoint"], indent=2) + "\n")
-    golden(f"elastic/{base}-kibana.yml", told["kibanaSettings"])
-    golden(f"elastic/{base}-preconfigured.yml", told["preconfiguredConnector"])
+    golden(f"elastic/{base}-connector.json", json.dumps(told["kibanaConnectorRequest"], indent=2) + "\n")
+    golden(f"elastic/{base}-inference-endpoint.json", json.dumps(told["inferenceEndpointRequest"], indent=2) + "\n")
+    golden(f"elastic/{base}-kibana.yml", told["kibanaYml"])
+    golden(f"elastic/{base}-preconfigured.yml", told["preconfiguredConnectorYml"])
 
 
 def test_elastic_accepts_what_every_stack_tells_it(program: Program) -> None:
     told = program.outputs
     # The mocks' CA is no certificate.
-    settings = told["kibanaSettings"].replace("certificate certificate-ca", "-----BEGIN CERTIFICATE-----")
-    assert schemas.problems(schemas.CONNECTOR, told["kibanaConnector"]) == []
-    assert schemas.problems(schemas.INFERENCE_ENDPOINT, told["inferenceEndpoint"]) == []
+    settings = told["kibanaYml"].replace("certificate certificate-ca", "-----BEGIN CERTIFICATE-----")
+    assert schemas.problems(schemas.CONNECTOR, told["kibanaConnectorRequest"]) == []
+    assert schemas.problems(schemas.INFERENCE_ENDPOINT, told["inferenceEndpointRequest"]) == []
     assert schemas.kibana_yml_problems(settings) == []
-    assert schemas.kibana_yml_problems(settings + told["preconfiguredConnector"]) == []
+    assert schemas.kibana_yml_problems(settings + told["preconfiguredConnectorYml"]) == []
 
 
 def test_every_output_with_the_key_is_secret_and_waits_for_the_endpoint(program: Program) -> None:
     ready = {"vllm-ready", "nginx-ready"}
-    with_key = WITH_KEY | {"acceptedKeys"}  # which is not for clients
+    with_key = WITH_KEY | {"_internal"}  # which is not for clients
     assert {name for name, value in program.outputs.items() if KEY in json.dumps(value)} == with_key
     assert program.secret_outputs >= with_key
-    assert not [name for name in WITH_KEY | {"kibanaSettings"} if not ready <= program.outputs_wait_for[name]]
+    assert not [name for name in WITH_KEY | {"kibanaYml"} if not ready <= program.outputs_wait_for[name]]
 
 
 def test_what_holds_the_key_is_secret_even_where_the_key_came_in_the_clear() -> None:
     def main() -> None:
-        product = ElasticProduct(url="", key=pulumi.Output.secret(""), adopt="")
-        nowhere = ElasticSettings(kibana=product, space="", test=False, elasticsearch=product, ca="")
+        product = ElasticProduct(url="", key=pulumi.Output.secret(""))
+        nowhere = ElasticSettings(kibana=product, space="", elasticsearch=product, ca="")
         args = ElasticConnectorArgs(
             name="elastic-vllm-prod",
             host="llm.example.com",
@@ -74,7 +74,7 @@ def test_what_holds_the_key_is_secret_even_where_the_key_came_in_the_clear() -> 
             key=KEY,
             ca_certificate=CA,
             model="elastic-llm",
-            context_tokens=0,
+            max_model_len=0,
             native_function_calling=True,
             ready=(),
             elastic=nowhere,
@@ -93,29 +93,30 @@ def test_what_holds_the_key_is_secret_even_where_the_key_came_in_the_clear() -> 
 
 
 def test_the_outputs_name_what_is_served(outputs_of: Outputs) -> None:
-    told = outputs_of("prod", keyVersion=2, httpsPort=8443, modelAlias="assistant")
+    told = outputs_of("prod", keys={"default": [2, 1]}, httpsPort=8443, servedModelName="assistant")
     url = "https://llm.example.com:8443/v1/chat/completions"
-    config, settings = told["kibanaConnector"]["config"], told["inferenceEndpoint"]["service_settings"]
+    config, settings = told["kibanaConnectorRequest"]["config"], told["inferenceEndpointRequest"]["service_settings"]
+    assert (told["endpointUrl"], told["connectorUrl"]) == ("https://llm.example.com:8443/v1", url)
     assert (config["apiUrl"], config["defaultModel"]) == (url, "assistant") == (settings["url"], settings["model_id"])
-    assert told["kibanaConnector"]["secrets"]["apiKey"] == key_of("key-v2") == settings["api_key"]
-    assert "url: https://llm.example.com:8443\n" in told["kibanaSettings"]
+    assert told["kibanaConnectorRequest"]["secrets"]["apiKey"] == key_of("key-v2") == settings["api_key"]
+    assert "url: https://llm.example.com:8443\n" in told["kibanaYml"]
 
 
 @pytest.mark.parametrize(
     ("overrides", "tokens"),
     [
         ({}, 131072),
-        ({"contextTokens": 65536}, 65536),
+        ({"maxModelLen": 65536}, 65536),
         ({"model": "acme/Own", "weightsGb": 10}, 0),
-        ({"model": "acme/Own", "weightsGb": 10, "contextTokens": 8192}, 8192),
+        ({"model": "acme/Own", "weightsGb": 10, "maxModelLen": 8192}, 8192),
     ],
 )
 def test_the_context_length_is_what_is_served(
     overrides: dict[str, Any], tokens: int, program_of: Callable[..., Program]
 ) -> None:
     told = program_of("gpu", **overrides).outputs
-    assert told["contextTokens"] == tokens
-    assert told["kibanaConnector"]["config"].get("contextWindowLength", 0) == tokens
+    assert told["maxModelLen"] == tokens
+    assert told["kibanaConnectorRequest"]["config"].get("contextWindowLength", 0) == tokens
 
 
 @pytest.mark.parametrize(
@@ -124,13 +125,13 @@ def test_the_context_length_is_what_is_served(
 def test_tools_are_sent_only_to_a_model_that_has_them(
     arguments: list[str], expected: bool, program_of: Callable[..., Program]
 ) -> None:
-    told = program_of("gpu", model="acme/Own", weightsGb=10, vllmArguments=arguments).outputs
-    assert told["kibanaConnector"]["config"]["enableNativeFunctionCalling"] is expected
+    told = program_of("gpu", model="acme/Own", weightsGb=10, vllmExtraArgs=arguments).outputs
+    assert told["kibanaConnectorRequest"]["config"]["enableNativeFunctionCalling"] is expected
 
 
 @pytest.mark.parametrize("model", load_catalogue().models.values(), ids=lambda model: str(model.name))
 def test_the_catalogue_says_what_a_connector_needs(model: Any) -> None:
-    assert model.context_tokens
+    assert model.max_model_len
     assert model.native_function_calling == bool(model.tool_call_parser)
 
 

@@ -53,12 +53,12 @@ def struct(elastic: Elastic, model: str = "elastic-llm", key: str = ADMIN) -> st
         url="https://llm.example.com/v1/chat/completions",
         key=KEY,
         model=model,
-        context_tokens=131072,
+        max_model_len=131072,
         native_function_calling=True,
         ca_certificate="",
     )
     body = resources.as_text(payloads.kibana_connector(endpoint))
-    props: dict[str, Any] = {"url": elastic.address, "key": key, "ca": "", "id": ID, "adopt": False, "space": ""}
+    props: dict[str, Any] = {"url": elastic.address, "key": key, "ca": "", "id": ID, "space": ""}
     inputs = struct_pb2.Struct()
     inputs.update({**props, "body": body, PROVIDER_KEY: serialize_provider(resources.KibanaConnectorProvider())})
     return inputs

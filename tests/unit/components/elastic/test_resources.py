@@ -19,11 +19,7 @@ from tests.unit.components.elastic.conftest import KEY, failure
 
 NAME = "elastic-vllm-prod"
 ID = payloads.connector_id(NAME)
-CONNECTOR, INFERENCE, TEST = (
-    resources.KibanaConnectorProvider(),
-    resources.InferenceEndpointProvider(),
-    resources.KibanaTestProvider(),
-)
+CONNECTOR, INFERENCE = resources.KibanaConnectorProvider(), resources.InferenceEndpointProvider()
 BOTH = pytest.mark.parametrize("provider", [CONNECTOR, INFERENCE], ids=["connector", "inference"])
 
 
@@ -34,7 +30,7 @@ def endpoint(key: str = KEY, model: str = "elastic-llm", host: str = "llm.exampl
         url=url,
         key=key,
         model=model,
-        context_tokens=65536,
+        max_model_len=65536,
         native_function_calling=True,
         ca_certificate="",
     )
@@ -52,7 +48,6 @@ def props(elastic: Elastic, provider: ResourceProvider, **changes: Any) -> dict[
         "url": elastic.address,
         "key": ADMIN,
         "ca": "",
-        "adopt": False,
         **place,
         "body": resources.as_text(make(endpoint(**about))),
         **changes,
@@ -160,50 +155,13 @@ def test_a_connector_is_made_in_its_space(elastic: Elastic) -> None:
     assert list(elastic.connectors) == [("ai", ID)]
 
 
-# Taking over
-
-
 @BOTH
-def test_naming_what_the_stack_made_itself_deletes_nothing(elastic: Elastic, provider: ResourceProvider) -> None:
-    before, after = props(elastic, provider), props(elastic, provider, adopt=True)
-    made = provider.create(before)
-    difference = provider.diff(made.id, before, after)
-    assert (difference.changes, difference.replaces) == (True, [])
-    provider.update(made.id, before, after)
-    assert held(elastic, provider) == json.loads(after["body"])
-
-
-@BOTH
-def test_one_that_is_there_is_not_touched_unless_it_is_to_be_taken_over(
-    elastic: Elastic, provider: ResourceProvider
-) -> None:
+def test_one_of_another_origin_is_left_alone_and_refused(elastic: Elastic, provider: ResourceProvider) -> None:
     provider.create(props(elastic, provider, model="theirs"))
     there = json.dumps(held(elastic, provider))
-    said = failure(lambda: provider.create(props(elastic, provider)))
-    setting = "inferenceEndpointId" if provider is INFERENCE else "kibanaConnectorId"
-    assert f"set {setting} to {props(elastic, provider)['id']} to take it over" in said
+    message = failure(lambda: provider.create(props(elastic, provider)))
+    assert f"{props(elastic, provider)['id']}, which is not in this stack's state: delete it" in message
     assert json.dumps(held(elastic, provider)) == there
-
-
-@BOTH
-def test_one_that_is_taken_over_is_changed_and_stays_at_the_end(elastic: Elastic, provider: ResourceProvider) -> None:
-    provider.create(props(elastic, provider, model="theirs"))
-    wanted = props(elastic, provider, adopt=True)
-    provider.create(wanted)
-    assert held(elastic, provider) == json.loads(wanted["body"])
-    provider.delete(wanted["id"], wanted)
-    assert held(elastic, provider) == json.loads(wanted["body"])
-
-
-@BOTH
-def test_one_to_take_over_must_be_there(elastic: Elastic, provider: ResourceProvider) -> None:
-    said = failure(lambda: provider.create(props(elastic, provider, adopt=True)))
-    assert "or leave it empty to have one made" in said
-
-
-def test_only_an_openai_connector_can_be_taken_over(elastic: Elastic) -> None:
-    elastic.connectors["default", ID] = {"name": "x", "connector_type_id": ".email", "config": {}}
-    assert "is a .email, no .gen-ai" in failure(lambda: CONNECTOR.create(props(elastic, CONNECTOR, adopt=True)))
 
 
 # Refusals
@@ -393,24 +351,10 @@ def test_the_key_alone_is_changed_without_a_gap(elastic: Elastic) -> None:
     assert elastic.requests[1].endswith("/_update")
 
 
-# Kibana's own test
-
-
-def test_a_connector_that_kibana_cannot_use_is_said(elastic: Elastic) -> None:
-    wanted = props(elastic, CONNECTOR)
-    CONNECTOR.create(wanted)
-    TEST.create(wanted)
-    elastic.calls_endpoint = True
-    CONNECTOR.update(ID, wanted, props(elastic, CONNECTOR, host="127.0.0.1:9"))
-    said = failure(lambda: TEST.update(ID, wanted, wanted))
-    assert "Kibana's own test of the connector failed" in said
-    assert "kibanaSettings" in said
-
-
 # How Pulumi keeps them
 
 
-@pytest.mark.parametrize("provider", [CONNECTOR, INFERENCE, TEST])
+@pytest.mark.parametrize("provider", [CONNECTOR, INFERENCE])
 def test_a_provider_is_kept_by_its_name_so_that_changing_it_is_no_difference(provider: ResourceProvider) -> None:
     kept = base64.b64decode(serialize_provider(provider))
     assert len(kept) < 200

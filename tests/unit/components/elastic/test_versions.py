@@ -16,7 +16,7 @@ ENDPOINT = ElasticEndpoint(
     url="https://llm.example.com/v1/chat/completions",
     key="0" * 64,
     model="elastic-llm",
-    context_tokens=131072,
+    max_model_len=131072,
     native_function_calling=True,
     ca_certificate="",
 )

@@ -94,14 +94,14 @@ def test_names_fit_for_the_longest_stack_name(name: str, values_of: Values) -> N
 
 
 def test_the_endpoint_is_open_to_everyone_only_in_these_words(program_of: Programs) -> None:
-    program = program_of("prod", httpsSources=["0.0.0.0/0"])
+    program = program_of("prod", httpsSourceRanges=["0.0.0.0/0"])
     opened = [f.name for f in program.of_type(FIREWALL) if "0.0.0.0/0" in f.inputs["sourceRanges"]]
     assert opened == ["network-https"]
 
 
 def test_the_given_ranges_may_connect_and_no_others(prod: Program) -> None:
     let_in = {(*ports(f), *f.inputs["sourceRanges"]) for f in prod.of_type(FIREWALL)}
-    assert let_in == {("443", *FILLED_IN["httpsSources"]), ("22", *FILLED_IN["sshSources"])}
+    assert let_in == {("443", *FILLED_IN["httpsSourceRanges"]), ("22", *FILLED_IN["sshSourceRanges"])}
 
 
 def test_another_port_is_let_in_instead(program_of: Programs) -> None:
@@ -189,14 +189,15 @@ def test_the_own_network_has_no_subnetworks_but_ours(prod: Program) -> None:
 def test_parked_there_is_no_vm_and_nothing_on_it(program_of: Programs) -> None:
     program = program_of("prod", parked=True)
     assert {r.name for r in program.leaves} == KEPT_WHILE_PARKED
-    assert program.outputs["parked"] is True
+    assert program.outputs["_internal"]["parked"] is True
 
 
 @pytest.mark.parametrize("stack", ON_GOOGLE)
 def test_parked_url_key_and_certificate_stay(stack: str, program_of: Programs) -> None:
     up, parked = program_of(stack).outputs, program_of(stack, parked=True).outputs
     # There is no machine to reach.
-    assert parked == {**up, "parked": True, "ssh": None, "agentPolicy": None}
+    internal = {**up["_internal"], "parked": True, "ssh": None}
+    assert parked == {**up, "_internal": internal, "elasticAgentPolicy": None}
 
 
 # Order

@@ -33,7 +33,7 @@ def instance_of(program: Program) -> Registered:
     [
         ({}, {"provisioningModel": "STANDARD", "automaticRestart": True}),
         (
-            {"capacity": "spot"},
+            {"provisioningModel": "SPOT"},
             {
                 "provisioningModel": "SPOT",
                 "preemptible": True,
@@ -42,21 +42,26 @@ def instance_of(program: Program) -> Registered:
             },
         ),
         (
-            {"capacity": "flex-start", "maxRunHours": 24},
+            {"provisioningModel": "FLEX_START"},
             {
                 "provisioningModel": "FLEX_START",
                 "automaticRestart": False,
                 "instanceTerminationAction": "DELETE",
-                "maxRunDuration": {"seconds": 86400},
+                "maxRunDuration": {"seconds": 168 * 3600},
             },
         ),
         (
-            {"capacity": "reservation", "reservation": "first"},
-            {"provisioningModel": "STANDARD", "automaticRestart": True},
+            {"provisioningModel": "RESERVATION_BOUND", "reservation": "first"},
+            {
+                "provisioningModel": "RESERVATION_BOUND",
+                "automaticRestart": True,
+                "instanceTerminationAction": "DELETE",
+            },
         ),
+        ({"reservation": "first"}, {"provisioningModel": "STANDARD", "automaticRestart": True}),
     ],
 )
-def test_each_capacity_is_scheduled_so(
+def test_each_provisioning_model_has_its_scheduling(
     overrides: dict[str, Any], expected: dict[str, Any], program_of: Programs
 ) -> None:
     inputs = instance_of(program_of("prod", **overrides)).inputs
@@ -65,7 +70,7 @@ def test_each_capacity_is_scheduled_so(
 
 
 def test_a_reservation_is_the_named_one(program_of: Programs) -> None:
-    program = program_of("prod", capacity="reservation", reservation="first")
+    program = program_of("prod", reservation="first")
     assert instance_of(program).inputs["reservationAffinity"] == {
         "type": "SPECIFIC_RESERVATION",
         "specificReservation": {"key": "compute.googleapis.com/reservation-name", "values": ["first"]},
@@ -73,7 +78,7 @@ def test_a_reservation_is_the_named_one(program_of: Programs) -> None:
 
 
 def test_flex_start_is_waited_for(program_of: Programs, prod: Program) -> None:
-    program = program_of("prod", capacity="flex-start", maxRunHours=24)
+    program = program_of("prod", provisioningModel="FLEX_START")
     assert instance_of(program).create_timeout == FLEX_START_WAIT
     assert not instance_of(prod).create_timeout
 
@@ -98,7 +103,7 @@ def test_disks_are_of_a_kind_that_the_machine_type_takes(
 
 
 def test_labels_are_on_the_vm_and_both_disks(program_of: Programs) -> None:
-    program = program_of("prod", labels=["team=search", "cost="])
+    program = program_of("prod", labels={"team": "search", "cost": ""})
     (disk,), instance = program.of_type(DISK), instance_of(program)
     labels = [disk.inputs["labels"], instance.inputs["labels"]]
     labels.append(instance.inputs["bootDisk"]["initializeParams"]["labels"])

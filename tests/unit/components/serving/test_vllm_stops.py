@@ -24,12 +24,12 @@ WAITS = ENDS.replace("exit 3", "")
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     groups = []
 
-    def started(vllm: str, abort_seconds: float, *extra_arguments: str) -> subprocess.Popen[str]:
+    def started(vllm: str, abort_seconds: float, *extra_args: str) -> subprocess.Popen[str]:
         monkeypatch.setattr(vllm_server, "ABORT_SECONDS", abort_seconds)
         program = tmp_path / "python3"
         program.write_text(f"#!/bin/sh\n{vllm}\n")
         program.chmod(0o755)
-        *shell, _ = vllm_server.entrypoint(extra_arguments)
+        *shell, _ = vllm_server.entrypoint(extra_args)
         path = f"{tmp_path}:{os.environ['PATH']}"
         command = [*shell, str(tmp_path / "vllm.sock"), "--model", "/model"]
         process = subprocess.Popen(

@@ -25,16 +25,14 @@ def order(program: Program, part: str) -> dict[str, Any]:
 
 # base, settings beside it, the setting that is told, cause, fix
 WRONG: list[Any] = [
-    ("local", {"artifacts": "disk"}, "artifacts", "unknown value", "use network or bundle"),
-    ("local", {"bundle": "/media/bundle"}, "bundle", "set, but artifacts is not bundle", "set artifacts to bundle"),
-    ("local", {"bundleKey": "k"}, "bundleKey", "set, but artifacts is not bundle", "set artifacts to bundle"),
-    ("local", {"bundleOnHost": "/b"}, "bundleOnHost", "set, but artifacts is not bundle", "set artifacts to bundle"),
-    ("airgap", {"bundle": ""}, "bundle", "not set", "give the bundle's directory on this machine"),
+    ("local", {"bundleKey": "k"}, "bundleKey", "set, but bundle is not", "set bundle to the bundle's directory"),
+    ("local", {"bundleOnHost": "/b"}, "bundleOnHost", "set, but bundle is not", "set bundle to the bundle's directory"),
+    ("airgap", {"bundle": ""}, "bundleKey", "set, but bundle is not", "set bundle to the bundle's directory"),
     ("airgap", {"bundle": "/nonexistent"}, "bundle", "there is no manifest.json", "give the directory that holds it"),
-    ("airgap", {"bundleKey": ""}, "bundleKey", "not set", "or 'unsigned' to take a bundle that nobody vouches for"),
+    ("airgap", {"bundleKey": ""}, "bundleKey", "not set", "or 'unsigned' to accept an unsigned bundle"),
     ("airgap", {"bundleKey": "/nonexistent"}, "bundleKey", "no such file", "the file of the signer's public key"),
-    ("airgap", {"bundleOnHost": "disk"}, "bundleOnHost", "not of the expected form", "give an absolute path"),
-    ("airgap", {"hubToken": "hf_x"}, "hubToken", "nothing is downloaded with a bundle", "remove it"),
+    ("airgap", {"bundleOnHost": "disk"}, "bundleOnHost", "invalid format", "give an absolute path"),
+    ("airgap", {"hfToken": "hf_x"}, "hfToken", "nothing is downloaded with a bundle", "remove it"),
     ("airgap", {"modelRevision": "1" * 40}, "modelRevision", "the bundle has 95a6d26c", "remove it"),
     ("airgap", {"vllmImage": f"vllm:v0.33.0{DIGEST}"}, "vllmImage", "the bundle has docker.io/vllm", "remove it"),
     (
@@ -42,7 +40,7 @@ WRONG: list[Any] = [
         {"tls": "letsencrypt", "endpointHost": "llm.example.com"},
         "tls",
         "nobody can be asked for a certificate without a network",
-        "use self-signed or provided",
+        "use private-ca or provided",
     ),
 ]
 
@@ -56,9 +54,9 @@ def test_a_wrong_setting_is_told_with_cause_and_fix(
 
 
 def test_a_bundle_is_for_a_server_that_exists(settle: Callable[..., Settings], bundle: Path) -> None:
-    settings = {"artifacts": "bundle", "bundle": str(bundle), "bundleKey": "unsigned", "modelRevision": ""}
+    settings = {"bundle": str(bundle), "bundleKey": "unsigned", "modelRevision": ""}
     (problem,) = found(lambda: settle("prod", settings))
-    assert problem.startswith("artifacts = 'bundle': a bundle is for a server that exists")
+    assert problem == f"bundle = '{bundle}': set, but target is gcp; set target to existing, or remove it"
 
 
 def test_an_unfinished_bundle_is_refused(settle: Callable[..., Settings], tmp_path: Path) -> None:

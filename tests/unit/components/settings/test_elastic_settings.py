@@ -31,16 +31,13 @@ WRONG: list[Any] = [
     ({"elasticsearchUrl": "https://x"}, "elasticsearchApiKey", "not set, but elasticsearchUrl is", "API key"),
     ({"kibanaApiKey": "abc"}, "kibanaApiKey", "there is no kibanaUrl", "set kibanaUrl"),
     ({"kibanaSpace": "ai"}, "kibanaSpace", "there is no kibanaUrl", "set kibanaUrl"),
-    ({"kibanaTest": True}, "kibanaTest", "there is no kibanaUrl", "set kibanaUrl"),
-    ({"inferenceEndpointId": "x"}, "inferenceEndpointId", "there is no elasticsearchUrl", "set elasticsearchUrl"),
     ({**KIBANA, "kibanaUrl": "kibana.example.com"}, "kibanaUrl", "not a URL", "https://HOST"),
     ({**KIBANA, "kibanaUrl": "http://kibana.example.com"}, "kibanaUrl", "unencrypted", "https://"),
     ({**KIBANA, "kibanaUrl": "https://me:pw@k.example.com"}, "kibanaUrl", "has a user", "https://HOST"),
     ({**KIBANA, "kibanaUrl": "https://k.example.com/s/ai"}, "kibanaUrl", "names a space", "kibanaSpace"),
     ({**KIBANA, "kibanaUrl": "https://k/api/actions"}, "kibanaUrl", "address of an API", "the product itself"),
     ({**KIBANA, "kibanaUrl": "https://k:99999"}, "kibanaUrl", "not a URL", "https://HOST"),
-    ({**KIBANA, "kibanaSpace": "My Space"}, "kibanaSpace", "expected form", "/s/SPACE"),
-    ({**KIBANA, "kibanaConnectorId": "a b"}, "kibanaConnectorId", "expected form", "leave it empty"),
+    ({**KIBANA, "kibanaSpace": "My Space"}, "kibanaSpace", "invalid format", "/s/SPACE"),
     ({**KIBANA, "kibanaApiKey": "two words"}, "kibanaApiKey", "holds spaces", "`encoded`"),
     ({**KIBANA, "elasticDeployment": "cloud"}, "elasticDeployment", "unknown value", "serverless"),
     ({**KIBANA, "elasticCa": "/no/such.pem"}, "elasticCa", "neither PEM nor a file", "path"),
@@ -66,13 +63,13 @@ def test_what_cannot_work_is_refused(settle: Settle, given: dict[str, Any], key:
     "given",
     [
         {},
-        KIBANA | {"kibanaSpace": "ai", "kibanaTest": True, "kibanaConnectorId": "my-own_1"},
+        KIBANA | {"kibanaSpace": "ai"},
         KIBANA | {"kibanaUrl": "http://127.0.0.1:5601/base/"},
         KIBANA | {"elasticDeployment": "hosted"},
         KIBANA | ELASTICSEARCH,
         KIBANA | {"elasticDeployment": "serverless", "clientCertificates": ["kibana"]},
         {**PUBLIC, "acmeServer": "production"},
-        {"modelAlias": ""},
+        {"servedModelName": ""},
     ],
 )
 def test_what_can_work_is_not(settle: Settle, given: dict[str, Any]) -> None:
@@ -96,12 +93,11 @@ def test_nothing_is_made_in_elastic_unless_asked_for(program: Program) -> None:
 
 
 def test_what_is_made_waits_for_the_endpoint_and_keeps_its_secrets(program_of: Programs) -> None:
-    program = program_of("local", **KIBANA, **ELASTICSEARCH, kibanaTest=True)
-    made = {name: program.resources[f"connector-{name}"] for name in ("kibana", "inference", "kibana-test")}
+    program = program_of("local", **KIBANA, **ELASTICSEARCH)
+    made = {name: program.resources[f"connector-{name}"] for name in ("kibana", "inference")}
     for resource in made.values():
         assert {"vllm-ready", "nginx-ready"} <= program.waits_for(resource.name)
         assert {name for name, value in resource.inputs.items() if isinstance(value, Secret)} == KEPT
-    assert "connector-kibana" in program.waits_for("connector-kibana-test")
     assert program.outputs["kibanaConnectorId"] == made["kibana"].inputs["id"]
     assert program.outputs["inferenceEndpointId"] == made["inference"].inputs["id"] == "elastic-vllm-local"
 
@@ -122,9 +118,9 @@ def test_nothing_is_made_in_elastic_while_parked(program_of: Programs) -> None:
 
 
 def test_without_an_alias_connectors_ask_for_the_model_itself(program_of: Programs) -> None:
-    program = program_of("local", modelAlias="")
+    program = program_of("local", servedModelName="")
     model = program.outputs["model"]
-    assert program.outputs["kibanaConnector"]["config"]["defaultModel"] == model
+    assert program.outputs["kibanaConnectorRequest"]["config"]["defaultModel"] == model
     command = program.resources["vllm-container"].inputs["command"]
     assert command[command.index("--served-model-name") + 1 :][:2] == [model, command[command.index(model) + 1]]
     assert command[command.index(model) + 1].startswith("-")

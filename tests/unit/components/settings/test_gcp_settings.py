@@ -21,52 +21,50 @@ BASTION = {"sshVia": "bastion", "bastion": "ops@bastion.example", "bastionHostKe
 NETWORK = {"network": "shared", "subnetwork": "llm"}
 PRIVATE = {"externalAddress": False}
 BASTION_FIX = "write e.g. ops@bastion.example.com:22"
-LABEL_FIX = "write NAME=VALUE"
+LABEL_FIX = "use lower-case letters, digits"
 
 # base, the setting, its value, the cause, the fix
 WRONG: list[Any] = [
     ("prod", "gcpProject", "", "not set", "set it to the project's id"),
-    ("prod", "gcpProject", "Acme Search", "not of the expected form", "6 to 30 of a-z"),
-    ("prod", "gcpProject", "a" * 31, "not of the expected form", "6 to 30 of a-z"),
-    ("prod", "zone", "us-central1", "not of the expected form", "e.g. us-central1-a"),
+    ("prod", "gcpProject", "Acme Search", "invalid format", "6 to 30 of a-z"),
+    ("prod", "gcpProject", "a" * 31, "invalid format", "6 to 30 of a-z"),
+    ("prod", "zone", "us-central1", "invalid format", "e.g. us-central1-a"),
     ("prod", "zone", "us-west1-a", "has no a2-ultragpu-2g", "asia-southeast1-c, europe-west4-a, us-central1-a"),
-    ("prod", "machineType", "a2-ultragpu-3g", "no machine type with GPUs", "use a2-ultragpu-1g, a2-ultragpu-2g"),
-    ("prod", "machineType", "n2-standard-8", "no machine type with GPUs", "use a2-ultragpu-1g"),
+    ("prod", "machineType", "a2-ultragpu-3g", "unknown GPU machine type", "use a2-ultragpu-1g, a2-ultragpu-2g"),
+    ("prod", "machineType", "n2-standard-8", "unknown GPU machine type", "use a2-ultragpu-1g"),
     ("prod", "machineType", "a3-ultragpu-8g", "has no a3-ultragpu-8g", "use "),
-    ("prod", "machineType", "a3-highgpu-1g", "a3-highgpu-1g is not sold so", "use spot or flex-start"),
-    ("prod", "capacity", "preemptible", "unknown value", "use standard or spot or flex-start or reservation"),
-    ("prod", "capacity", "reservation", "not set, but capacity is reservation", "set it to the reservation's name"),
-    ("prod", "reservation", "first", "set, but capacity is standard", "set capacity to reservation"),
-    ("prod", "maxRunHours", "24", "set, but capacity is standard", "set capacity to flex-start"),
-    ("prod", "osImage", "debian", "unknown value", "use accelerator or plain"),
+    ("prod", "machineType", "a3-highgpu-1g", "a3-highgpu-1g is not sold so", "use SPOT or FLEX_START"),
+    ("prod", "provisioningModel", "PREEMPTIBLE", "unknown value", "use STANDARD or SPOT or FLEX_START or"),
+    ("prod", "provisioningModel", "RESERVATION_BOUND", "not set, but provisioningModel is", "the reservation's name"),
     ("prod", "vmImage", "", "not set", "run `scripts/elastic-vllm pin --stack STACK`"),
-    (
-        "prod",
-        "vmImage",
-        "projects/p/global/images/family/ubuntu-2404",
-        "not of the expected form",
-        "scripts/elastic-vllm pin",
-    ),
+    ("prod", "vmImage", "projects/p/global/images/family/ubuntu-2404", "invalid format", "scripts/elastic-vllm pin"),
     ("prod", "network", "shared", "set, but subnetwork is not", "name the subnetwork in the zone's region"),
     ("prod", "subnetwork", "llm", "set, but network is not", "name the VPC that it is in"),
-    ("prod", "subnetCidr", "10.10.0.0", "not usable for a subnetwork", "use a private IPv4 range of /29 to /8"),
-    ("prod", "subnetCidr", "10.10.0.1/24", "has host bits set", "use a private IPv4 range of /29 to /8"),
-    ("prod", "subnetCidr", "10.10.0.0/33", "no CIDR range", "use a private IPv4 range of /29 to /8"),
-    ("prod", "subnetCidr", "8.8.8.0/24", "not usable for a subnetwork", "use a private IPv4 range of /29 to /8"),
-    ("prod", "subnetCidr", "fd00::/64", "no CIDR range", "use a private IPv4 range of /29 to /8"),
     ("prod", "externalAddress", "no", "neither true nor false", "use true or false"),
-    ("prod", "httpsSources", "[]", "empty: nobody could use the endpoint", "give the CIDR ranges that Elastic"),
-    ("prod", "httpsSources", "198.51.100.0/24", "not a list of texts", RANGES_FIX),
-    ("prod", "httpsSources", '["198.51.100.0/33"]', "'198.51.100.0/33' is no CIDR range", RANGES_FIX),
-    ("prod", "httpsSources", '["198.51.100.7/24"]', "has host bits set", RANGES_FIX),
-    ("prod", "httpsSources", '["elastic.example"]', "'elastic.example' is no CIDR range", RANGES_FIX),
-    ("prod", "httpsSources", '["2001:db8::/32"]', "no CIDR range of IPv4", RANGES_FIX),
-    ("prod", "httpsSources", '["128.0.0.0/1"]', "lets in addresses that are not yours", "for everyone write 0.0.0.0/0"),
-    ("prod", "sshSources", '["0.0.0.0/0"]', "lets in addresses that are not yours", NARROWER),
-    ("prod", "sshSources", '["203.0.113.7/32", "0.0.0.0/1"]', "0.0.0.0/1 lets in", "a bastion, or sshVia: iap"),
-    ("prod", "sshSources", "[]", "empty: the VM could not be set up", "the CIDR range that this machine connects from"),
-    ("prod", "sshSources", '["203.0.113.7/3x"]', "no CIDR range", RANGES_FIX),
-    ("prod", "sshSources", "[7]", "not a list of texts", RANGES_FIX),
+    ("prod", "httpsSourceRanges", "[]", "empty: nobody could use the endpoint", "give the CIDR ranges that Elastic"),
+    ("prod", "httpsSourceRanges", "198.51.100.0/24", "not a list of texts", RANGES_FIX),
+    ("prod", "httpsSourceRanges", '["198.51.100.0/33"]', "'198.51.100.0/33' is not an IPv4 CIDR range", RANGES_FIX),
+    ("prod", "httpsSourceRanges", '["198.51.100.7/24"]', "has host bits set", RANGES_FIX),
+    ("prod", "httpsSourceRanges", '["elastic.example"]', "'elastic.example' is not an IPv4 CIDR range", RANGES_FIX),
+    ("prod", "httpsSourceRanges", '["2001:db8::/32"]', "not an IPv4 CIDR range", RANGES_FIX),
+    (
+        "prod",
+        "httpsSourceRanges",
+        '["128.0.0.0/1"]',
+        "lets in addresses that are not yours",
+        "for everyone write 0.0.0.0/0",
+    ),
+    ("prod", "sshSourceRanges", '["0.0.0.0/0"]', "lets in addresses that are not yours", NARROWER),
+    ("prod", "sshSourceRanges", '["203.0.113.7/32", "0.0.0.0/1"]', "0.0.0.0/1 lets in", "a bastion, or sshVia: iap"),
+    (
+        "prod",
+        "sshSourceRanges",
+        "[]",
+        "empty: the VM could not be set up",
+        "the CIDR range that this machine connects from",
+    ),
+    ("prod", "sshSourceRanges", '["203.0.113.7/3x"]', "not an IPv4 CIDR range", RANGES_FIX),
+    ("prod", "sshSourceRanges", "[7]", "not a list of texts", RANGES_FIX),
     ("prod", "sshUser", "root", "do not let root in", "e.g. elastic-vllm"),
     ("prod", "sshVia", "vpn", "unknown value", "use address or bastion or iap"),
     ("prod", "sshVia", "bastion", "not set, but sshVia is bastion", "write USER@HOST:PORT"),
@@ -79,20 +77,20 @@ WRONG: list[Any] = [
     ("prod", "bootDiskGb", "40", "out of range", "use 80 to 65536"),
     ("prod", "weightsDiskGb", "200 GB", "not a whole number", "use 10 to 65536"),
     ("prod", "weightsDiskGb", "40", "too small for mistralai/Mistral-Small", "or more"),
-    ("prod", "weightsDisk", "My Disk", "not of the expected form", "use the name of a disk in the zone"),
-    ("prod", "labels", '["team"]', "'team' is no label of Google Cloud", LABEL_FIX),
-    ("prod", "labels", '["Team=search"]', "'Team=search' is no label", LABEL_FIX),
-    ("prod", "labels", json.dumps(["a=" + "b" * 64]), "is no label", LABEL_FIX),
-    ("prod", "labels", '["team=a", "team=b"]', "team has two values", "leave one of them"),
-    ("prod", "labels", "team=search", "not a list of texts", 'write ["team=search"]'),
+    ("prod", "weightsDisk", "My Disk", "invalid format", "use the name of a disk in the zone"),
+    ("prod", "labels", '{"Team": "search"}', "Google Cloud allows no label Team: search", LABEL_FIX),
+    ("prod", "labels", json.dumps({"a": "b" * 64}), "Google Cloud allows no label a: bbb", LABEL_FIX),
+    ("prod", "labels", '{"centre": 7}', "the value of centre is not text", 'quote it: centre: "7"'),
+    ("prod", "labels", '["team=search", "tier=1"]', "not an object", "write labels: {team: search, tier: 1}"),
+    ("prod", "labels", "team=search", "not an object", "labels: {team: search}"),
     (
         "prod",
         "serviceAccount",
         "1-compute@developer.gserviceaccount.com",
-        "not of the expected form",
+        "invalid format",
         "use NAME@PROJECT",
     ),
-    ("dev", "deletionProtection", "true", "Google itself deletes a VM of capacity spot", "set it to false"),
+    ("dev", "deletionProtection", "true", "deletes a VM with provisioningModel SPOT", "set it to false"),
     ("prod", "gpuCount", "4", "has no effect with target gcp", "remove it"),
     ("prod", "host", "llm.example", "has no effect with target gcp", "remove it"),
     ("gpu", "zone", "us-central1-c", "has no effect with target existing", "set target to gcp"),
@@ -101,11 +99,11 @@ WRONG: list[Any] = [
 # Where the setting that is wrong with the value is another one.
 NAMED = {
     ("machineType", "a3-ultragpu-8g"): "zone",
-    ("machineType", "a3-highgpu-1g"): "capacity",
-    ("capacity", "reservation"): "reservation",
+    ("machineType", "a3-highgpu-1g"): "provisioningModel",
+    ("provisioningModel", "RESERVATION_BOUND"): "reservation",
     ("sshVia", "bastion"): "bastion",
-    ("sshVia", "iap"): "sshSources",
-    ("sshVia", "address"): "sshSources",
+    ("sshVia", "iap"): "sshSourceRanges",
+    ("sshVia", "address"): "sshSourceRanges",
 }
 
 
@@ -125,8 +123,15 @@ def test_a_wrong_setting_is_named_with_its_value_and_the_fix(
 
 # Only wrong together: base, the settings, the one that is named, the cause, the fix
 CONTRADICTIONS: list[Any] = [
-    ("prod", {"capacity": "flex-start", "maxRunHours": 169}, "maxRunHours", "out of range", "use 1 to 168"),
-    ("prod", {"capacity": "flex-start", "deletionProtection": True}, "deletionProtection", "itself deletes", "false"),
+    *[
+        ("prod", {"provisioningModel": model, **extra, "deletionProtection": True}, "deletionProtection", *text)
+        for text in [("Google itself deletes", "set it to false")]
+        for model, extra in [("FLEX_START", {}), ("RESERVATION_BOUND", {"reservation": "first"})]
+    ],
+    *[
+        ("prod", {"provisioningModel": model, "reservation": "first"}, "reservation", f"is {model}", "to STANDARD or")
+        for model in ("SPOT", "FLEX_START")
+    ],
     (
         "prod",
         {"parked": True, "deletionProtection": True},
@@ -135,17 +140,16 @@ CONTRADICTIONS: list[Any] = [
         "one of them",
     ),
     (
-        *("prod", {"machineType": "a2-ultragpu-1g", "model": LLAMA, "hubToken": "hf_x"}, "model"),
+        *("prod", {"machineType": "a2-ultragpu-1g", "model": LLAMA, "hfToken": "hf_x"}, "model"),
         *("1 x 80 GiB at 90 % are 72 GiB", "(machineType)"),
     ),
     ("prod", {**NETWORK, "cloudNat": True}, "cloudNat", "the network is not the stack's own", "set up Cloud NAT there"),
-    ("prod", {**NETWORK, "subnetCidr": "10.20.0.0/24"}, "subnetCidr", "the subnetwork exists already", "remove it"),
     ("prod", {"weightsDisk": "kept", "weightsDiskGb": 400}, "weightsDiskGb", "weightsDisk is not managed", "remove it"),
     ("prod", {"weightsDisk": "kept", "keepWeightsDisk": False}, "keepWeightsDisk", "not managed", "remove it"),
     (
         "prod",
-        {**BASTION, "sshSources": []},
-        "sshSources",
+        {**BASTION, "sshSourceRanges": []},
+        "sshSourceRanges",
         "could not be set up",
         "range that the bastion connects from",
     ),
@@ -175,20 +179,19 @@ def test_settings_that_contradict_each_other_are_refused(
     ("base", "overrides"),
     [
         *[(stack, {}) for stack in ON_GOOGLE],
-        ("prod", {"capacity": "reservation", "reservation": "first", "deletionProtection": True}),
-        ("prod", {"capacity": "flex-start", "maxRunHours": 168}),
-        ("prod", {"machineType": "a3-highgpu-1g", "capacity": "spot"}),
+        ("prod", {"reservation": "first", "deletionProtection": True}),
+        ("prod", {"provisioningModel": "RESERVATION_BOUND", "reservation": "first"}),
+        ("prod", {"provisioningModel": "FLEX_START"}),
+        ("prod", {"machineType": "a3-highgpu-1g", "provisioningModel": "SPOT"}),
         ("prod", {"machineType": "g2-standard-48", "zone": "us-west4-a"}),
-        ("prod", {"httpsSources": ["0.0.0.0/0"]}),
-        ("prod", {"httpsSources": ["198.51.100.0/24", "192.0.2.7"], "sshSources": ["10.0.0.0/8"]}),
+        ("prod", {"httpsSourceRanges": ["0.0.0.0/0"]}),
+        ("prod", {"httpsSourceRanges": ["198.51.100.0/24", "192.0.2.7"], "sshSourceRanges": ["10.0.0.0/8"]}),
         ("prod", BASTION),
         ("prod", {**BASTION, "bastion": "ops@10.0.0.5:2022"}),
         ("prod", {**NETWORK, "externalAddress": False}),
         ("prod", PRIVATE | NETWORK),
-        ("prod", {"subnetCidr": "10.10.0.0/29"}),
-        ("prod", {"subnetCidr": "10.0.0.0/8"}),
         ("prod", {"weightsDiskGb": 51}),
-        ("prod", {"labels": ["team=search", "empty="]}),
+        ("prod", {"labels": {"team": "search", "empty": ""}}),
         ("prod", {"serviceAccount": "vm@acme-search.iam.gserviceaccount.com"}),
         ("prod", {"weightsDisk": "kept"}),
         ("prod", {"sshPrivateKeyPath": "@plain"}),
@@ -205,21 +208,18 @@ def test_a_stack_name_that_fits_no_resource_is_refused(stack: str, told: str, se
     assert told in problem
 
 
-def test_what_is_not_given_has_a_sound_value(settle: Settle) -> None:
-    gcp = settle("prod", BASTION).gcp
+@pytest.mark.parametrize(("bastion", "port"), [("ops@bastion.example", 22), ("ops@10.0.0.5:2022", 2022)])
+def test_a_bastion_has_the_port_that_is_given_or_else_that_of_ssh(bastion: str, port: int, settle: Settle) -> None:
+    gcp = settle("prod", {**BASTION, "bastion": bastion}).gcp
     assert gcp
     assert gcp.bastion
-    assert (gcp.bastion.port, gcp.max_run_hours) == (22, 0)
-    gcp = settle("prod", {**BASTION, "bastion": "ops@10.0.0.5:2022", "capacity": "flex-start", "maxRunHours": 7}).gcp
-    assert gcp
-    assert gcp.bastion
-    assert (gcp.bastion.port, gcp.max_run_hours) == (2022, 7)
+    assert gcp.bastion.port == port
 
 
 def test_an_address_is_a_range_of_one(settle: Settle) -> None:
-    settings = settle("prod", {"httpsSources": ["192.0.2.7"]})
+    settings = settle("prod", {"httpsSourceRanges": ["192.0.2.7"]})
     assert settings.gcp
-    assert settings.gcp.https_sources == ("192.0.2.7/32",)
+    assert settings.gcp.https_source_ranges == ("192.0.2.7/32",)
 
 
 @pytest.mark.parametrize("machine_type", load_machine_types().values(), ids=lambda machine_type: machine_type.name)

@@ -25,11 +25,11 @@ def location(conf: Directive, name: str) -> Directive:
 @pytest.mark.parametrize(
     ("setting", "directive", "arguments"),
     [
-        ("body_mb", "client_max_body_size", ["7m"]),
-        ("header_kb", "large_client_header_buffers", ["4", "7k"]),
-        ("slow_header_seconds", "client_header_timeout", ["7s"]),
-        ("slow_body_seconds", "client_body_timeout", ["7s"]),
-        ("slow_reader_seconds", "send_timeout", ["7s"]),
+        ("body_mib", "client_max_body_size", ["7m"]),
+        ("header_kib", "large_client_header_buffers", ["4", "7k"]),
+        ("header_seconds", "client_header_timeout", ["7s"]),
+        ("body_seconds", "client_body_timeout", ["7s"]),
+        ("reader_seconds", "send_timeout", ["7s"]),
     ],
 )
 def test_a_limit_is_what_nginx_enforces(setting: str, directive: str, arguments: list[str]) -> None:
@@ -83,9 +83,9 @@ def test_what_a_limit_refuses_is_not_in_the_error_log() -> None:
 @pytest.mark.parametrize(
     ("status", "setting", "named"),
     [
-        (413, "body_mb", "77 MB"),
-        (414, "header_kb", "77 kB"),
-        (431, "header_kb", "77 kB"),
+        (413, "body_mib", "77 MB"),
+        (414, "header_kib", "77 kB"),
+        (431, "header_kib", "77 kB"),
         (429, "requests_per_minute", "77 requests a minute"),
     ],
 )

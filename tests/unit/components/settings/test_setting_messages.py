@@ -35,7 +35,7 @@ def wrong_settings() -> Iterator[tuple[str, dict[str, Any]]]:
         ["--revision=x"],
         ["--api-key=x"],
     ):
-        yield "gpu", {"vllmArguments": arguments}
+        yield "gpu", {"vllmExtraArgs": arguments}
     for overrides in (
         {"tls": "provided"},
         {"tls": "letsencrypt"},

@@ -229,6 +229,6 @@ def test_each_client_has_a_certificate_of_a_ca_that_signs_nothing_else(program_o
 
 def test_kibana_shows_the_first_certificate_and_there_is_no_inference_endpoint(program_of: Programs) -> None:
     told = program_of("local", clientCertificates=["kibana", "second"]).outputs
-    assert set(told["kibanaConnector"]["secrets"]) == {"apiKey", "certificateData", "privateKeyData", "caData"}
-    assert schemas.problems(schemas.CONNECTOR, told["kibanaConnector"]) == []
-    assert told["inferenceEndpoint"] == {}
+    assert set(told["kibanaConnectorRequest"]["secrets"]) == {"apiKey", "certificateData", "privateKeyData", "caData"}
+    assert schemas.problems(schemas.CONNECTOR, told["kibanaConnectorRequest"]) == []
+    assert told["inferenceEndpointRequest"] == {}
