@@ -18,6 +18,7 @@ import typer
 import yaml
 from typer.core import TyperGroup
 
+from components.outputs import OUTPUTS
 from scripts.cli import app as cli
 from scripts.lab import cli as rehearsal
 
@@ -73,6 +74,26 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+def outputs() -> str:
+    """Every stack output, as components/outputs.py describes it."""
+    lines = [
+        "# Outputs",
+        "",
+        "Show one with `pulumi stack output NAME`. Secret ones also need `--show-secrets`. The output `_internal` is",
+        "for the commands of this project and may change at any time.",
+        "",
+        "Generated from `components/outputs.py` by `make docs`.",
+        "",
+        "| output | secret | description |",
+        "| --- | --- | --- |",
+    ]
+    lines += [
+        f"| `{name}` | {'yes' if output.secret else ''} | {_cell(output.description)} |"
+        for name, output in OUTPUTS.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def commands() -> str:
     """The --help of every command."""
     lines = [
@@ -113,7 +134,7 @@ def _help_of_argparse(command: cli.Command) -> str:
     return printed.getvalue()
 
 
-DOCUMENTS: Mapping[str, Callable[[], str]] = {"settings.md": settings, "commands.md": commands}
+DOCUMENTS: Mapping[str, Callable[[], str]] = {"settings.md": settings, "outputs.md": outputs, "commands.md": commands}
 
 
 @app.command()

@@ -4,9 +4,11 @@ import re
 
 import pytest
 
+from components.outputs import OUTPUTS
 from scripts.lib.errors import ExitCode
 from tests.support import documents
 from tests.support.documents import ROOT
+from tests.support.program import PROJECT
 
 MOST_README_LINES = 160
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in documents.documents()}
@@ -67,6 +69,19 @@ def test_a_command_that_tests_cannot_run_is_documented(beginning: str) -> None:
 def test_every_kind_of_cause_that_diagnose_names_has_a_section_in_troubleshooting(code: ExitCode) -> None:
     titles = re.findall(r"(?m)^## .*\((\d+)\)$", TEXTS["docs/troubleshooting.md"])
     assert str(code.value) in titles
+
+
+NAMES_OF_OTHERS = {
+    *("contextWindowLength", "enableNativeFunctionCalling", "verificationMode"),  # fields of Kibana's connector
+    "privateKey",  # a field of the output clientCertificates
+    "retainOnDelete",  # an option of Pulumi's resources
+}
+
+
+@pytest.mark.parametrize("name", [*GUIDES, "Pulumi.README.md", "docs/reference/commands.md"])
+def test_every_setting_and_output_that_a_document_names_exists(name: str) -> None:
+    words = re.findall(r"(?<![\w./-])[a-z]+(?:[A-Z][a-z0-9]+)+(?![\w./])", TEXTS[name].replace("outputs.", ""))
+    assert {*words} <= {*PROJECT["config"], *OUTPUTS, *NAMES_OF_OTHERS}
 
 
 def test_readme_has_a_readable_length() -> None:
