@@ -10,7 +10,7 @@ from pulumi_command import local
 
 from components import render
 from components.bundle.manifest import File
-from components.machine.host import STORE, Host
+from components.machine.host import CLOSING_WORD, STORE, Host
 from components.settings.bundle import BundleSettings
 
 
@@ -87,6 +87,7 @@ class ArtifactBundle(pulumi.ComponentResource):
             )
             return host.command(f"{name}-from-disk", script, data=listing, parent=self, depends_on=[self._checked])
         order = {
+            "closing_word": CLOSING_WORD,
             "title": part,
             "directory": str(bundle.directory / directory),
             "files": [

@@ -15,6 +15,21 @@ STANDARD_SSH_PORT = 22
 STORE = "/var/lib/elastic-vllm/bundle"
 """Directory on a host for a bundle's images and packages, one directory a stack; it stays when that is destroyed."""
 
+CLOSING_WORD = "elastic-vllm: done"
+"""Last line of each command's output. A command whose output lacks it did not run to its end."""
+RAN_TO_ITS_END = 79
+"""Exit status of a script that ran to its end. A bash whose input something else has read before it exits with 0."""
+RUN_SCRIPT = (
+    f"bash -c 'bash -s; case $? in {RAN_TO_ITS_END}) echo {CLOSING_WORD} ;; "
+    '0) echo "elastic-vllm: the script did not run to its end" >&2; exit 1 ;; *) exit 1 ;; esac\''
+)
+"""Command that runs a script from standard input (`standard_input`) and fails unless that runs to its end.
+
+Any login shell passes the quoted words on to bash as they are: they have no `'`, `\\`, `!` and no line break.
+"""
+RUN_CLEANUP = RUN_SCRIPT.replace("bash -s;", "bash -s cleanup;")
+"""Command that runs the cleanup in the same input."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bastion:
@@ -117,7 +132,7 @@ class Host:
         parent: pulumi.Resource,
         depends_on: Sequence[pulumi.Resource] = (),
         data: pulumi.Input[str] = "",
-        cleanup: str | None = None,
+        cleanup: str = "",
         triggers: Sequence[pulumi.Input[str]] = (),
         delete_first: bool = False,
     ) -> remote.Command:
@@ -126,16 +141,15 @@ class Host:
         The script finds `data` on its standard input: the only way for secrets. `delete_first`: replaced by hand
         (pulumi up --replace), it is cleaned up before it is made again.
         """
-        stdin = pulumi.Output.concat(self.standard_input(script), data)
-        sudo = "" if self.user == "root" else "sudo -n "
-        delete = f"{sudo}bash -c {shlex.quote(cleanup)}" if cleanup and self.cleans_up else None
-        return remote.Command(
+        if not self.cleans_up:
+            cleanup = ""
+        delete = RUN_CLEANUP if cleanup else None
+        command = remote.Command(
             name,
             connection=self.connection(),
-            # bash by name, since a user's login shell can be any
-            create="bash -s",
+            create=RUN_SCRIPT,
             delete=delete,
-            stdin=stdin,
+            stdin=pulumi.Output.concat(self.standard_input(script, cleanup), data),
             # It would be sent as environment variables, which sshd refuses with a warning.
             add_previous_output_in_env=False,
             # One that cleans up must never be replaced: its cleanup would ask a machine that may be gone, or take away
@@ -145,23 +159,51 @@ class Host:
                 parent=parent, depends_on=[*self.ready, *depends_on], delete_before_replace=delete_first or None
             ),
         )
-
-    def standard_input(self, script: pulumi.Input[str]) -> pulumi.Output[str]:
-        """What `bash -s` on the host runs as root; the script finds what comes behind on its own standard input.
-
-        Script and data both travel there. So neither is in a process list, and an error shows what the script said, not
-        the script. Bash reads a group as a whole before it runs it; what follows is left to read.
-        """
-        become_root = (
-            "" if self.user == "root" else "{\n" + render.script("host/become-root.sh", login=self.user) + "}\n"
+        pulumi.Output.all(command.stdout, command.urn, self.address).apply(
+            lambda known: require_closing_word(known[0], f"{self.user}@{known[2]}", f"pulumi up --replace '{known[1]}'")
         )
+        return command
+
+    def standard_input(self, script: pulumi.Input[str], cleanup: str = "") -> pulumi.Output[str]:
+        """Standard input for RUN_SCRIPT, with the packages that `script` may install."""
         packages = f"PACKAGES={shlex.quote(self.packages)}\n" if self.packages else ""
-        return pulumi.Output.concat(become_root, "{\n", packages, script, "\nexit\n}\n")
+        return pulumi.Output.concat(packages, script).apply(
+            lambda text: standard_input(text, login=self.user, cleanup=cleanup)
+        )
 
     def ssh_command(self) -> pulumi.Output[list[str]]:
-        """The `ssh` command of this machine that runs such a `bash -s`; it never asks anything."""
+        """The `ssh` command of this machine that runs a script from its standard input; it never asks anything."""
         before = ["ssh", "-o", "BatchMode=yes", "-T", *self.ssh_options(), "-p", str(self.port)]
-        return pulumi.Output.all(*before, pulumi.Output.concat(self.user, "@", self.address), "bash -s")
+        return pulumi.Output.all(*before, pulumi.Output.concat(self.user, "@", self.address), RUN_SCRIPT)
+
+
+def standard_input(script: str, *, login: str, cleanup: str = "") -> str:
+    """Standard input for RUN_SCRIPT: `script` runs as root, and finds what comes behind it on its standard input.
+
+    Script and data both travel there. So neither is in a process list, and an error shows what the script said, not
+    the script. Bash reads a group as a whole before it runs it; what follows is left to read.
+    """
+    become_root = "" if login == "root" else "{\n" + render.script("host/become-root.sh", login=login) + "}\n"
+    # A shell of its own: wherever the script calls exit, its status comes back here.
+    run = f"(\n{script}\n)\n"
+    if cleanup:
+        run = f"if [ $# -gt 0 ]; then\n(\n{cleanup}\n)\nelse\n{run}fi\n"
+    return f"{become_root}{{\n{run}case $? in 0) exit {RAN_TO_ITS_END} ;; *) exit 1 ;; esac\n}}\n"
+
+
+def require_closing_word(output: str | None, destination: str, again: str) -> None:
+    """Raise RunError for a command that ended without an error although its script did not run to its end.
+
+    Only what replaces the whole command at the server can do that; a script that ends early fails by itself.
+    """
+    if output is None or output.rstrip().endswith(CLOSING_WORD):
+        return
+    shown = " ".join(output.split())[-200:] or "nothing"
+    raise pulumi.RunError(
+        f"{destination} did not run what it was sent; it answered: {shown}\n"
+        "  fix: is there a ForceCommand in its sshd_config, command= in its authorized_keys, or a login shell that "
+        f"runs something else? Then run: {again}"
+    )
 
 
 def _key_options(

@@ -26,6 +26,7 @@ from rich.console import Console
 from components import render
 from components.bundle import manifest as bundle_manifest
 from components.bundle.manifest import SUMS, File, Manifest, Part
+from components.machine.host import CLOSING_WORD, RUN_SCRIPT, standard_input
 from scripts.lab.emulator.state import ROOT as REHEARSAL
 from scripts.lab.machine import start_sshd, stop_sshd
 from scripts.lab.ssh_keys import write_keys
@@ -122,8 +123,9 @@ def _transfer(place: Path, bundle: Path, size: int) -> list[str]:
         image="",
     )
     order = {
-        "ssh": ["ssh", *_ssh(place), "-p", str(PORT), "root@127.0.0.1", "bash -s"],
-        "script": f"{{\n{script}\nexit\n}}\n",
+        "ssh": ["ssh", *_ssh(place), "-p", str(PORT), "root@127.0.0.1", RUN_SCRIPT],
+        "script": standard_input(script, login="root"),
+        "closing_word": CLOSING_WORD,
         "title": "one",
         "directory": str(bundle),
         "files": [

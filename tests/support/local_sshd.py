@@ -25,10 +25,9 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 UsePAM {pam}
 UseDNS no
-MaxStartups 100
-MaxSessions 100
 SetEnv {environment}
 """
+UNLIMITED = "MaxStartups 100\nMaxSessions 100\n"
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def running() -> Iterator[Server]:
-    """The server until the block ends."""
+def running(options: str = UNLIMITED) -> Iterator[Server]:
+    """The server until the block ends; `options` are further lines of its sshd_config."""
     # Not pytest's directory, which no other user may enter: sshd reads authorized_keys as the user who comes.
     directory = Path(tempfile.mkdtemp(prefix="elastic-vllm-sshd-"))
     directory.chmod(0o755)
@@ -70,9 +69,8 @@ def running() -> Iterator[Server]:
             server.new_key(name)
         shutil.copy(directory / "id.pub", directory / "authorized_keys")
         config = directory / "sshd_config"
-        config.write_text(
-            CONFIG.format(port=server.port, directory=directory, pam=machine._pam(), environment=machine.NO_BASHRC)
-        )
+        own = CONFIG.format(port=server.port, directory=directory, pam=machine._pam(), environment=machine.NO_BASHRC)
+        config.write_text(own + options)
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         with (directory / "log").open("wb") as log:
             process = subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", config], stderr=log)
@@ -99,17 +97,29 @@ def _wait_for(server: Server, process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def user(name: str, *, sudo: bool, groups: tuple[str, ...] = ()) -> Iterator[str]:
-    """A Linux user whom the server lets in, until the block ends."""
-    rights = Path("/etc/sudoers.d") / name
+def user(
+    name: str, *, sudo: bool | str, groups: tuple[str, ...] = (), login_shell: str = "/bin/bash", home: str = "/"
+) -> Iterator[str]:
+    """A Linux user whom the server lets in, until the block ends; `sudo` may be further lines of sudoers."""
+    rights = Path("/etc/sudoers.d/elastic-vllm-test")  # sudo reads no file with a dot in its name
     if f"\n{name}:" in Path("/etc/passwd").read_text():  # left by a run that was killed
         _remove(name)
     # '*' is no password and, unlike '!', no locked account, which sshd would refuse.
-    command = ["useradd", "--no-create-home", "--home-dir", "/", "--shell", "/bin/bash", "--password", "*"]
+    command = [
+        "useradd",
+        "--badname",
+        "--no-create-home",
+        "--home-dir",
+        home,
+        "--shell",
+        login_shell,
+        "--password",
+        "*",
+    ]
     subprocess.run([*command, "--uid", str(UID), "--groups", ",".join(groups), name], check=True)
     try:
         if sudo:
-            rights.write_text(f"{name} ALL=(ALL) NOPASSWD: ALL\n")
+            rights.write_text(f"#{UID} ALL=(ALL) NOPASSWD: ALL\n" if sudo is True else sudo)
             rights.chmod(0o440)
         yield name
     finally:

@@ -23,6 +23,7 @@ from pulumi.runtime import mocks, rpc
 from pulumi.runtime.proto import resource_pb2
 from pulumi.runtime.stack import Stack, run_pulumi_func
 
+from components.machine.host import CLOSING_WORD
 from components.settings.problems import SECRETS
 from tests.support.registered import INSTANCE, Registered, Secret
 
@@ -170,7 +171,7 @@ def _outputs(resource: Registered) -> tuple[str, dict[str, Any]]:
         "tls:index/certRequest:CertRequest": {"certRequestPem": f"request {made}\n"},
         "tls:index/locallySignedCert:LocallySignedCert": certificate,
         "docker:index/remoteImage:RemoteImage": {"imageId": f"sha256:{made}"},
-        "command:remote:Command": {"stdout": "", "stderr": ""},
+        "command:remote:Command": {"stdout": CLOSING_WORD, "stderr": ""},
         "command:local:Command": {"stdout": "", "stderr": ""},
         "gcp:compute/address:Address": {"address": f"{'203.0.113' if outside else '10.10.0'}.{int(made[:2], 16)}"},
     }.get(resource.type, {})

@@ -2,15 +2,16 @@
 
 import base64
 import re
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from components.elastic import resources as elastic_resources
+from components.machine.host import RAN_TO_ITS_END
 
-BECOME_ROOT = "exec sudo -n bash -s\n}\n"
-END_OF_SCRIPT = "\nexit\n}\n"
+BECOME_ROOT = 'exec sudo -n bash -s -- "$@"\n}\n'
+BEGIN_OF_CLEANUP, END_OF_CLEANUP = "if [ $# -gt 0 ]; then\n(\n", "\n)\nelse\n"
+END_OF_SCRIPT = f"case $? in 0) exit {RAN_TO_ITS_END} ;; *) exit 1 ;; esac\n}}\n"
 INSTANCE = "gcp:compute/instance:Instance"
 # For which changed inputs Google's provider makes a resource anew (the schemas of its version 9.35); any other input
 # it changes in place. Of an Instance also those that the program itself names (replace_on_changes).
@@ -85,14 +86,26 @@ class Registered:
 
     @property
     def script(self) -> str:
-        """What bash runs on the host: the group in front of standard input (components/machine/host.py)."""
-        return self._stdin.partition(END_OF_SCRIPT)[0].removeprefix(self.becoming_root).removeprefix("{\n")
+        """What bash runs on the host: the last group in front of standard input (components/machine/host.py)."""
+        return self._group.rpartition(END_OF_CLEANUP)[2].removeprefix("(\n").removesuffix("fi\n").removesuffix("\n)\n")
+
+    @property
+    def cleanup(self) -> str:
+        """What bash runs when the resource is destroyed; empty where nothing is."""
+        assert bool(self.inputs.get("delete")) == self._group.startswith(BEGIN_OF_CLEANUP)
+        cleanup, found, _ = self._group.removeprefix(BEGIN_OF_CLEANUP).rpartition(END_OF_CLEANUP)
+        return cleanup if found else ""
 
     @property
     def becoming_root(self) -> str:
         """What the user's own bash reads before it leaves the script to root's; empty if the user is root."""
         before, found, _ = self._stdin.partition(END_OF_SCRIPT)[0].partition(BECOME_ROOT)
         return before + found if found else ""
+
+    @property
+    def _group(self) -> str:
+        """What root's bash reads as a whole."""
+        return self._stdin.partition(END_OF_SCRIPT)[0].removeprefix(self.becoming_root).removeprefix("{\n")
 
     @property
     def data(self) -> str:
@@ -104,11 +117,6 @@ class Registered:
         """The data as files (render.files_as_lines), where it is that."""
         lines = [line.split(" ") for line in self.data.splitlines()]
         return {line[0]: base64.b64decode(line[1]).decode() for line in lines if len(line) == 2}
-
-    @property
-    def cleanup(self) -> str:
-        """What bash runs when the resource is destroyed; empty where nothing is."""
-        return shlex.split(self.inputs.get("delete", "''"))[-1]
 
     @property
     def _stdin(self) -> str:

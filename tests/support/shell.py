@@ -11,7 +11,7 @@ NO_DOCKER = {"DOCKER_HOST": "unix:///nonexistent/docker.sock"}
 
 
 def bash(script: str, data: str = "", **environment: str) -> Result:
-    """Run as Host.command does: script and data on standard input."""
+    """Run a script with data behind it on standard input, as Host.command does."""
     return subprocess.run(
         ["bash", "-s"],
         input=f"{{\n{script}\nexit\n}}\n{data}",

@@ -28,14 +28,15 @@ if [ -n "$IMAGE" ] && command -v "$ENGINE" >/dev/null && "$ENGINE" image inspect
 fi
 
 mkdir -p -- "$parts"
+read -r _ _ _ _ group _ </proc/self/stat # of processes: all that one connection has started here
 exec 9>"$DESTINATION/.elastic-vllm-lock"
 if ! flock --nonblock 9; then
   # One that was left by a connection cut half-way would write to the same files.
-  pid=$(cat "$parts/pid" 2>/dev/null) || pid=""
-  [ -z "$pid" ] || kill -KILL -- "-$pid" 2>/dev/null || kill -KILL "$pid" 2>/dev/null || true
+  other=$(cat "$parts/group" 2>/dev/null) || other=""
+  [ -z "$other" ] || [ "$other" = "$group" ] || kill -KILL -- "-$other" 2>/dev/null || true
   flock --timeout 30 9 || fail "another update is bringing files to $DESTINATION" "wait for its end"
 fi
-echo "$$" >"$parts/pid"
+echo "$group" >"$parts/group"
 if [ -n "$SOURCE" ]; then
   while sleep 5; do echo "$(du -sm -- "$DESTINATION" | cut -f 1) MB in $DESTINATION"; done &
   # shellcheck disable=SC2064 # the process of now

@@ -1,8 +1,9 @@
 """Send files to receive-files.sh over SSH: a program for bare Python that takes its order on standard input.
 
 Standard input is JSON: `ssh` (the command that runs the script's shell on the server), `script` (what its shell reads
-first), `title`, `directory` (the part's, on this machine), and `files`: for each its `path` in that directory, its
-`sha256`, `bytes` and whether it is `carried`. Python's own library only; nothing is held in memory but a block.
+first), `closing_word` (the last line that a script prints if it runs to its end), `title`, `directory` (the part's, on
+this machine), and `files`: for each its `path` in that directory, its `sha256`, `bytes` and whether it is `carried`.
+Python's own library only; nothing is held in memory but a block.
 A connection that is cut is made anew as long as something arrives. Exit code 0 when all is there.
 """
 
@@ -25,6 +26,10 @@ SSH_FAILED = 255
 """ssh's own exit code, for the connection rather than for the command."""
 
 
+class CutShortError(Exception):
+    """The server ended without an error, and did not run the script to its end; the text is its last line."""
+
+
 @dataclass
 class Sent:
     """Bytes that went out in this connection."""
@@ -33,7 +38,17 @@ class Sent:
 
 
 def send(order: dict[str, Any], say: Callable[[str], None], sent: Sent) -> int:
-    """One connection: send what the server asks for; the exit code of ssh. Raises OSError for files here."""
+    """One connection: send what the server asks for; the exit code of ssh.
+
+    Raises OSError for files here, and CutShortError.
+    """
+    lines = [""]
+
+    def pass_on(line: str) -> None:
+        lines[0] = line
+        if line != order["closing_word"]:
+            say(line)
+
     files = order["files"]
     listing = "".join(
         f"{file['sha256']} {file['bytes']} {'yes' if file['carried'] else 'no'} {file['path']}\n" for file in files
@@ -41,11 +56,11 @@ def send(order: dict[str, Any], say: Callable[[str], None], sent: Sent) -> int:
     with subprocess.Popen(order["ssh"], stdin=PIPE, stdout=PIPE, pipesize=BLOCK_BYTES) as ssh:
         assert ssh.stdin  # noqa: S101 - asked for
         assert ssh.stdout  # noqa: S101 - asked for
-        rest = threading.Thread(target=_pass_on, args=(ssh.stdout, say))
+        rest = threading.Thread(target=_pass_on, args=(ssh.stdout, pass_on))
         with suppress(BrokenPipeError):  # its exit code says why
             ssh.stdin.write(f"{order['script']}{listing}\n".encode())
             ssh.stdin.flush()
-            wanted = _wanted(ssh.stdout, say)
+            wanted = _wanted(ssh.stdout, pass_on)
             rest.start()
             for index, offset in wanted:
                 _send_rest(Path(order["directory"]) / files[index]["path"], offset, ssh.stdin, sent)
@@ -53,6 +68,8 @@ def send(order: dict[str, Any], say: Callable[[str], None], sent: Sent) -> int:
             ssh.stdin.close()
         if rest.ident:
             rest.join()
+    if ssh.returncode == 0 and lines[0] != order["closing_word"]:
+        raise CutShortError(lines[0])
     # Killed by a signal (negative), it is the connection too that is gone.
     return ssh.returncode if ssh.returncode >= 0 else SSH_FAILED
 
@@ -109,6 +126,11 @@ def main() -> None:
         except OSError as error:
             where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             sys.exit(f"{order['title']}: {where}; fix: plug in the bundle's disk, or carry it over again (bundle)")
+        except CutShortError as error:
+            sys.exit(
+                f"{order['title']}: the server did not run what it was sent; it answered: {error}\n"
+                "  fix: is there a ForceCommand in its sshd_config, or command= in its authorized_keys?"
+            )
         if code == SSH_FAILED:
             fruitless = 0 if sent.bytes > already else fruitless + 1
             say("there is no connection; trying again")

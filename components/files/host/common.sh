@@ -1,6 +1,8 @@
 # In front of every script: strict mode, and how to fail with a cause and a fix.
 # shellcheck shell=bash
 set -euo pipefail
+# Scripts look for words in what programs print.
+export LC_ALL=C
 fail() {
   printf 'elastic-vllm: %s\n  fix: %s\n' "$1" "$2" >&2
   exit 1

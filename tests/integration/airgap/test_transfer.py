@@ -10,7 +10,7 @@ from tests.support import airgap_site
 from tests.support.airgap_site import BALLAST, SECOND, STORE, Made, Site, back_to_first, checksums, checksums_on
 
 SEED = 20261125
-SENDING = "^ssh .* bash -s$"
+SENDING = "^ssh .* bash -c 'bash -s; "
 """Command lines of what sends files."""
 # What comes meanwhile takes some of it too.
 FILL = f"""
@@ -66,9 +66,9 @@ def arriving(site: Site) -> int:
 
 
 def receiver(site: Site) -> str:
-    """Process on the server that is given the largest of the files."""
-    (pid,) = site.hosts.files(STORE).glob("*/vllm-*/.elastic-vllm-parts/pid")
-    return pid.read_text().strip()
+    """The first of the processes on the server that are given the largest of the files."""
+    (group,) = site.hosts.files(STORE).glob("*/vllm-*/.elastic-vllm-parts/group")
+    return group.read_text().strip()
 
 
 def test_a_transfer_that_is_cut_three_times_goes_on(site: Site, made: Made) -> None:

@@ -13,7 +13,7 @@ import pulumi
 import pytest
 
 import components
-from components.machine.host import Host
+from components.machine.host import RUN_CLEANUP, RUN_SCRIPT, Host
 from tests.support.program import HOST_KEY, ROOT, Program, run
 from tests.support.registered import Registered
 
@@ -269,11 +269,15 @@ def test_nothing_is_cleaned_up_on_a_machine_that_goes_away(private_key: Path) ->
     assert program.resources["test-goes"].cleanup == ""
 
 
-@pytest.mark.parametrize(("user", "sudo"), [("root", ""), ("ops", "sudo -n ")])
-def test_scripts_run_as_root(user: str, sudo: str, program_of: Programs) -> None:
+@pytest.mark.parametrize(("user", "by_sudo"), [("root", False), ("ops", True)])
+def test_scripts_run_as_root(user: str, by_sudo: bool, program_of: Programs) -> None:
     commands = program_of("gpu", sshUser=user).commands
-    assert {(c.inputs["create"], bool(c.becoming_root)) for c in commands} == {("bash -s", bool(sudo))}
-    assert not [c.name for c in commands if c.cleanup and not c.inputs["delete"].startswith(f"{sudo}bash -c ")]
+    assert {bool(c.becoming_root) for c in commands} == {by_sudo}
+
+
+def test_every_command_fails_unless_its_script_runs_to_its_end(program: Program) -> None:
+    assert {c.inputs["create"] for c in program.commands} == {RUN_SCRIPT}
+    assert {c.inputs["delete"] for c in program.commands if c.cleanup} <= {RUN_CLEANUP}
 
 
 def test_two_stacks_on_one_host_share_nothing(program_of: Programs) -> None:

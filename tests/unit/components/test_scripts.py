@@ -10,7 +10,7 @@ import pulumi
 import pytest
 
 from components import render
-from components.machine.host import Host
+from components.machine.host import CLOSING_WORD, Host, require_closing_word
 from tests.support.program import HOST_KEY, Program, run
 from tests.support.shell import Result, as_root, bash, failed
 
@@ -40,8 +40,8 @@ def test_a_failure_tells_the_cause_and_the_fix() -> None:
     assert result.returncode == 1
 
 
-def test_data_reaches_the_script_and_is_never_run(private_key: Path) -> None:
-    host = Host(
+def server(private_key: Path) -> Host:
+    return Host(
         address="10.0.0.5",
         port=22,
         user="root",
@@ -50,8 +50,12 @@ def test_data_reaches_the_script_and_is_never_run(private_key: Path) -> None:
         identity=HOST_KEY,
         prefix="elastic-vllm-x",
         directory="/var/lib/elastic-vllm/x",
-        cleans_up=False,
+        cleans_up=True,
     )
+
+
+def test_data_reaches_the_script_and_is_never_run(private_key: Path) -> None:
+    host = server(private_key)
     data = "echo run\n}\n'quoted\" $(id) \\ é\nlast line without its end"
 
     def main() -> None:
@@ -70,7 +74,77 @@ def test_data_reaches_the_script_and_is_never_run(private_key: Path) -> None:
         ).stdout
         for name in ("test-reads", "test-leaves")
     ]
-    assert outputs == [data, "left\n"]
+    assert outputs == [f"{data}{CLOSING_WORD}\n", f"left\n{CLOSING_WORD}\n"]
+
+
+# The command that runs them (components/machine/host.py)
+
+
+@pytest.fixture
+def run_as_sent(private_key: Path) -> Callable[..., Result]:
+    """Runs a script by the command that a login shell is given; `before` is a script that takes its place first."""
+
+    def run_as_sent(script: str, *, cleanup: str = "", command: str = "create", before: str = 'exec "$@"') -> Result:
+        host = server(private_key)
+
+        def main() -> None:
+            parent = pulumi.ComponentResource("elastic-vllm:index:Test", "test")
+            host.command("sent", script, cleanup=cleanup, parent=parent)
+
+        inputs = run({}, main=main).resources["sent"].inputs
+        return subprocess.run(
+            ["bash", "-c", before, "bash", "/bin/sh", "-c", inputs[command]],
+            input=str(inputs["stdin"]),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run_as_sent
+
+
+@pytest.mark.parametrize("script", ["true", "exit 0\nfalse", "set -e\ntrue", "trap 'true' EXIT"])
+def test_a_script_that_runs_to_its_end_says_the_closing_word(script: str, run_as_sent: Callable[..., Result]) -> None:
+    result = run_as_sent(script)
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{CLOSING_WORD}\n", "")
+
+
+@pytest.mark.parametrize(
+    "script", ["false", "exit 79", "exit 3", "set -e\nfalse\ntrue", "kill -KILL $BASHPID", "kill $$"]
+)
+def test_a_script_that_fails_does_not_say_it(script: str, run_as_sent: Callable[..., Result]) -> None:
+    result = run_as_sent(script)
+    assert (result.returncode, result.stdout) == (1, "")
+
+
+EATS_INPUT = 'cat >/dev/null; exec "$@"'
+
+
+@pytest.mark.parametrize("before", [EATS_INPUT, 'head -c 40 >/dev/null; exec "$@"'])
+def test_a_script_whose_input_was_taken_away_counts_as_failed(before: str, run_as_sent: Callable[..., Result]) -> None:
+    result = run_as_sent("echo ran", before=before)
+    assert result.returncode == 1
+    assert CLOSING_WORD not in result.stdout
+
+
+def test_a_script_that_never_arrives_is_named(run_as_sent: Callable[..., Result]) -> None:
+    result = run_as_sent("echo ran", before=EATS_INPUT)
+    assert result.stderr == "elastic-vllm: the script did not run to its end\n"
+
+
+def test_the_cleanup_runs_by_its_own_command_alone(run_as_sent: Callable[..., Result]) -> None:
+    results = [run_as_sent("echo made", cleanup="echo removed", command=command) for command in ("create", "delete")]
+    assert [result.stdout for result in results] == [f"made\n{CLOSING_WORD}\n", f"removed\n{CLOSING_WORD}\n"]
+    failing = run_as_sent("true", cleanup="false", command="delete")
+    assert (failing.returncode, failing.stdout) == (1, "")
+
+
+def test_an_output_without_the_closing_word_stops_the_update() -> None:
+    """Such as that of a ForceCommand, which replaces the command whole."""
+    require_closing_word(f"some lines\n{CLOSING_WORD}", "root@llm.example", "again")
+    for output in ("", "This service allows sftp connections only."):
+        with pytest.raises(pulumi.RunError, match=r"root@llm\.example did not run .*\n.*ForceCommand.* again"):
+            require_closing_word(output, "root@llm.example", "again")
 
 
 # install-nginx-config.sh

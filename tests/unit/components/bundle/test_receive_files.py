@@ -46,8 +46,14 @@ def order(shell: list[str], tmp_path: Path) -> dict[str, Any]:
         {"path": name, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "carried": True}
         for name, content in CONTENTS.items()
     ]
-    title, directory = "files", str(tmp_path / "carried")
-    return {"ssh": shell, "script": f"{{\n{script}\nexit\n}}\n", "title": title, "directory": directory, "files": files}
+    return {
+        "ssh": shell,
+        "script": f"{{\n(\n{script}\n)\ncase $? in 0) echo the end ;; *) exit 1 ;; esac\n}}\n",
+        "closing_word": "the end",
+        "title": "files",
+        "directory": str(tmp_path / "carried"),
+        "files": files,
+    }
 
 
 def test_they_arrive_and_come_once(order: dict[str, Any], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from components.machine.host import RUN_SCRIPT
 from components.settings.stack import Settings
 from tests.support import empty_bundle
 from tests.support.program import PINS, Program, changes
@@ -118,7 +119,7 @@ def test_images_are_those_that_were_brought(program_of: Programs) -> None:
 def test_a_transfer_shows_no_secret_and_trusts_the_hosts_key_alone(program_of: Programs) -> None:
     program = program_of("airgap")
     given = order(program, "weights")
-    assert given["ssh"][-1] == "bash -s"
+    assert given["ssh"][-1] == RUN_SCRIPT
     assert "BatchMode=yes" in given["ssh"]
     assert f"KnownHostsCommand=/bin/echo llm.example {program.host_key}" in given["ssh"]
     assert not [*texts(program.resources["bundle-weights"].inputs, secret=True)]
