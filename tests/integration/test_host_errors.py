@@ -143,7 +143,7 @@ def test_all_wrong_settings_are_told_together(up: Up) -> None:
 
 def test_a_stack_that_is_not_there_is_refused(machine: None) -> None:
     done = rehearse("up", stack="no-such-stack")
-    assert Result(done.returncode, done.stdout, done.stderr).refused("there is no stack no-such-stack", "stacks: ")
+    assert Result(done.returncode, done.stdout, done.stderr).refused("there is no stack no-such-stack", "use one of: ")
 
 
 def test_wrong_usage_is_exit_code_2(machine: None) -> None:
@@ -191,7 +191,7 @@ def sudo() -> None:
 
 def test_a_user_without_root_rights_is_named(sudo: None, up: Up) -> None:
     with local_sshd.user("ev-plain", sudo=False) as name:
-        assert host_check_failed(up(sshUser=name), f"user {name} has no root rights (sshUser)", "passwordless sudo")
+        assert host_check_failed(up(sshUser=name), f"user {name} has no root rights (sshUser)", "NOPASSWD: ALL")
 
 
 def test_a_user_without_docker_rights_is_named(sudo: None, up: Up) -> None:
