@@ -67,7 +67,7 @@ def _setting(name: str, about: Mapping[str, Any]) -> str:
 def _code(default: Any) -> str:
     if default in (None, "", [], {}):
         return ""
-    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
+    return f"`{yaml.safe_dump(default, default_flow_style=True).splitlines()[0]}`"
 
 
 def _cell(text: str) -> str:
