@@ -43,8 +43,9 @@ def test_every_document_in_docs_is_linked_from_another() -> None:
 
 
 @pytest.mark.parametrize("name", GUIDES)
-def test_every_fenced_block_names_its_language(name: str) -> None:
+def test_every_block_of_code_is_fenced_and_names_its_language(name: str) -> None:
     assert not [content for language, content in documents.blocks(TEXTS[name]) if not language]
+    assert not re.search(r"\n\n {4,}\S", documents.FENCE.sub("", TEXTS[name]))  # an indented block
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
