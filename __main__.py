@@ -149,5 +149,7 @@ pulumi.export(
         "containers": {"vllm": f"{s.prefix}-vllm", "nginx": f"{s.prefix}-nginx"},
         "ssh": machine.host.ssh_destination() if machine.host else None,
         "parked": s.parked,
+        "elasticDeployment": s.elastic.deployment,
+        "elasticVersion": access.kibana_version.apply(lambda version: version or s.elastic.version),
     },
 )

@@ -8,7 +8,7 @@ import pulumi
 
 from components.elastic import payloads, resources
 from components.elastic.payloads import HTTPS_PORT, ElasticEndpoint
-from components.elastic.resources import InferenceEndpoint, KibanaConnector
+from components.elastic.resources import InferenceEndpoint, KibanaConnector, KibanaDefaultConnector
 from components.settings.elastic import ElasticProduct, ElasticSettings
 from components.tls.client_certificates import ClientCertificate
 
@@ -94,7 +94,8 @@ class ElasticConnector(pulumi.ComponentResource):
                         ca_certificate=values[2],
                         client_certificate=values[3],
                         client_key=values[4],
-                        kibana_version=values[5],
+                        kibana_version=values[5] or args.elastic.version,
+                        deployment=args.elastic.deployment,
                     )
                 )
             )
@@ -124,7 +125,11 @@ class ElasticConnector(pulumi.ComponentResource):
             self.connector_id = payloads.connector_id(args.name)
             props = _props(elastic.kibana, elastic.ca, self.connector_id, self.kibana_connector)
             props["space"] = elastic.space
-            KibanaConnector(f"{name}-kibana", props, opts)
+            connector = KibanaConnector(f"{name}-kibana", props, opts)
+            if elastic.default_connector:
+                after = pulumi.ResourceOptions(parent=self, depends_on=[connector])
+                about = {name: props[name] for name in ("url", "key", "ca", "id", "space")}
+                KibanaDefaultConnector(f"{name}-kibana-default", about, after)
         if elastic.elasticsearch.url:
             self.inference_id = args.name
             props = _props(elastic.elasticsearch, elastic.ca, self.inference_id, self.inference_endpoint)

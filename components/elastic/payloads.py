@@ -44,6 +44,8 @@ class ElasticEndpoint:
     """PEM (PKCS#8) of the private key for it."""
     kibana_version: str = ""
     """Such as 9.1.3 or `serverless`; empty: the newest is assumed."""
+    deployment: str = "self-managed"
+    """The setting elasticDeployment."""
 
     @property
     def host(self) -> str:
@@ -88,7 +90,13 @@ def inference_endpoint(endpoint: ElasticEndpoint) -> dict[str, Any]:
 
 
 def kibana_settings(endpoint: ElasticEndpoint) -> str:
-    """Block for kibana.yml that any connector to the endpoint needs. No secret."""
+    """Block for kibana.yml that any connector to the endpoint needs. No secret.
+
+    Empty on Serverless, which has no kibana.yml. Elastic Cloud Hosted saves no block with a setting that its list of
+    user settings lacks; all of these are on that list.
+    """
+    if endpoint.deployment == versions.SERVERLESS:
+        return ""
     settings: dict[str, Any] = {
         "xpack.actions.responseTimeout": f"{RESPONSE_SECONDS}s",
         "xpack.actions.maxResponseContentLength": f"{MOST_RESPONSE_MEGABYTES}mb",
@@ -98,14 +106,17 @@ def kibana_settings(endpoint: ElasticEndpoint) -> str:
         ssl = {"verificationMode": "full", "certificateAuthoritiesData": endpoint.ca_certificate}
         url = f"https://{endpoint.host}:{endpoint.port}"
         settings["xpack.actions.customHostSettings"] = [{"url": url, "ssl": ssl}]
-    # Security's AI Assistant uses connectors to models of one's own only so (Elastic's guide to vLLM, last step).
-    settings["feature_flags.overrides"] = {"securitySolution.inferenceChatModelDisabled": True}
     # Kibana allows every host unless the list is set: a list of this host alone would lock out all other connectors.
     allowed = (
         "# Only where xpack.actions.allowedHosts is set already (without it every host is allowed), its list needs:\n"
         f"#   - {endpoint.host}\n"
     )
     return _yaml(settings) + allowed
+
+
+def security_settings() -> str:
+    """Block for kibana.yml that Security's AI Assistant needs before 9.2 (elastic/kibana#234931); self-managed only."""
+    return _yaml({"feature_flags.overrides": {"securitySolution.inferenceChatModelDisabled": True}})
 
 
 def preconfigured_connector(endpoint: ElasticEndpoint) -> str:

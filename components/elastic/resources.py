@@ -26,6 +26,8 @@ ELASTICSEARCH_PRIVILEGE = "the cluster privilege manage_inference"
 NOT_VALIDATED = "validation call to service threw an exception"
 """In Elasticsearch's 400 when the model did not answer its question in time, or not at all."""
 NO_CONFIG = {"apiProvider": "Other", "apiUrl": "https://localhost/v1/chat/completions", "defaultModel": "none"}
+DEFAULT_CONNECTOR = "genAiSettings:defaultAIConnector"
+"""Kibana's setting (elastic/kibana: ui-settings, set_many.ts)."""
 LICENSES = ("enterprise", "trial")
 """Licenses that include inference endpoints to a model of one's own (Elasticsearch's InferenceLicenceCheck)."""
 LOOK_SECONDS = 10
@@ -211,6 +213,40 @@ class InferenceEndpointProvider(_Provider):
         _expect(elasticsearch, answer, "PUT", path)
 
 
+class KibanaDefaultConnectorProvider(_Provider):
+    """Makes the connector the one that Kibana's AI features use unless told otherwise, in one space."""
+
+    replaced_by = ("url", "space")
+    compared = ("url", "key", "ca", "id")
+
+    def create(self, props: Props) -> dynamic.CreateResult:
+        """Keep what was there, for the day of its removal."""
+        kibana, path = _kibana(props), _settings_path(props)
+        before = _default_connector(kibana, path)
+        self._set(kibana, path, props["id"])
+        return dynamic.CreateResult("default", outs={**props, "before": before if before != props["id"] else None})
+
+    def read(self, id_: str, props: Props) -> dynamic.ReadResult:
+        """As it is now: another connector is somebody's change."""
+        kibana, path = _kibana(props), _settings_path(props)
+        return dynamic.ReadResult(id_, {**props, "id": _default_connector(kibana, path)})
+
+    def update(self, _id: str, olds: Props, news: Props) -> dynamic.UpdateResult:
+        """Set it again; what was there before this stack stays known."""
+        self._set(_kibana(news), _settings_path(news), news["id"])
+        return dynamic.UpdateResult(outs={**news, "before": olds.get("before")})
+
+    def delete(self, _id: str, props: Props) -> None:
+        """Put back what was there before, unless somebody has chosen another connector since."""
+        kibana, path = _kibana(props), _settings_path(props)
+        if _default_connector(kibana, path) == props["id"]:
+            self._set(kibana, path, props.get("before"))
+
+    def _set(self, kibana: Product, path: str, id_: str | None) -> None:
+        answer = kibana.ask("POST", path, {"changes": {DEFAULT_CONNECTOR: id_}})
+        _expect(kibana, answer, "POST", path)
+
+
 class KibanaAccessProvider(_Provider):
     """Looks whether Kibana can hold the connector: its version, space, license and kinds of connectors, and the key."""
 
@@ -344,6 +380,16 @@ class KibanaConnector(dynamic.Resource, module="elastic", name="KibanaConnector"
         super().__init__(KibanaConnectorProvider(), name, dict(props), _private(opts))
 
 
+class KibanaDefaultConnector(dynamic.Resource, module="elastic", name="KibanaDefaultConnector"):
+    """Kibana's AI features use the connector in the space, unless told otherwise."""
+
+    before: pulumi.Output[str | None]
+    """Id of the connector that was the default before; None: none was."""
+
+    def __init__(self, name: str, props: dict[str, pulumi.Input[Any]], opts: pulumi.ResourceOptions) -> None:
+        super().__init__(KibanaDefaultConnectorProvider(), name, {**props, "before": None}, _private(opts))
+
+
 class InferenceEndpoint(dynamic.Resource, module="elastic", name="InferenceEndpoint"):
     """An inference endpoint in Elasticsearch that leads to the endpoint."""
 
@@ -403,6 +449,17 @@ def _space_exists(kibana: Product, space: str) -> None:
 
 def _connector_path(props: Props) -> str:
     return f"{_space_path(props['space'])}/api/actions/connector/{props['id']}"
+
+
+def _settings_path(props: Props) -> str:
+    return f"{_space_path(props['space'])}/api/kibana/settings"
+
+
+def _default_connector(kibana: Product, path: str) -> str | None:
+    """Id of the connector that Kibana's AI features use by default; None where none was chosen."""
+    settings = _expect(kibana, kibana.ask("GET", path), "GET", path).get("settings", {})
+    value = settings.get(DEFAULT_CONNECTOR, {}).get("userValue")
+    return str(value) if value else None
 
 
 def _inference_path(props: Props) -> str:

@@ -8,10 +8,12 @@ from urllib.parse import urlsplit
 
 import pulumi
 
+from components.elastic import versions
 from components.settings import pem
 from components.settings.problems import Problems
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+VERSION = re.compile(r"\d{1,2}\.\d{1,2}(\.\d{1,3})?")
 SPACE = re.compile(r"[a-z0-9_-]+")
 DEPLOYMENTS = ("self-managed", "hosted", "serverless")
 
@@ -28,11 +30,17 @@ class ElasticProduct:
 
 @dataclass(frozen=True, kw_only=True)
 class ElasticSettings:
-    """What is made in Elastic by `up`."""
+    """The Elastic that is connected, and what `up` creates there."""
 
+    deployment: str
+    """One of DEPLOYMENTS."""
+    version: str
+    """Such as 9.2, or `serverless`; empty: not known."""
     kibana: ElasticProduct
     space: str
     """Empty: the default space."""
+    default_connector: bool
+    """True if Kibana's AI features are to use the connector by default."""
     elasticsearch: ElasticProduct
     ca: str
     """PEM of the CA of both; empty: the system's store."""
@@ -45,6 +53,9 @@ def elastic_settings(
     deployment = problems.choice("elasticDeployment", DEPLOYMENTS)
     ca = pem.text_or_file(problems, "elasticCa", project_directory)
     settings = ElasticSettings(
+        deployment=deployment,
+        version=_version(problems, deployment),
+        default_connector=problems.boolean("kibanaDefaultConnector"),
         kibana=_product(problems, secrets, "kibana"),
         space=_pattern(problems, "kibanaSpace", SPACE, "use the space's identifier, as in its address: /s/SPACE"),
         elasticsearch=_product(problems, secrets, "elasticsearch"),
@@ -52,6 +63,10 @@ def elastic_settings(
     )
     if settings.space and not settings.kibana.url:
         problems.add("kibanaSpace", "set, but there is no kibanaUrl", "set kibanaUrl and kibanaApiKey, or remove it")
+    if settings.default_connector and not settings.kibana.url:
+        problems.add(
+            "kibanaDefaultConnector", "set, but there is no kibanaUrl", "set kibanaUrl and kibanaApiKey, or remove it"
+        )
     if problems.given("elasticCa") and not (settings.kibana.url or settings.elasticsearch.url):
         problems.add("elasticCa", "set, but there is no kibanaUrl or elasticsearchUrl", "set one of them, or remove it")
     if deployment in {"hosted", "serverless"}:
@@ -63,6 +78,30 @@ def elastic_settings(
             "use the connector (kibanaUrl) alone, or set clientCertificates to []",
         )
     return settings
+
+
+def _version(problems: Problems, deployment: str) -> str:
+    text = problems.values["elasticVersion"]
+    fix = "write major and minor version, such as 9.2, or leave it empty"
+    if deployment == versions.SERVERLESS:
+        if text:
+            problems.add("elasticVersion", "set, but serverless has no version to choose", "leave it empty")
+        return versions.SERVERLESS
+    if not text:
+        return ""
+    if not VERSION.fullmatch(text):
+        problems.add("elasticVersion", "not a version", fix)
+        return ""
+    version = versions.parse(text)
+    if version < versions.OTHER_PROVIDER:
+        problems.add("elasticVersion", "its OpenAI connector knows no provider 'Other'", "use Elastic 8.16 or newer")
+    elif problems.values["clientCertificates"] != "[]" and not versions.accepts("certificateData", version):
+        problems.add(
+            "elasticVersion",
+            "its connectors have no client certificate, which clientCertificates asks for",
+            "use Elastic 8.19, 9.1 or newer, or set clientCertificates to []",
+        )
+    return text
 
 
 def _public(problems: Problems, deployment: str, settings: ElasticSettings) -> None:

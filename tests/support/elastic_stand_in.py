@@ -27,6 +27,8 @@ SPACE = re.compile(r"/api/spaces/space/(?P<id>[^/]+)")
 INFERENCE = re.compile(
     r"/_inference/chat_completion/(?P<id>[^/?]+)(?P<update>/_update)?(?:\?timeout=(?P<seconds>[0-9]+)s)?"
 )
+SETTINGS = re.compile(r"(?:/s/(?P<space>[^/]+))?/api/kibana/settings")
+DEFAULT_CONNECTOR = "genAiSettings:defaultAIConnector"
 PAID = ("enterprise", "trial")
 VALIDATION_SECONDS = 30
 """How long Elasticsearch waits for the endpoint while it creates or updates an inference endpoint."""
@@ -54,6 +56,8 @@ class Elastic:
     calls_endpoint: bool = True
     answers: list[tuple[int, dict[str, str]] | None] = field(default_factory=list)
     """Statuses with headers that the next requests get in place of an answer; None: the answer itself."""
+    default_connectors: dict[str, str | None] = field(default_factory=dict)
+    """space -> genAiSettings:defaultAIConnector."""
     requests: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -125,6 +129,8 @@ class _Handler(BaseHTTPRequestHandler):
         body: Any = json.loads(sent) if sent else None
         if match := CONNECTOR.fullmatch(self.path):
             return self._kibana(elastic, body, match)
+        if match := SETTINGS.fullmatch(self.path):
+            return 200, self._settings(elastic, match["space"] or "default", body)
         if found := self._about(elastic):
             return found
         if self.path == "/_security/user/_has_privileges":
@@ -190,6 +196,16 @@ class _Handler(BaseHTTPRequestHandler):
         if key not in {f"ApiKey {ADMIN}", f"ApiKey {READER}"}:
             raise kibana_error(401, "[security_exception]: unable to authenticate with provided credentials")
         return key
+
+    def _settings(self, elastic: Elastic, space: str, body: Any) -> dict[str, Any]:
+        if self._signed_in() == f"ApiKey {READER}" and self.command == "POST":
+            raise kibana_error(403, "Unable to save advanced settings")
+        if self.command == "POST":
+            if set(body) != {"changes"} or set(body["changes"]) != {DEFAULT_CONNECTOR}:
+                raise kibana_error(400, "[request body]: unexpected")
+            elastic.default_connectors[space] = body["changes"][DEFAULT_CONNECTOR]
+        value = elastic.default_connectors.get(space)
+        return {"settings": {DEFAULT_CONNECTOR: {"userValue": value}} if value else {}}
 
     @staticmethod
     def _types(elastic: Elastic) -> list[dict[str, Any]]:

@@ -10,9 +10,12 @@ from typing import Annotated, Any
 import jinja2
 import typer
 
-from components.elastic import payloads
+from components.elastic import payloads, versions
+from components.elastic.api import VALIDATION_SECONDS
 from components.elastic.payloads import ElasticEndpoint
+from components.elastic.versions import Version
 from components.settings.keys import DEFAULT
+from scripts.cli.handoff import ways
 from scripts.lib.errors import BadInputError
 from scripts.lib.private_files import write_private
 from scripts.lib.stack_outputs import Rehearsal, internal, stack_outputs
@@ -79,6 +82,8 @@ def main(
         ca_certificate=outputs.get("caCertificate", ""),
         client_certificate=CERTIFICATE_BASE64 if clients else "",
         client_key=CLIENT_KEY_BASE64 if clients else "",
+        kibana_version=internal(outputs).get("elasticVersion", ""),
+        deployment=internal(outputs).get("elasticDeployment", "self-managed"),
     )
     made = {title: outputs[output] for output, title in MADE.items() if outputs.get(output)}
     shown = _shown(directory)
@@ -106,8 +111,9 @@ def document(
 
     `limits` are those of the outputs; `made` is what `up` has made in Elastic: what it is -> id.
     """
+    self_managed = endpoint.deployment == "self-managed"
     connector = payloads.kibana_connector(endpoint)
-    preconfigured = payloads.preconfigured_connector(endpoint)
+    preconfigured = payloads.preconfigured_connector(endpoint) if self_managed else ""
     if endpoint.client_certificate and endpoint.ca_certificate:
         connector["secrets"]["caData"] = CA_BASE64
         preconfigured = preconfigured.replace(payloads.base64_or_placeholder(endpoint.ca_certificate), CA_BASE64)
@@ -141,9 +147,26 @@ def document(
         inference_chat=json.dumps(question),
         chat=json.dumps({"model": endpoint.model, **question, "max_tokens": 50}),
         kibana_settings=payloads.kibana_settings(endpoint),
+        security_settings=payloads.security_settings() if self_managed and _before(endpoint, (9, 2)) else "",
+        rows=ways.rows(endpoint),
+        inference=ways.has_inference(endpoint),
+        validation_seconds=VALIDATION_SECONDS,
+        by_version=lambda since, now, before: _by_version(endpoint, since, now, before),
         preconfigured_connector=preconfigured,
         client_files=CLIENT_FILES,
     )
+
+
+def _before(endpoint: ElasticEndpoint, version: Version) -> bool:
+    """True if Elastic is older than the version, or may be."""
+    return not endpoint.kibana_version or versions.parse(endpoint.kibana_version) < version
+
+
+def _by_version(endpoint: ElasticEndpoint, since: str, now: str, before: str) -> str:
+    """A value that changed with a version: the one that applies, or both where Elastic's version is not known."""
+    if not endpoint.kibana_version:
+        return f"{now} (before {since}: {before})"
+    return before if _before(endpoint, versions.parse(since)) else now
 
 
 def _key(outputs: Mapping[str, Any], name: str, stack: str) -> str:

@@ -73,6 +73,9 @@ _ELASTIC = {"url", "key", "ca", "id", "body"}
 ADAPTERS = {
     "pulumi-python:dynamic/elastic:KibanaAccess": _adapter({"url", "key", "ca", "space", "pki", "version"}, set()),
     "pulumi-python:dynamic/elastic:ElasticsearchAccess": _adapter({"url", "key", "ca", "version"}, set()),
+    "pulumi-python:dynamic/elastic:KibanaDefaultConnector": _adapter(
+        {"url", "key", "ca", "id", "space", "before"}, {"url", "space"}
+    ),
     "pulumi-python:dynamic/elastic:KibanaConnector": _adapter(_ELASTIC | {"space"}, {"url", "space", "id"}),
     "pulumi-python:dynamic/elastic:InferenceEndpoint": _adapter(_ELASTIC, {"url", "id"}),
 }

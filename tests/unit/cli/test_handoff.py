@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import Result
 
 from scripts.cli.handoff import command as handoff
@@ -177,13 +178,14 @@ def test_a_directory_that_can_not_be_written_is_refused_with_its_fix(
 
 def test_serverless_can_not_trust_a_private_ca(written: Callable[..., str]) -> None:
     document = written()
-    assert "| Serverless | **none**" in document
-    assert "Hosted, 9.1 or newer | **B**, after 3a. Not A" in document
+    assert "| Serverless | **none**: it trusts no private CA." in document
+    assert "| Elastic Cloud Hosted, 9.4 or newer | **B**, after 3a | nothing |" in document
+    assert "| self-managed, ECE or ECK, 9.4 or newer | **A**, after 3b; or **B**, after 3a; or **C**" in document
 
 
 def test_a_certificate_that_everyone_trusts_opens_every_way(written: Callable[..., str], tmp_path: Path) -> None:
     document = written(caCertificate="")
-    assert "| Serverless | **A** or **B** |" in document
+    assert "| Serverless | **A** or **B** | nothing |" in document
     assert not [word for word in ("--cacert", "--ca ", "ca.pem", "3b", "keytool", "customHost:") if word in document]
     assert not (tmp_path / "ca.pem").exists()
 
@@ -216,10 +218,45 @@ def test_a_model_without_tools_is_not_asked_for_them(written: Callable[..., str]
     assert "system prompt" not in document
 
 
+VERSIONS = ["8.19.0", "9.1.3", "9.2.0", "9.4.1", "9.6.0", "serverless"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_for_a_known_elastic_the_document_has_its_ways_bodies_and_limits_alone(
+    version: str, written: Callable[..., str], golden: Callable[[str, str], None]
+) -> None:
+    deployment = "serverless" if version == "serverless" else "self-managed"
+    about = {**GOOD["_internal"], "elasticVersion": version, "elasticDeployment": deployment}
+    document = written(_internal=about, caCertificate="")
+    (created,) = (block for block in blocks(document, "bash") if "-X POST" in block and "connector_type_id" in block)
+    body = json.loads(created.partition("<<EOF\n")[2].removesuffix("EOF\n").replace("${ELASTIC_VLLM_KEY}", KEY))
+    assert schemas.problems(schemas.connector(version), body) == []
+    tables = "\n".join(line for line in document.splitlines() if line.startswith("|"))
+    golden(f"elastic/handoff-tables-{'-'.join(version.split('.')[:2])}.md", f"{tables}\n")
+    assert ("_inference" in document) is (version in {"9.4.1", "9.6.0", "serverless"})
+    assert ("### C." in document) is (deployment == "self-managed")
+    assert ("inferenceChatModelDisabled" in document) is (version in {"8.19.0", "9.1.3"})
+
+
+def test_elastic_cloud_hosted_gets_no_setting_that_it_would_not_save(written: Callable[..., str]) -> None:
+    document = written(_internal={**GOOD["_internal"], "elasticDeployment": "hosted"})
+    (settings,) = blocks(document, "yaml")
+    allowed = {"responseTimeout", "maxResponseContentLength", "customHostSettings"}
+    assert {key.removeprefix("xpack.actions.") for key in yaml.safe_load(settings)} == allowed
+    assert "self-managed, ECE or ECK" not in document
+
+
+def test_an_inference_endpoint_is_not_offered_to_a_model_without_tools(written: Callable[..., str]) -> None:
+    document = written(nativeFunctionCalling=False, caCertificate="")
+    assert "_inference/chat_completion" not in document
+    assert "always sends native tool calls, which this model does not accept" in document
+    assert "| Serverless | **B** | nothing |" in document
+
+
 def test_kibana_accepts_the_blocks_for_its_settings(written: Callable[..., str]) -> None:
-    settings, preconfigured = blocks(written(), "yaml")
+    settings, security, preconfigured = blocks(written(), "yaml")
     assert schemas.kibana_yml_problems(settings) == []
-    assert schemas.kibana_yml_problems(settings + preconfigured) == []
+    assert schemas.kibana_yml_problems(settings + security + preconfigured) == []
     # Kibana puts variables of its environment there.
     assert "apiKey: ${ELASTIC_VLLM_KEY}\n" in preconfigured
 
@@ -279,7 +316,7 @@ def test_every_command_is_run_by_a_test_or_marked(written: Callable[..., str]) -
     plain = [command.split()[0].partition("=")[0] for command in commands if not command.startswith(NEEDS_ELASTIC)]
     assert plain == ["ELASTIC_VLLM_KEY", "curl", "curl", "curl", "scripts/elastic-vllm"]
     assert len(commands) == len(plain) + 10
-    assert len(re.findall(r"(?m)^```\w+$", document)) == len(commands) + 2  # and two blocks of YAML
+    assert len(re.findall(r"(?m)^```\w+$", document)) == len(commands) + 3  # and three blocks of YAML
 
 
 def test_the_commands_for_the_endpoint_run_as_written(
@@ -313,7 +350,7 @@ def test_with_client_certificates_a_connector_is_the_only_way(hand_off: Callable
     assert [file.read_text() for file in files.values()] == list(CLIENTS["kibana"].values())
     assert {file.stat().st_mode & 0o777 for file in files.values()} == {0o600}
     assert not [pem for pem in CLIENTS["kibana"].values() if pem in document]
-    assert "_inference" not in document
+    assert "_inference/chat_completion" not in document
     commands = blocks(document, "bash")
     sending = [c for c in commands if "api/actions" in c]
     encoding = [c for c in commands if "base64" in c.split("\n")[0]]
@@ -327,22 +364,22 @@ def test_with_client_certificates_a_connector_is_the_only_way(hand_off: Callable
         base64.b64decode(created["secrets"][f"{name}Data"]).decode() for name in ("certificate", "privateKey", "ca")
     ]
     assert sent == [*CLIENTS["kibana"].values(), CA.pem]
-    _settings, preconfigured = blocks(document, "yaml")
+    _settings, _security, preconfigured = blocks(document, "yaml")
     assert "certificateData: ${ELASTIC_VLLM_CERTIFICATE_BASE64}" in preconfigured
     assert "caData: ${ELASTIC_VLLM_CA_BASE64}" in preconfigured
 
 
 def test_what_up_has_made_is_not_to_be_made_again(written: Callable[..., str]) -> None:
-    assert "has made" not in written()
+    assert "has already created" not in written()
     document = written(kibanaConnectorId="my-id", inferenceEndpointId="elastic-vllm-prod")
-    assert "has made the connector (B) already: `my-id`.**" in document
-    assert "has made the inference endpoint (A) already: `elastic-vllm-prod`.**" in document
+    assert "has already created the connector (B): `my-id`.**" in document
+    assert "has already created the inference endpoint (A): `elastic-vllm-prod`.**" in document
 
 
 def test_without_an_alias_the_model_itself_is_asked_for(written: Callable[..., str]) -> None:
     document = written(servedModelName="")
     assert "| Model to ask for | `acme/Model` |" in document
-    assert "delete A and create it again" in document
+    assert "delete A and create it\n  again" in document
 
 
 def test_the_commands_for_elastic_send_what_elastic_accepts(hand_off: Callable[..., Result], tmp_path: Path) -> None:
@@ -358,7 +395,7 @@ def test_the_commands_for_elastic_send_what_elastic_accepts(hand_off: Callable[.
     connector = "/s/ai/api/actions/connector/52d88edd-46ca-5386-96f1-86ea429a9bad"
     inference = "/_inference/chat_completion/elastic-vllm-prod"
     assert [request["to"] for request in requests] == [
-        f"PUT {inference}",
+        f"PUT {inference}?timeout=120s",
         f"POST {inference}/_stream",
         f"POST {connector}",
         f"POST {connector}/_execute",

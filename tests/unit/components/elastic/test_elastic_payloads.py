@@ -66,7 +66,15 @@ def test_every_output_with_the_key_is_secret_and_waits_for_the_endpoint(program:
 def test_what_holds_the_key_is_secret_even_where_the_key_came_in_the_clear() -> None:
     def main() -> None:
         product = ElasticProduct(url="", key=pulumi.Output.secret(""))
-        nowhere = ElasticSettings(kibana=product, space="", elasticsearch=product, ca="")
+        nowhere = ElasticSettings(
+            deployment="self-managed",
+            version="",
+            kibana=product,
+            space="",
+            default_connector=False,
+            elasticsearch=product,
+            ca="",
+        )
         args = ElasticConnectorArgs(
             name="elastic-vllm-prod",
             host="llm.example.com",

@@ -360,3 +360,38 @@ def test_a_provider_is_kept_by_its_name_so_that_changing_it_is_no_difference(pro
     assert len(kept) < 200
     assert type(provider).__name__.encode() in kept
     assert type(pickle.loads(kept)) is type(provider)  # noqa: S301 - written above
+
+
+DEFAULT = resources.KibanaDefaultConnectorProvider()
+
+
+def default_props(elastic: Elastic, **changes: Any) -> dict[str, Any]:
+    return {"url": elastic.address, "key": ADMIN, "ca": "", "id": ID, "space": "ai", **changes}
+
+
+@pytest.mark.parametrize("before", ["another", None])
+def test_the_default_connector_is_set_in_its_space_and_put_back_at_destroy(
+    elastic: Elastic, before: str | None
+) -> None:
+    elastic.default_connectors["ai"] = before
+    made = DEFAULT.create(default_props(elastic)).outs or {}
+    assert elastic.default_connectors == {"ai": ID}
+    assert not DEFAULT.diff("default", DEFAULT.read("default", made).outs or {}, default_props(elastic)).changes
+    DEFAULT.delete("default", made)
+    assert elastic.default_connectors == {"ai": before}
+
+
+def test_a_default_that_somebody_changed_is_a_difference_and_is_not_touched_by_destroy(elastic: Elastic) -> None:
+    made = DEFAULT.create(default_props(elastic)).outs or {}
+    elastic.default_connectors["ai"] = "chosen-by-hand"
+    assert DEFAULT.diff("default", DEFAULT.read("default", made).outs or {}, default_props(elastic)).changes
+    DEFAULT.delete("default", made)
+    assert elastic.default_connectors == {"ai": "chosen-by-hand"}
+
+
+def test_another_default_of_this_stack_still_knows_what_was_there_before(elastic: Elastic) -> None:
+    elastic.default_connectors["ai"] = "another"
+    made = DEFAULT.create(default_props(elastic)).outs or {}
+    changed = DEFAULT.update("default", made, default_props(elastic, id="new")).outs or {}
+    DEFAULT.delete("default", changed)
+    assert elastic.default_connectors == {"ai": "another"}
