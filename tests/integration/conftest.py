@@ -1,6 +1,6 @@
-"""What integration tests share: the stack `test`, up once for all of them, on real SSH, Docker, Nginx and vLLM.
+"""Fixtures of the integration tests: the stack `test`, up once for all of them, on real SSH, Docker, Nginx and vLLM.
 
-Nothing here skips: a machine without Docker or vLLM fails, with the rehearsal's own words.
+Nothing here skips: a machine without Docker or vLLM fails with the rehearsal's error message.
 While writing tests: ELASTIC_VLLM_TEST_STACK names another stack, ELASTIC_VLLM_TEST_KEEP=1 leaves it up at the end.
 """
 
@@ -32,24 +32,24 @@ REHEARSAL = Path("/var/lib/elastic-vllm-rehearsal")
 STACK_DIRECTORY = Path("/var/lib/elastic-vllm") / STACK
 VLLM_SOCKET = STACK_DIRECTORY / "socket" / "vllm.sock"
 PROVE = "ELASTIC_VLLM_PROVE" in os.environ
-"""Whether this is the slow run (make prove)."""
+"""True in the slow run (make prove)."""
 KEEP = "ELASTIC_VLLM_TEST_KEEP" in os.environ
 TCP_LISTEN = "0A"  # in /proc/net/tcp
 LOG_SECONDS = 30
-"""Until a line is in a container's log: milliseconds, unless the machine or Docker is very busy."""
+"""Limit for a line to reach a container's log: it takes milliseconds unless the machine or Docker is very busy."""
 
 
 def rehearse(
     *arguments: str, stack: str = STACK, timeout: float = 1500, under: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[str]:
-    """Run `scripts/rehearse ARGUMENTS --stack STACK` to its end, whatever that is; `under` goes before it."""
+    """Run `scripts/rehearse ARGUMENTS --stack STACK` until it exits, with any status; `under` is a command prefix."""
     command = [*under, str(ROOT / "scripts" / "rehearse"), *arguments, "--stack", stack]
     environment = {**os.environ, "TERM": "dumb"}
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
 
 
 def rehearse_up(*arguments: str, stack: str = STACK) -> str:
-    """Run `up`, which must succeed; what it printed."""
+    """Run `up`, which must succeed, and return its output."""
     done = rehearse("up", *arguments, stack=stack)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -93,7 +93,7 @@ class Deployment:
 
 
 def log_once(container: Container, whole: Callable[[str], bool], since: float | None = None) -> str:
-    """A container's log once it is whole, or as it is after LOG_SECONDS: a line can come after its answer."""
+    """Return a container's log once it is whole, or as it is after LOG_SECONDS: a line can follow its answer."""
     end = time.monotonic() + LOG_SECONDS
     while True:
         log: str = container.logs(since=since).decode()
@@ -103,30 +103,30 @@ def log_once(container: Container, whole: Callable[[str], bool], since: float | 
 
 
 def vllm_directly() -> httpx2.Client:
-    """Asks vLLM by its socket, past Nginx, as nobody but this machine's root can."""
+    """Client for vLLM's socket, bypassing Nginx, which only root on this machine can do."""
     return httpx2.Client(transport=httpx2.HTTPTransport(uds=str(VLLM_SOCKET)), base_url="http://vllm", timeout=60)
 
 
 def vllm_log(deployed: Deployment, since: float) -> str:
-    """What vLLM logged since then of all that it was asked for until now.
+    """Return vLLM's log since then, complete up to now.
 
-    It logs in the order of its answers, so its line on a last request, sent past Nginx, says that the log is whole.
+    vLLM logs in the order of its answers, so the line of a last request, sent past Nginx, shows that the log is whole.
     """
     last = f"/{token_hex(16)}"
     with vllm_directly() as vllm:
         assert vllm.get(last).status_code == httpx2.codes.NOT_FOUND
     log, reached, _ = log_once(deployed.vllm, lambda log: last in log, since).partition(last)
-    assert reached, f"after {LOG_SECONDS} s vLLM's log says nothing of a request: {log[-2000:]}"
+    assert reached, f"after {LOG_SECONDS} s vLLM's log has no line for a request: {log[-2000:]}"
     return log
 
 
 def outputs_of(stack: str) -> dict[str, Any]:
-    """What `scripts/rehearse outputs --json --show-secrets` prints, which takes half a second."""
+    """Return the output of `scripts/rehearse outputs --json --show-secrets`, which takes half a second."""
     return {name: output["value"] for name, output in engine.outputs(stack).items()}
 
 
 def deployment(stack: str = STACK) -> Deployment:
-    """The stack as its outputs describe it now."""
+    """Return the stack as its outputs describe it now."""
     values = outputs_of(stack)
     return Deployment(
         url=values["connectorUrl"],
@@ -145,13 +145,13 @@ def identity(container: Container) -> tuple[str, str]:
 
 
 def tcp_listeners() -> set[int]:
-    """The ports that something on this machine listens on, on any address."""
+    """Return the ports that processes on this machine listen on, on any address."""
     lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
     return {int(fields[1].rpartition(":")[2], 16) for fields in lines if fields[3] == TCP_LISTEN}
 
 
 def installed(program: str, package: str) -> None:
-    """See to it that a program is there; a service that comes with it is not started."""
+    """Ensure that a program is installed, without starting a service that its package contains."""
     if any((Path(folder) / program).exists() for folder in ("/usr/bin", "/usr/sbin", "/usr/local/bin")):
         return
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1", "SYSTEMD_OFFLINE": "1"}
@@ -163,14 +163,14 @@ def installed(program: str, package: str) -> None:
 
 @contextmanager
 def _alone(directories: pytest.TempPathFactory) -> Iterator[bool]:
-    """A stack lets only one process at it: true for the first of this run (support/side_by_side.py), which sets up.
+    """Let the processes of a run (support/side_by_side.py) in one by one: true for the first, which sets up.
 
-    The others must not: by then the first one's tests bring the same stack up and down.
+    The others must not set up: by then the tests of the first bring the same stack up and down.
     """
     own = directories.getbasetemp()
     done = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "set-up"
     with (ROOT / "pyproject.toml").open() as lock:
-        # However long images take elsewhere, it is not this test's time, which pytest-timeout counts by this timer.
+        # Waiting for images that another process builds must not count against this test's timeout (this timer).
         left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
         fcntl.flock(lock, fcntl.LOCK_EX)
         signal.setitimer(signal.ITIMER_REAL, left)
@@ -180,12 +180,12 @@ def _alone(directories: pytest.TempPathFactory) -> Iterator[bool]:
 
 @pytest.fixture(scope="session")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """This machine has what stacks need (packages, Docker, sshd, images), whether or not one is up."""
+    """Ensure that this machine has what stacks need (packages, Docker, sshd, images), whether or not one is up."""
     with _alone(tmp_path_factory) as first:
         done = rehearse("setup") if first else None
         nothing_to_do = f"stack {STACK} is for a host of its own"
         assert not done or done.returncode == 0 or nothing_to_do in done.stderr, f"{done.stdout}\n{done.stderr}"
-        # Now, because what the other process looks at later is which packages a stack leaves.
+        # Install now, because the other process checks later which packages a stack leaves.
         for program in ("skopeo", "docker-registry"):
             installed(program, program)
     yield
@@ -195,7 +195,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def first_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[set[int]]:
-    """The stack is up; the ports that are listened on since then. It goes away at the end."""
+    """Bring the stack up until the end; the value is the set of ports that were opened by that."""
     before = tcp_listeners()
     try:
         with _alone(tmp_path_factory):
@@ -209,5 +209,5 @@ def first_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[set[int]]:
 
 @pytest.fixture(scope="module")
 def deployed(first_up: set[int]) -> Deployment:
-    """The stack as a module of tests finds it."""
+    """The stack as it is when a module of tests starts."""
     return deployment()

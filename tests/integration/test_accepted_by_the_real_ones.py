@@ -29,7 +29,7 @@ WRONG_ARGUMENTS = {
     "no such chat template": ["--chat-template", "/no/such.jinja"],
 }
 
-# What vLLM does with its arguments before it looks for GPUs and weights. Prints title -> what it refuses.
+# The part of vLLM that checks arguments before it looks for GPUs and weights. Prints title -> refusal.
 PARSE = """
 import contextlib, io, json, sys
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
@@ -38,9 +38,9 @@ from vllm.reasoning import ReasoningParserManager
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 def refused(arguments):
-    said = io.StringIO()
+    messages = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(messages):
             args = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
         # The one exemption: only the images for GPUs have these files.
         if (args.chat_template or "").startswith("/vllm-workspace/examples/"):
@@ -51,7 +51,7 @@ def refused(arguments):
         if args.reasoning_parser and args.reasoning_parser not in ReasoningParserManager.list_registered():
             return "invalid reasoning parser: " + args.reasoning_parser
     except SystemExit:
-        return said.getvalue() or "exit"
+        return messages.getvalue() or "exit"
     except Exception as error:
         return repr(error)
 
@@ -67,7 +67,7 @@ def run_in(image: str, command: list[str], *options: str, stdin: str = "") -> su
 
 @pytest.fixture(scope="module")
 def refused(deployed: Deployment) -> dict[str, str | None]:
-    """Title of a command line -> why vLLM refuses it."""
+    """Map the title of each command line to vLLM's reason for refusing it."""
     image = str(deployed.vllm.attrs["Image"])
     done = run_in(image, ["python3", "-c", PARSE], stdin=json.dumps({**COMMAND_LINES, **WRONG_ARGUMENTS}))
     assert done.returncode == 0, done.stderr
@@ -87,7 +87,7 @@ def test_vllm_refuses_a_wrong_one(title: str, refused: dict[str, str | None]) ->
 
 @pytest.fixture
 def nginx_config(tmp_path: Path) -> Path:
-    """A directory with the golden files, as a server has them, and a certificate made for the test."""
+    """Directory with the golden files, laid out as on a server, and a certificate made for the test."""
     for name in ("nginx.conf", "keys.conf"):
         (tmp_path / name).write_text((GOLDEN / name).read_text())
     (tmp_path / "metrics.conf").write_text((FILES / "nginx/nginx-metrics.conf").read_text())
@@ -99,7 +99,7 @@ def nginx_config(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def nginx_says(deployed: Deployment, config: Path) -> list[str]:
+def nginx_test_output(deployed: Deployment, config: Path) -> list[str]:
     image = str(deployed.nginx.attrs["Image"])
     options = ["--volume", f"{config}:/config:ro", "--user", f"{NGINX_UID}:{SOCKET_GID}"]
     options += ["--tmpfs", f"{METRICS_DIRECTORY}:mode=1777"]
@@ -108,7 +108,7 @@ def nginx_says(deployed: Deployment, config: Path) -> list[str]:
 
 
 def test_nginx_accepts_the_golden_configuration_without_a_warning(deployed: Deployment, nginx_config: Path) -> None:
-    assert nginx_says(deployed, nginx_config) == [
+    assert nginx_test_output(deployed, nginx_config) == [
         "nginx: the configuration file /config/nginx.conf syntax is ok",
         "nginx: configuration file /config/nginx.conf test is successful",
     ]

@@ -1,4 +1,4 @@
-"""A certificate that an ACME server issues: a real one (pebble, Let's Encrypt's own for tests), on this machine."""
+"""A certificate that an ACME server issues: a real server on this machine (pebble, Let's Encrypt's test server)."""
 
 import json
 import os
@@ -34,7 +34,7 @@ LONG_SECONDS = 36_000
 
 @contextmanager
 def acme_server(directory: Path, http_port: int = 80, valid_seconds: int = LONG_SECONDS) -> Iterator[list[str]]:
-    """One that asks on `http_port`, and how long its certificates last; the options of a stack that uses it."""
+    """Run an ACME server that validates on `http_port`, and yield the options of a stack that uses it."""
     installed("pebble", "pebble")
     ca = new_authority()
     file = issue(ca, directory / "pebble.pem")
@@ -64,7 +64,7 @@ def acme_server(directory: Path, http_port: int = 80, valid_seconds: int = LONG_
 
 
 def _root(url: str, trusted: ssl.SSLContext) -> str:
-    """The CA that it has made for itself, once it answers."""
+    """Return the CA that the server has made for itself, once the server answers."""
     for _ in range(100):
         try:
             return httpx2.get(url, verify=trusted, trust_env=False).raise_for_status().text
@@ -75,11 +75,11 @@ def _root(url: str, trusted: ssl.SSLContext) -> str:
 
 @pytest.fixture(scope="module")
 def options(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """Of a stack that may be up already."""
+    """Options of a stack that may be up already."""
     config = yaml.safe_load((ROOT / "stacks" / "Pulumi.local.yaml").read_text())["config"]
     settings = {key.removeprefix("elastic-vllm:"): value for key, value in config.items()}
     with vllm_stand_in.image() as image, acme_server(tmp_path_factory.mktemp("acme")) as server:
-        # By name: pebble 2.4 gives an address a place in its certificates where certbot refuses it.
+        # By name: pebble 2.4 puts an IP address into a field of its certificates where certbot refuses it.
         own = {"httpsPort": local_sshd.free_port(), "vllmImage": image, "endpointHost": "localhost"}
         with stack_file(STACK, settings | own):
             yield server
@@ -87,7 +87,7 @@ def options(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def served(deployed: Deployment) -> str:
-    """The certificate that the endpoint shows."""
+    """Return the certificate that the endpoint presents."""
     return ssl.get_server_certificate(("127.0.0.1", httpx2.URL(deployed.url).port or 443))
 
 
@@ -96,7 +96,7 @@ def models(deployed: Deployment) -> int:
 
 
 def renewed() -> str:
-    """What the timer's command says."""
+    """Run the timer's command and return its output."""
     return subprocess.run([RENEW], capture_output=True, text=True, check=True).stdout
 
 
@@ -138,7 +138,7 @@ def test_its_private_key_is_nginxs_alone(options: list[str]) -> None:
     assert "PRIVATE KEY" not in rehearse("outputs", "--json", "--show-secrets", stack=STACK).stdout
 
 
-def test_a_taken_port_80_is_said_and_the_endpoint_goes_on(options: list[str]) -> None:
+def test_a_taken_port_80_is_reported_and_the_endpoint_stays_up(options: list[str]) -> None:
     rehearse_up(*options, stack=STACK)
     with socket.create_server(("127.0.0.1", 80)):
         done = rehearse("up", *options, "--set", "endpointHost=127.0.0.1", stack=STACK)
@@ -149,15 +149,15 @@ def test_a_taken_port_80_is_said_and_the_endpoint_goes_on(options: list[str]) ->
     assert models(deployment(STACK)) == 200
 
 
-def test_a_server_that_does_not_get_through_is_said_in_its_own_words(options: list[str], tmp_path: Path) -> None:
+def test_a_server_that_cannot_connect_is_reported_with_its_own_message(options: list[str], tmp_path: Path) -> None:
     rehearse_up(*options, stack=STACK)
     with acme_server(tmp_path, http_port=local_sshd.free_port()) as elsewhere:
         done = rehearse("up", *elsewhere, stack=STACK)
     assert done.returncode == 1
-    said = " ".join(done.stderr.split())
-    assert "no certificate for localhost from https://127.0.0.1" in said
-    assert "it must reach localhost on port 80" in said
-    assert "onnection refused" in said, said
+    message = " ".join(done.stderr.split())
+    assert "no certificate for localhost from https://127.0.0.1" in message
+    assert "it must reach localhost on port 80" in message
+    assert "onnection refused" in message, message
     assert models(deployment(STACK)) == 200
 
 

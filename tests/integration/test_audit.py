@@ -1,4 +1,4 @@
-"""What auditors' own tools say: sslyze of TLS, held against Mozilla's guideline, and gixy of nginx.conf."""
+"""Results of auditors' own tools: sslyze for TLS, compared with Mozilla's guideline, and gixy for nginx.conf."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ SUITES = {
     *("TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"),
     "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
 }
-"""Of TLS 1.2, with a key for ECDSA: authenticated encryption with forward secrecy, and nothing else."""
+"""Cipher suites of TLS 1.2 for an ECDSA key: only authenticated encryption with forward secrecy."""
 OLD = ("ssl_2_0", "ssl_3_0", "tls_1_0", "tls_1_1")
 YEAR_TWICE = 63_072_000
 
@@ -32,7 +32,7 @@ def tools(machine: None) -> Path:
 
 
 def scanned(tools: Path, host: str, port: int, ca: Path, tmp: Path) -> tuple[int, str, dict[str, Any]]:
-    """sslyze's exit status (0: as the guideline has it), what it says of that, and all that it found."""
+    """Return sslyze's exit status (0: as the guideline demands), its verdict, and all its findings."""
     command = [str(tools / "python"), "-m", "sslyze", "--mozilla_config=intermediate", "--http_headers"]
     command += [f"--certinfo_ca_file={ca}", f"--json_out={tmp / 'found.json'}", f"{host}:{port}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -51,10 +51,10 @@ def scan(
     return scanned(tools, str(address.hostname), address.port or 443, tmp / "ca.pem", tmp)
 
 
-def test_tls_is_as_mozillas_guideline_has_it(scan: tuple[int, str, dict[str, Any]]) -> None:
-    status, said, _ = scan
-    assert status == 0, said
-    assert "Compliant" in said
+def test_tls_complies_with_mozillas_guideline(scan: tuple[int, str, dict[str, Any]]) -> None:
+    status, verdict, _ = scan
+    assert status == 0, verdict
+    assert "Compliant" in verdict
 
 
 def test_only_tls_1_2_and_1_3_with_forward_secrecy(scan: tuple[int, str, dict[str, Any]]) -> None:
@@ -84,8 +84,10 @@ def test_sslyze_finds_what_is_weakened(tools: Path, tmp_path: Path) -> None:
 
     with twin.serving(NGINX_IMAGE, LIMITS, weaken) as weakened:
         (tmp_path / "ca.pem").write_text(weakened.certificate)
-        status, said, found = scanned(tools, weakened.server.host, weakened.server.port, tmp_path / "ca.pem", tmp_path)
-    assert (status, "ciphers" in said) == (1, True), said
+        status, verdict, found = scanned(
+            tools, weakened.server.host, weakened.server.port, tmp_path / "ca.pem", tmp_path
+        )
+    assert (status, "ciphers" in verdict) == (1, True), verdict
     assert found["http_headers"]["result"]["strict_transport_security_header"]["max_age"] == 600
 
 
@@ -94,7 +96,7 @@ def test_sslyze_finds_what_is_weakened(tools: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """The golden configuration, as a server has it."""
+    """Directory with the golden configuration, laid out as on a server."""
     for name in ("nginx.conf", "keys.conf"):
         shutil.copy(GOLDEN / name, tmp_path)
     shutil.copy(FILES / "nginx/nginx-metrics.conf", tmp_path / "metrics.conf")
@@ -102,7 +104,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def gixy(tools: Path, config: Path) -> set[str]:
-    """The rules that a configuration breaks."""
+    """Return the rules that a configuration breaks."""
     done = subprocess.run(
         [str(tools / "gixy"), "--format=json", str(config)], capture_output=True, text=True, check=False
     )

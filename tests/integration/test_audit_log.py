@@ -1,4 +1,4 @@
-"""What the containers' logs say of a request, and what they never say."""
+"""Contents of the containers' logs for a request, and what they must never contain."""
 
 import re
 import time
@@ -18,7 +18,7 @@ AUDIT_LINE = re.compile(
 
 @dataclass(frozen=True)
 class Asked:
-    """Requests that were made, and what the logs said since."""
+    """Requests that were made, and the logs since then."""
 
     expected: dict[str, str]
     """Request id -> key's label, method and path, status."""
@@ -28,7 +28,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Canaries:
-    """Words that occur nowhere else, put where no log may repeat them."""
+    """Words that occur nowhere else, sent in places that no log may repeat."""
 
     prompt: str
     query: str
@@ -65,7 +65,7 @@ def asked(deployed: Deployment, canaries: Canaries) -> Asked:
             f"- GET {MODELS} 401": client.get(MODELS, headers={"Authorization": f"Basic {deployed.key}"}),
             "v1 GET /healthz 200": client.get("/healthz" + query),
         }
-        # Refused before the path is known to the log, so only what it must not say is of interest.
+        # Refused before the path is known to the log, so only what it must not contain is of interest.
         client.get(MODELS, headers=[("Authorization", f"Bearer {deployed.key}")] * 2)
         client.get(MODELS, headers={"X-Long": canaries.header * 500})
         client.get(MODELS + query + "x" * 9000)

@@ -1,4 +1,4 @@
-"""What a stack needs is collected from a real registry, Docker, a hub and PyPI, and used without network."""
+"""A bundle is collected from a real registry, Docker, a hub and PyPI, and used without network."""
 
 import fcntl
 import hashlib
@@ -41,7 +41,7 @@ WITHOUT_NETWORK = ["unshare", "--net"]
 
 @dataclass(frozen=True)
 class Site:
-    """A connected machine that has the project, and a directory to bundle into."""
+    """A connected machine with the project, and a directory to bundle into."""
 
     project: Path
     bundle: Path
@@ -64,8 +64,8 @@ class Site:
 
     def build(self, *arguments: str, within: list[str] | None = None) -> tuple[int, str]:
         process = self.start(*arguments, within=within)
-        said = process.communicate(timeout=300)[0]
-        return process.returncode, said
+        output = process.communicate(timeout=300)[0]
+        return process.returncode, output
 
     def verify(self) -> subprocess.CompletedProcess[str]:
         command = [*WITHOUT_NETWORK, str(ROOT / "scripts" / "elastic-vllm"), "bundle", "verify", str(self.bundle)]
@@ -84,7 +84,7 @@ class Site:
 
 
 def import_image(name: str, content: bytes) -> str:
-    """An image with one file; returns its id."""
+    """Import an image with one file and return its id."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
         entry = tarfile.TarInfo("file")
@@ -96,9 +96,9 @@ def import_image(name: str, content: bytes) -> str:
 
 
 def project(directory: Path) -> Path:
-    """This project as it is now, as a repository of its own whose files are all committed."""
+    """Copy this project as it is now into a separate repository whose files are all committed."""
     directory.mkdir()
-    # Stack files that are not committed are other tests', and may go meanwhile.
+    # Stack files that are not committed belong to other tests, and may disappear meanwhile.
     listed = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed.append("--exclude=stacks/")
     names = subprocess.run(listed, capture_output=True, check=True).stdout.split(b"\0")
@@ -143,7 +143,7 @@ def site(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
 
 @pytest.fixture(scope="module")
 def built(site: Site) -> Site:
-    """Built once, after a first try that was killed while weights came."""
+    """A bundle built once, after a first attempt that was killed while it downloaded weights."""
     site.hub.hold_after[WEIGHTS] = 12 * 2**20
     process = site.start()
     end = time.monotonic() + 120
@@ -159,12 +159,12 @@ def built(site: Site) -> Site:
     process.wait()
     site.hub.release.set()
     assert site.verify().returncode == 2
-    code, said = site.build()
-    assert code == 0, said
+    code, output = site.build()
+    assert code == 0, output
     return site
 
 
-def test_it_is_complete_and_signed_and_goes_on_where_it_was_cut_off(built: Site) -> None:
+def test_it_is_complete_and_signed_and_resumes_after_an_interruption(built: Site) -> None:
     done = built.verify()
     assert done.returncode == 0, done.stdout + done.stderr
     parts = ["image-vllm", "image-nginx", "weights", "pulumi", "wheels", "project", "stack", "guide", "sbom"]
@@ -200,9 +200,9 @@ def test_a_second_build_needs_no_network_and_changes_nothing(built: Site) -> Non
         return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in files}
 
     before = state()
-    code, said = built.build(within=WITHOUT_NETWORK)
-    assert code == 0, said
-    assert "collected" not in said
+    code, output = built.build(within=WITHOUT_NETWORK)
+    assert code == 0, output
+    assert "collected" not in output
     assert state() == before
     assert built.verify().returncode == 0
 
@@ -227,12 +227,12 @@ def test_its_images_are_loaded_as_what_they_are(built: Site, role: str) -> None:
 
 
 def test_another_model_or_image_is_collected_alone(built: Site) -> None:
-    """The rest is not fetched again, and what is not needed any more goes."""
+    """The rest is not fetched again, and parts that are no longer needed are removed."""
     old = {path.name for path in (built.bundle / "images").iterdir()}
     import_image(LOCAL, b"nginx, newer")
-    code, said = built.build()
-    assert code == 0, said
-    collected = [line.split()[1] for line in said.splitlines() if line.startswith("collected")]
+    code, output = built.build()
+    assert code == 0, output
+    collected = [line.split()[1] for line in output.splitlines() if line.startswith("collected")]
     assert collected == ["image-nginx", "sbom"]
     new = {path.name for path in (built.bundle / "images").iterdir()}
     assert len(new) == len(old) == 2
@@ -247,9 +247,9 @@ def test_what_was_damaged_is_collected_again(built: Site) -> None:
     config = next((built.bundle / "weights").iterdir()) / "config.json"
     config.write_text("damaged")
     assert built.verify().returncode == 1
-    code, said = built.build()
-    assert code == 0, said
-    assert [line.split()[1] for line in said.splitlines() if line.startswith("collected")] == ["weights", "wheels"]
+    code, output = built.build()
+    assert code == 0, output
+    assert [line.split()[1] for line in output.splitlines() if line.startswith("collected")] == ["weights", "wheels"]
     assert built.verify().returncode == 0
 
 
@@ -268,7 +268,7 @@ def test_the_project_is_installed_from_it_without_network(built: Site, tmp_path:
     assert done.returncode == 0, done.stdout + done.stderr
     installed = run(there / ".venv" / "bin" / "python", "-c", "import pulumi_gcp, pulumi_docker, openai; print('all')")
     assert installed.stdout == "all\n"
-    # And the scripts find nothing left to install.
+    # The scripts find nothing left to install.
     assert run(there / "scripts" / "elastic-vllm", "verify", "--help").returncode == 0
     again = run(there / "scripts" / "elastic-vllm", "bundle", "install", built.bundle)
     assert again.stdout.splitlines()[0] == "installed: .venv, .pulumi"
@@ -276,12 +276,12 @@ def test_the_project_is_installed_from_it_without_network(built: Site, tmp_path:
     assert len(calls) == len(releases.WANTED) - 1
     assert all(line.startswith(f"{there}/.pulumi plugin install resource ") for line in calls)
 
-    # Updates: a delta needs no packages where they are installed, and says what it needs where they are not.
+    # Updates: a delta needs no packages where they are installed, and reports what it needs where they are not.
     import_image(LOCAL, b"nginx, of the delta")
     delta = replace(built, bundle=tmp_path / "delta")
-    code, said = delta.build("--since", str(built.bundle / "manifest.json"))
-    assert code == 0, said
-    collected = [line.split()[1] for line in said.splitlines() if line.startswith("collected")]
+    code, output = delta.build("--since", str(built.bundle / "manifest.json"))
+    assert code == 0, output
+    collected = [line.split()[1] for line in output.splitlines() if line.startswith("collected")]
     assert collected == ["image-nginx", "guide", "sbom"]
     assert {path.name for path in delta.bundle.iterdir() if path.is_dir()} == {"images", "sbom", "site"}
     base = hashlib.sha256((built.bundle / "manifest.json").read_bytes()).hexdigest()
@@ -297,23 +297,23 @@ def test_the_project_is_installed_from_it_without_network(built: Site, tmp_path:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_too_little_disk_is_said_first(built: Site, tmp_path: Path) -> None:
+def test_too_little_disk_is_reported_first(built: Site, tmp_path: Path) -> None:
     small = replace(built, bundle=tmp_path / "small")
     small.bundle.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "small", small.bundle], check=True)
     try:
-        code, said = small.build()
+        code, output = small.build()
         left = list(small.bundle.iterdir())
     finally:
         subprocess.run(["umount", small.bundle], check=True)
     assert code == 1
-    assert "too little disk" in said
-    assert "2.1 GB needed" in said
+    assert "too little disk" in output
+    assert "2.1 GB needed" in output
     assert left == []
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"vllmImage": "docker.io/vllm/vllm-openai:v0.32.0"}, "not pinned as name:tag@sha256:digest"),
         ({"modelRevision": "main"}, "not a commit of 40 hexadecimal digits"),
@@ -321,17 +321,17 @@ def test_too_little_disk_is_said_first(built: Site, tmp_path: Path) -> None:
         ({"nginximage": "x"}, "no such setting; did you mean nginxImage?"),
     ],
 )
-def test_settings_that_cannot_be_bundled(site: Site, settings: dict[str, str], said: str) -> None:
+def test_settings_that_cannot_be_bundled(site: Site, settings: dict[str, str], message: str) -> None:
     path = site.project / "stacks" / f"Pulumi.{STACK}.yaml"
     before = path.read_text()
     site.set(**settings)
     try:
-        code, told = site.build()
+        code, output = site.build()
     finally:
         path.write_text(before)
     assert code == 1
-    assert said in " ".join(told.split())
-    assert "Traceback" not in told
+    assert message in " ".join(output.split())
+    assert "Traceback" not in output
 
 
 def test_a_changed_project_is_no_commit(site: Site) -> None:
@@ -339,29 +339,29 @@ def test_a_changed_project_is_no_commit(site: Site) -> None:
     before = readme.read_text()
     readme.write_text(f"{before}\n")
     try:
-        code, said = site.build()
+        code, output = site.build()
     finally:
         readme.write_text(before)
     assert code == 1
-    assert "README.md is changed and not committed; fix: commit it" in said
+    assert "README.md is changed and not committed; fix: commit it" in output
 
 
 def test_two_builds_at_once_are_one(built: Site) -> None:
     directory = os.open(built.bundle, os.O_RDONLY)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
-        code, said = built.build()
+        code, output = built.build()
     finally:
         os.close(directory)
     assert code == 1
-    assert "another build is writing to" in said
+    assert "another build is writing to" in output
     assert built.verify().returncode == 0
 
 
 def test_a_directory_with_something_else_in_it_is_left_alone(site: Site, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     other = replace(site, bundle=tmp_path)
-    code, said = other.build()
+    code, output = other.build()
     assert code == 1
-    assert "holds thesis.txt; fix: give a new directory" in said
+    assert "holds thesis.txt; fix: give a new directory" in output
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

@@ -20,14 +20,14 @@ from scripts.cli.bundle.verify import problems
 from scripts.cli.bundle.wanted import Wanted
 from tests.integration.conftest import installed
 
-pytestmark = pytest.mark.slow  # in short: the server of airgap/test_site.py has no others
+pytestmark = pytest.mark.slow  # the quick run covers them with the server of airgap/test_site.py
 
 NAMES = ["docker.io", "ca-certificates", "curl", "nftables", "logrotate"]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The root of a minimal Debian, as this machine's."""
+    """Root of a minimal Debian of this machine's release."""
     installed("debootstrap", "debootstrap")
     root = tmp_path_factory.mktemp("server")
     codename = probe.this_machine().codename
@@ -37,7 +37,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def inside(root: Path, *command: str, script: bytes = b"") -> str:
-    """Run there, with no network at all; what it said."""
+    """Run a command in that root without any network, and return its output."""
     around = ["unshare", "--net", "--mount", "--pid", "--fork", f"--mount-proc={root}/proc", "chroot", str(root)]
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive"}
     done = subprocess.run([*around, *command], input=script, env=environment, capture_output=True, check=False)
@@ -72,12 +72,12 @@ def built(probed: Probe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def machine() -> dict[str, tuple[int, int]]:
-    """All that apt keeps on this machine."""
+    """Return the state of all files that apt keeps on this machine."""
     places = [path for top in ("/etc/apt", "/var/lib/apt", "/var/cache/apt") for path in Path(top).rglob("*")]
     return {str(path): (path.lstat().st_mtime_ns, path.lstat().st_size) for path in places}
 
 
-def test_a_bare_server_is_told_from_this_machine(probed: Probe) -> None:
+def test_a_bare_server_is_distinguished_from_this_machine(probed: Probe) -> None:
     assert set(probed.programs.values()) == {None}
     assert packages.names(probed, runtime="docker", gpus=False) == NAMES
 
@@ -112,9 +112,9 @@ def test_a_second_build_fetches_nothing_and_a_lost_package_is_fetched_alone(
     before = machine()
     (lost,) = (built / "packages").glob("curl_*.deb")
     lost.unlink()
-    told: list[str] = []
-    part(probed).make(built / "packages", told.append)
-    fetched = {found[1] for line in told if (found := re.match(r"Get:\d+ \S+ \S+ amd64 (\S+) amd64 ", line))}
+    progress: list[str] = []
+    part(probed).make(built / "packages", progress.append)
+    fetched = {found[1] for line in progress if (found := re.match(r"Get:\d+ \S+ \S+ amd64 (\S+) amd64 ", line))}
     assert fetched == {"curl"}
     assert list(problems(built, None)) == []
     assert machine() == before, "apt's own files of this machine are left alone"
@@ -136,12 +136,12 @@ def test_podman_comes_with_its_network(probed: Probe, tmp_path: Path) -> None:
     assert "docker.io" not in names
 
 
-def test_a_package_that_nobody_has(probed: Probe, tmp_path: Path) -> None:
+def test_an_unknown_package_is_refused_with_a_fix(probed: Probe, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Unable to locate package no-such-package.* fix: the packages must"):
         packages.download(probed, ["no-such-package"], tmp_path / "packages", lambda _: None)
 
 
-def test_they_are_installed_there_without_network_and_nothing_lacks_then(built: Path, server: Path) -> None:
+def test_they_are_installed_there_without_network_and_nothing_is_missing(built: Path, server: Path) -> None:
     policy = server / "usr/sbin/policy-rc.d"
     policy.write_text("#!/bin/sh\nexit 101\n")  # no service starts in a chroot
     policy.chmod(0o755)

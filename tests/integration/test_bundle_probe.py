@@ -1,4 +1,4 @@
-"""A stack's server is probed over the real SSH, as whoever may log in there, and only the server that is meant."""
+"""A stack's server is probed over real SSH, as any user who may log in there, and no other server is asked."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def probed(checkout: Path, server: Server, **settings: object) -> subprocess.Com
 
 @pytest.mark.parametrize("root", [True, False])
 def test_it_is_this_machine_that_answers(checkout: Path, server: Server, root: bool) -> None:
-    """No rights are needed: a user without sudo is told the same."""
+    """No rights are needed: a user without sudo gets the same answer."""
     with local_sshd.user("bundle-probe", sudo=False) as name:
         done = probed(checkout, server, sshUser="root" if root else name, weightsDirectory="/srv/elsewhere")
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,6 +1,6 @@
-"""A known value in every secret setting, really used: it shows in nothing that `up`, a failed one, or support leaves.
+"""A known value in every secret setting, really used: no trace of `up`, a failed `up` or a support archive shows it.
 
-A stack of its own whose hub, Kibana and Elasticsearch ask for these values, and whose certificate was provided.
+The tests use a separate stack whose hub, Kibana and Elasticsearch ask for these values, with a provided certificate.
 """
 
 import base64
@@ -30,7 +30,7 @@ from tests.support.elastic_stand_in import Elastic
 from tests.support.made_stacks import stack_file
 from tests.support.verify_server import issue, new_authority
 
-pytestmark = pytest.mark.slow  # in short: a key's way through two rotations, test_secrets.py
+pytestmark = pytest.mark.slow  # the quick run covers a key's way through two rotations: test_secrets.py
 STACK = "canary"
 HEADER = b'{"t":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}}'
 FILES = {
@@ -44,24 +44,24 @@ ON_SERVER = Path("/var/lib/elastic-vllm") / STACK / "nginx" / "current"
 
 @dataclass(frozen=True)
 class Run:
-    """What an `up`, one that failed and a support archive left, and the values that must be in none of it."""
+    """Traces of an `up`, a failed `up` and a support archive, and the values that must be in none of them."""
 
     canaries: dict[str, str] = field(repr=False)
     """Setting -> value."""
     started: float
     directory: Path
-    """Where the values lie in files, as people give them."""
+    """Directory of the files in which users provide the values."""
     texts: dict[str, bytes] = field(repr=False)
-    """What was printed, executed, logged and shown."""
+    """Name -> everything that was printed, executed, logged or shown."""
     deployed: Deployment
 
     def shown_in(self, text: bytes) -> set[str]:
-        """The settings whose values show in it."""
+        """Return the settings whose values appear in the text."""
         return {name for name, value in self.canaries.items() if any(form in text for form in forms(value))}
 
 
 def new_canaries() -> dict[str, str]:
-    """Values for all secret settings, and the certificate and CA that go with the private key."""
+    """Return values for all secret settings, and the certificate and CA that belong to the private key."""
     authority = new_authority()
     with tempfile.TemporaryDirectory() as directory:
         pem = issue(authority, Path(directory) / "server.pem").read_text()
@@ -88,7 +88,7 @@ class Stage:
 
 @contextmanager
 def stage(canaries: dict[str, str], weights: Path) -> Iterator[Stage]:
-    """A hub, Kibana and Elasticsearch that let in nobody else, until the block ends."""
+    """Run a hub, Kibana and Elasticsearch that accept only these values, until the block ends."""
     config = yaml.safe_load((ROOT / "stacks" / "Pulumi.local.yaml").read_text())["config"]
     settings = {key.removeprefix("elastic-vllm:"): value for key, value in config.items()}
     kept_admin = elastic_stand_in.ADMIN
@@ -165,8 +165,8 @@ def run(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
 
 
 def failures(directory: Path, given: list[str], elastic: Elastic) -> dict[str, str]:
-    """What fails at Elastic, at the hub, and in the settings, and what each says."""
-    # A value where it does not belong, and one in its place that is wrong.
+    """Make `up` fail at Elastic, at the hub, and in the settings, and return the output of each."""
+    # One value in a setting where it does not belong, and one wrong value in the right setting.
     failed = {"misspelt": rehearse("up", *given, "--set-file", f"hubtoken={directory / 'hfToken'}", stack=STACK)}
     elastic.answers = [(503, {})] * 200
     failed["Elastic"] = rehearse("up", *given, "--set", "servedModelName=another", stack=STACK)
@@ -182,7 +182,7 @@ def failures(directory: Path, given: list[str], elastic: Elastic) -> dict[str, s
 
 
 def support(directory: Path) -> dict[str, str]:
-    """What is shown of the stack, and the files of its support archive."""
+    """Return what commands show of the stack, and the files of its support archive."""
     archive = directory / "support.tar.gz"
     command = [str(ROOT / "scripts" / "elastic-vllm"), "diagnose", "--rehearsal", "--stack", STACK]
     done = subprocess.run([*command, "--bundle", str(archive)], capture_output=True, text=True, check=False)
@@ -203,7 +203,7 @@ def docker_shows(deployed: Deployment) -> bytes:
 
 
 def journal(since: float) -> bytes:
-    """What systemd's journal holds since then; empty on a machine without one."""
+    """Return systemd's journal since then, empty on a machine without one."""
     if not shutil.which("journalctl"):
         return b""
     return subprocess.run(["journalctl", f"--since=@{since:.0f}", "--all"], capture_output=True, check=False).stdout

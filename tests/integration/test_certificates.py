@@ -1,4 +1,4 @@
-"""Certificates of clients, and one of the endpoint that was provided: what gets in, in Python and in Node."""
+"""Client certificates, and a provided certificate of the endpoint: which clients get in, in Python and in Node."""
 
 import base64
 import json
@@ -38,7 +38,7 @@ TWO = ("--set", "clientCertificates=[kibana, second]")
 
 @pytest.fixture(scope="module")
 def stack(machine: None) -> Iterator[None]:
-    """As local, with the stand-in for vLLM and a port of its own."""
+    """A stack like local, with the stand-in for vLLM and a separate port."""
     config = yaml.safe_load((ROOT / "stacks" / "Pulumi.local.yaml").read_text())["config"]
     settings = {key.removeprefix("elastic-vllm:"): value for key, value in config.items()}
     with vllm_stand_in.image() as image:
@@ -53,7 +53,7 @@ class Two:
 
     deployed: Deployment
     connector: dict[str, Any]
-    """Kibana's, as the output has it."""
+    """Kibana's client certificate, as in the output."""
     clients: dict[str, str]
     """Name -> certificate and private key, PEM."""
 
@@ -61,13 +61,13 @@ class Two:
 @pytest.fixture(scope="module")
 def two(stack: None) -> Two:
     rehearse_up(*TWO, stack=STACK)
-    told = outputs_of(STACK)
-    clients = {name: each["certificate"] + each["privateKey"] for name, each in told["clientCertificates"].items()}
-    return Two(deployment(STACK), told["kibanaConnectorRequest"], clients)
+    outputs = outputs_of(STACK)
+    clients = {name: each["certificate"] + each["privateKey"] for name, each in outputs["clientCertificates"].items()}
+    return Two(deployment(STACK), outputs["kibanaConnectorRequest"], clients)
 
 
 def status(deployed: Deployment, tmp: Path, pem: str, key: str | None = None, path: str = "/v1/models") -> int:
-    """What the endpoint answers to a client with this certificate (none: empty) and key; 0 without an answer."""
+    """Return the endpoint's status for a client with this certificate (none: empty) and key; 0 without an answer."""
     context = ssl.create_default_context(cadata=deployed.ca_certificate)
     if pem:
         (tmp / "client.pem").write_text(pem)
@@ -78,7 +78,7 @@ def status(deployed: Deployment, tmp: Path, pem: str, key: str | None = None, pa
 
 
 def signed(ca: x509.Certificate, ca_key: Any, name: str, days: int) -> str:
-    """A client certificate of this CA and its key, PEM."""
+    """Return a client certificate of this CA and its key, PEM."""
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder()
@@ -95,7 +95,7 @@ def signed(ca: x509.Certificate, ca_key: Any, name: str, days: int) -> str:
 
 
 def of_the_stacks_ca(name: str, days: int) -> str:
-    """One that the stack's own CA for clients has signed; its key is in the rehearsal's state."""
+    """Return a certificate signed by the stack's client CA, whose key is in the rehearsal's state."""
     records = {record.name: record for record in load(STATE_ROOT, STACK).resources.values()}
     ca = x509.load_pem_x509_certificate(records["clients-ca"].outputs["certPem"].encode())
     key = records["clients-ca-key"].outputs["privateKeyPem"].encode()
@@ -117,10 +117,10 @@ def test_the_official_client_gets_an_answer(two: Two, tmp_path: Path) -> None:
     with httpx2.Client(verify=context, trust_env=False) as http:
         base_url = f"{two.deployed.base_url}/v1"
         client = openai.OpenAI(base_url=base_url, api_key=two.deployed.key, max_retries=0, http_client=http)
-        said = client.chat.completions.create(
+        answer = client.chat.completions.create(
             model=two.deployed.alias, messages=[{"role": "user", "content": "Hello"}], max_tokens=3
         )
-    assert said.choices[0].message.content
+    assert answer.choices[0].message.content
 
 
 def test_a_known_certificate_without_the_key_does_not_get_in(two: Two, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def node() -> None:
 
 
 def in_node(connector: dict[str, Any], **changes: Any) -> str:
-    """Status, or the error's code, that Kibana's runtime gets with a connector's own fields."""
+    """Return the status, or the error's code, that Kibana's runtime gets with a connector's own fields."""
     secrets = {**connector["secrets"], **changes}
     given = json.dumps({"config": connector["config"], "secrets": secrets})
     done = subprocess.run(["node", str(NODE)], input=given, capture_output=True, text=True, timeout=60, check=True)
@@ -197,13 +197,13 @@ def test_kibanas_runtime_does_not_get_in_with_an_expired_or_foreign_certificate(
 
 
 def test_verify_shows_its_certificate_and_sees_that_one_is_needed(two: Two) -> None:
-    told = outputs_of(STACK)
+    outputs = outputs_of(STACK)
     endpoint = Endpoint(
-        url=told["connectorUrl"],
-        key=told["connectorApiKey"],
-        model=told["model"],
-        ca_certificate=told["caCertificate"],
-        client_certificate=first_client(told),
+        url=outputs["connectorUrl"],
+        key=outputs["connectorApiKey"],
+        model=outputs["model"],
+        ca_certificate=outputs["caCertificate"],
+        client_certificate=first_client(outputs),
     )
     with probing(endpoint) as probe:
         assert gateway.missing_client_certificate(probe) == "403 with the key but no client certificate"

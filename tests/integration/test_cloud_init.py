@@ -11,7 +11,7 @@ from tests.support import machine_copy
 from tests.support.machine_copy import Copy
 
 USER = "elastic-vllm"
-# Only the parts that the user-data speaks to: a name, disks and networks are not for a copy to change.
+# Only the modules that the user-data configures: a copy must not change host name, disks and networks.
 CONFIGURATION = """\
 datasource_list: [NoCloud]
 network: {config: disabled}
@@ -49,7 +49,7 @@ def new_key(directory: Path) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """The host's, private and public."""
+    """The host's private and public key."""
     return new_key(tmp_path_factory.mktemp("host"))
 
 
@@ -79,7 +79,7 @@ def test_the_hosts_private_key_is_for_root_alone(booted: Copy) -> None:
     assert booted.run("stat -c '%U %a' /etc/ssh/ssh_host_ed25519_key").stdout.split() == ["root", "600"]
 
 
-def test_the_user_is_let_in_with_the_given_key_alone_and_is_root_by_sudo(booted: Copy, authorized: str) -> None:
+def test_only_the_given_key_logs_the_user_in_and_sudo_makes_it_root(booted: Copy, authorized: str) -> None:
     lines = booted.run(f"cat ~{USER}/.ssh/authorized_keys").stdout.splitlines()
     assert [line.split()[:2] for line in lines if not line.startswith("#")] == [authorized.split()[:2]]
     assert booted.run(f"runuser -u {USER} -- sudo -n id -u").stdout.strip() == "0"

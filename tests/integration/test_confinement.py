@@ -1,4 +1,4 @@
-"""What the two containers may do, as Docker and the kernel say of them while they run."""
+"""Rights of the two containers, as Docker and the kernel report them while they run."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ def inspected(deployed: Deployment, role: str) -> dict[str, Any]:
 
 
 def kernel_status(deployed: Deployment, role: str) -> dict[str, str]:
-    """What the kernel says of the container's first process."""
+    """Return the kernel's status of the container's first process."""
     text = Path(f"/proc/{inspected(deployed, role)['State']['Pid']}/status").read_text()
     return {key: " ".join(value.split()) for key, _, value in (line.partition(":") for line in text.splitlines())}
 
@@ -36,7 +36,7 @@ def test_no_new_privileges(role: str, deployed: Deployment) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_user_of_its_own(role: str, deployed: Deployment) -> None:
+def test_dedicated_user(role: str, deployed: Deployment) -> None:
     status = kernel_status(deployed, role)
     assert (set(status["Uid"].split()), set(status["Gid"].split())) == ({str(ROLES[role])}, {str(SOCKET_GID)})
 
@@ -74,7 +74,7 @@ def test_comes_back_after_a_reboot(role: str, deployed: Deployment) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_the_engine_confines_it(role: str, deployed: Deployment) -> None:
-    """What an auditor reads from `docker inspect`."""
+    """The options that an auditor reads from `docker inspect`."""
     attributes = inspected(deployed, role)
     host, config = attributes["HostConfig"], attributes["Config"]
     assert {
@@ -104,7 +104,7 @@ def test_the_engine_confines_it(role: str, deployed: Deployment) -> None:
 
 @pytest.mark.parametrize(("role", "processes"), [("nginx", 256), ("vllm", 16384)])
 def test_files_and_processes_are_limited(role: str, processes: int, deployed: Deployment) -> None:
-    """As the kernel says it of the container's first process."""
+    """The limits as the kernel reports them for the container's first process."""
     text = Path(f"/proc/{inspected(deployed, role)['State']['Pid']}/limits").read_text()
     limits = {line[:26].strip(): line[26:].split()[:2] for line in text.splitlines()}
     assert limits["Max processes"] == [str(processes)] * 2

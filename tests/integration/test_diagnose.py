@@ -1,4 +1,4 @@
-"""diagnose on a stack in which something is really broken: each time the cause, the fix and the exit status."""
+"""`diagnose` on a stack in which something is really broken: the cause, the fix and the exit status each time."""
 
 import subprocess
 import tarfile
@@ -30,7 +30,7 @@ SLOW = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def outputs(machine: None) -> Iterator[Mapping[str, Any]]:
-    """Of a stack like local, with the stand-in for vLLM and a port of its own."""
+    """Outputs of a stack like local, with the stand-in for vLLM and a separate port."""
     config = yaml.safe_load((ROOT / "stacks" / "Pulumi.local.yaml").read_text())["config"]
     settings = {key.removeprefix("elastic-vllm:"): value for key, value in config.items()}
     with vllm_stand_in.image() as image:
@@ -42,12 +42,12 @@ def outputs(machine: None) -> Iterator[Mapping[str, Any]]:
 
 @pytest.fixture
 def diagnosed(outputs: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Diagnose:
-    """Runs it on that stack; `changes` replace outputs, `key` goes by a file. It never says the key."""
+    """Function that diagnoses that stack; `changes` replace outputs, `key` goes by a file. No output has the key."""
     monkeypatch.setattr(generation, "STREAM_PAUSES", (0,))
 
     def run(*arguments: str, key: str = "", **changes: Any) -> Result:
-        told = {**outputs, **changes}
-        monkeypatch.setattr(command, "stack_outputs", lambda _stack, **_: told)
+        changed = {**outputs, **changes}
+        monkeypatch.setattr(command, "stack_outputs", lambda _stack, **_: changed)
         if key:
             (tmp_path / "key").write_text(key)
             arguments += ("--key-file", str(tmp_path / "key"))
@@ -60,18 +60,18 @@ def diagnosed(outputs: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def expect(result: Result, kind: ExitCode | None, *words: str) -> None:
-    """The exit status, and words that the cause or fix must have."""
+    """Check the exit status, and that the cause or fix has these words."""
     assert result.exit_code == (kind or 0), result.output
-    told = result.output.partition("\ncause: ")[2].partition("\nalso: ")[0] if kind else result.output
-    assert not [word for word in words if word not in told], result.output
-    assert kind is None or "\n  fix: " in told
+    diagnosis = result.output.partition("\ncause: ")[2].partition("\nalso: ")[0] if kind else result.output
+    assert not [word for word in words if word not in diagnosis], result.output
+    assert kind is None or "\n  fix: " in diagnosis
 
 
 def test_all_is_well(diagnosed: Diagnose) -> None:
     expect(diagnosed(), None, "all is well", "vLLM answers", "chain and name 127.0.0.1 verified")
 
 
-# What a client got wrong
+# Mistakes of a client
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_all_is_well(diagnosed: Diagnose) -> None:
         "name",
     ],
 )
-def test_what_a_client_has_wrong(
+def test_a_clients_mistake_is_named(
     diagnosed: Diagnose,
     outputs: Mapping[str, Any],
     change: Callable[[Mapping[str, Any]], dict[str, Any]],
@@ -139,12 +139,12 @@ def test_what_a_client_has_wrong(
     expect(diagnosed(**change(outputs)), kind, *words)
 
 
-# What is between, by a small server in place of the endpoint
+# Faults between client and server, by a small server instead of the endpoint
 
 
 @contextmanager
 def in_place(tmp_path: Path, fault: str, days: float = 365) -> Iterator[dict[str, Any]]:
-    """Outputs that lead to a server with this fault."""
+    """Yield outputs that lead to a server with this fault."""
     ca = new_authority()
     with verify_server.serving(issue(ca, tmp_path / "server.pem", days=days)) as gateway:
         gateway.fault = fault
@@ -164,20 +164,22 @@ def in_place(tmp_path: Path, fault: str, days: float = 365) -> Iterator[dict[str
         ("stream-cut", 365, ExitCode.REQUEST, ("broke off",)),
     ],
 )
-def test_what_is_between(
+def test_a_fault_between_client_and_server_is_named(
     diagnosed: Diagnose, tmp_path: Path, fault: str, days: float, kind: ExitCode, words: tuple[str, ...]
 ) -> None:
     with in_place(tmp_path, fault, days) as changes:
         expect(diagnosed(**changes), kind, *words)
 
 
-def test_a_port_without_tls(diagnosed: Diagnose) -> None:
+def test_a_port_without_tls_is_named(diagnosed: Diagnose) -> None:
     with elastic_stand_in.serving(Elastic()) as plain:
         url = plain.address.replace("http:", "https:") + "/v1/chat/completions"
         expect(diagnosed(connectorUrl=url), ExitCode.TLS, "does not speak TLS", "port")
 
 
-def test_a_port_that_a_firewall_drops(diagnosed: Diagnose, outputs: Mapping[str, Any], monkeypatch: Any) -> None:
+def test_a_port_that_a_firewall_drops_is_named(
+    diagnosed: Diagnose, outputs: Mapping[str, Any], monkeypatch: Any
+) -> None:
     monkeypatch.setattr("scripts.lib.verification.gateway.CONNECT_SECONDS", 1)
     port = local_sshd.free_port()
     rule = f"type filter hook input priority 0; tcp dport {port} drop"
@@ -230,7 +232,7 @@ QUICKLY = {"Nginx stopped", "vLLM stopped", "Nginx removed"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(each, marks=() if each in QUICKLY else SLOW) for each in FAULTS])
-def test_what_is_broken_on_the_server(diagnosed: Diagnose, name: str) -> None:
+def test_a_fault_on_the_server_is_named(diagnosed: Diagnose, name: str) -> None:
     fault, kind, words = FAULTS[name]
     with fault():
         result = diagnosed()
@@ -248,7 +250,7 @@ def test_what_is_broken_on_the_server(diagnosed: Diagnose, name: str) -> None:
     ],
     ids=["refused", "host key", "private key"],
 )
-def test_a_server_that_ssh_does_not_reach(
+def test_a_server_that_ssh_does_not_reach_is_named(
     diagnosed: Diagnose, outputs: Mapping[str, Any], change: dict[str, Any], words: tuple[str, ...]
 ) -> None:
     ssh = dict(outputs["_internal"]["ssh"])
@@ -290,7 +292,7 @@ def test_kibanas_connector_is_as_it_should_be(
 
 
 @SLOW
-def test_kibana_that_does_not_answer_or_refuses_the_key(diagnosed: Diagnose, tmp_path: Path) -> None:
+def test_a_kibana_that_does_not_answer_or_refuses_the_key_is_named(diagnosed: Diagnose, tmp_path: Path) -> None:
     (tmp_path / "kibana-key").write_text("d3Jvbmc=")
     file = ("--kibana-key-file", str(tmp_path / "kibana-key"))
     expect(diagnosed("--kibana-url", "http://127.0.0.1:9", *file), ExitCode.KIBANA, "Connection refused", "is it up")
@@ -325,7 +327,7 @@ def test_the_support_archive_holds_no_secret(diagnosed: Diagnose, outputs: Mappi
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "connectorUrl is not known\n  fix: give --stack, or --url"),
         (["--stack", "nope", "--rehearsal"], "stack nope isn't up"),
@@ -334,7 +336,7 @@ def test_the_support_archive_holds_no_secret(diagnosed: Diagnose, outputs: Mappi
         (["--stack", STACK, "--rehearsal", "--kibana-url", "https://k"], "--kibana-url is given without"),
     ],
 )
-def test_bad_input_is_one_clear_error(outputs: Mapping[str, Any], arguments: list[str], said: str) -> None:
+def test_bad_input_is_one_clear_error(outputs: Mapping[str, Any], arguments: list[str], message: str) -> None:
     result = invoke("diagnose", *arguments)
     assert result.exit_code == 2
-    assert said in result.output
+    assert message in result.output

@@ -1,4 +1,4 @@
-"""The documented commands as a new user types them, one after the other."""
+"""The documented commands, typed one after the other as a new user would."""
 
 import shlex
 import subprocess
@@ -10,13 +10,13 @@ from scripts.lab import simulated_vm
 from tests.integration.conftest import rehearse
 from tests.support import documents
 
-pytestmark = pytest.mark.slow  # the same commands, one by one, are what the other tests run
+pytestmark = pytest.mark.slow  # the other tests run the same commands one by one
 
 
 def typed(command: str, stack: str) -> None:
-    """Run it from the repository's directory; it must succeed."""
+    """Run a command from the repository's directory; it must succeed."""
     words = shlex.split(documents.on_stack(command, stack))
-    # The stack is a rehearsed one here; what differs is this option alone.
+    # The stack is a rehearsed one here, which needs this one more option.
     words += ["--rehearsal"] if words[0] == "scripts/elastic-vllm" else []
     done = subprocess.run(words, cwd=documents.ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
@@ -24,7 +24,7 @@ def typed(command: str, stack: str) -> None:
 
 @pytest.fixture
 def as_before(machine: None) -> Iterator[None]:
-    """Afterwards these stacks are up or down as somebody had them before."""
+    """Leave these stacks up or down as they were before."""
     stacks = {stack: rehearse("outputs", stack=stack).returncode == 0 for stack in ("local", "prod")}
     disk = simulated_vm.disk_file("elastic-vllm-prod-weights")
     had_disk = disk.exists()

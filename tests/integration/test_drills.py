@@ -1,4 +1,4 @@
-"""Drills in short, with a stand-in for vLLM: what must hold while a part fails, and after. All: `make drills`."""
+"""Short drills, with a stand-in for vLLM: promises that hold while a part fails, and after. All: `make drills`."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from tests.support import vllm_stand_in
 from tests.support.made_stacks import MODEL, NGINX_IMAGE, make_weights
 
 BUSY = 3
-"""A machine that runs tests may be busy with others."""
+"""Factor on promised times: a machine that runs tests may be busy with others."""
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,8 @@ def own(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
         yield site(server, real=False)
 
 
-def told(row: Row, *words: str) -> bool:
-    """Whether clients saw nothing but these, and the proxy was back in time."""
+def saw_only(row: Row, *words: str) -> bool:
+    """Return True if clients saw nothing but these answers, and the proxy was back in time."""
     parts = [part for group in row.saw.split("; ") for part in group.partition(": ")[2].split(", ") if " for " in part]
     assert row.proxy_seconds < PROXY_SECONDS * BUSY, row.line
     return all(part.startswith((*words, "and ")) for part in parts)
@@ -41,13 +41,13 @@ def told(row: Row, *words: str) -> bool:
 
 def test_vllm_killed_is_503_until_it_is_back(own: Site) -> None:
     row = faults.vllm_killed(own)
-    assert told(row, "503 model_unavailable", "connection closed"), row.line
+    assert saw_only(row, "503 model_unavailable", "connection closed"), row.line
     assert (row.proxy_seconds, row.next_up) == (0, "nothing"), row.line
 
 
 def test_nginx_killed_is_back_by_itself(own: Site) -> None:
     row = faults.nginx_killed(own)
-    assert told(row, "connection refused", "connection closed"), row.line
+    assert saw_only(row, "connection refused", "connection closed"), row.line
     assert row.next_up == "nothing"
 
 
@@ -55,7 +55,7 @@ def test_nginx_killed_is_back_by_itself(own: Site) -> None:
 def test_dockerd_killed_leaves_containers_and_streams_alone(own: Site) -> None:
     before = [own.server.container(role).attrs["State"]["StartedAt"] for role in ("vllm", "nginx")]
     row = faults.dockerd_killed(own)
-    assert told(row, "connection refused", "connection closed", "no answer", "answered late"), row.line
+    assert saw_only(row, "connection refused", "connection closed", "no answer", "answered late"), row.line
     assert "cut off" not in row.saw, row.line
     assert row.next_up == "nothing"
     assert [own.server.container(role).attrs["State"]["StartedAt"] for role in ("vllm", "nginx")] == before
@@ -66,7 +66,7 @@ def test_a_host_that_lost_power_serves_again_without_help(own: Site) -> None:
     assert row.next_up == "nothing"
 
 
-def test_full_log_disk_is_noticed_by_nobody(own: Site) -> None:
+def test_full_log_disk_disturbs_no_client(own: Site) -> None:
     row = faults.logs_full(own)
     assert (row.saw, row.next_up) == ("nothing", "nothing")
 
@@ -83,7 +83,7 @@ def test_expired_certificate_is_renewed_by_a_reload(own: Site) -> None:
     assert row.next_up == "replaced certificate-server, updated nginx-config"
 
 
-def test_notice_of_preemption_lets_streams_end_and_takes_no_more(own: Site) -> None:
+def test_notice_of_preemption_lets_streams_end_and_refuses_new_requests(own: Site) -> None:
     row = notices.preempted(own)
     assert f"{STREAMS} of {STREAMS} streams completed" in row.saw, row.line
     assert "new requests: connection " in row.saw, row.line

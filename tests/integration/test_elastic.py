@@ -1,4 +1,4 @@
-"""A stack that makes its connector and its inference endpoint itself, in a Kibana and an Elasticsearch that refuse."""
+"""A stack that creates its connector and inference endpoint itself, in a strict Kibana and Elasticsearch."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ BOTH = {"connector-kibana", "connector-inference"}
 
 @pytest.fixture(scope="module")
 def elastic(machine: None) -> Iterator[Elastic]:
-    """Kibana and Elasticsearch, there for longer than the stack: as local, with the stand-in for vLLM."""
+    """Kibana and Elasticsearch that outlive the stack, which is like local, with the stand-in for vLLM."""
     config = yaml.safe_load((ROOT / "stacks" / "Pulumi.local.yaml").read_text())["config"]
     settings = {key.removeprefix("elastic-vllm:"): value for key, value in config.items()}
     with elastic_stand_in.serving(Elastic(calls_endpoint=False)) as serving, vllm_stand_in.image() as image:
@@ -30,7 +30,7 @@ def elastic(machine: None) -> Iterator[Elastic]:
 
 
 def settings(elastic: Elastic, tmp: Path, kibana_key: str = ADMIN) -> list[str]:
-    """Options that connect the stack to both; the keys are in files, as people give them."""
+    """Return options that connect the stack to both; the keys are in files, as users provide them."""
     keys = {"kibanaApiKey": kibana_key, "elasticsearchApiKey": ADMIN}
     for name, key in keys.items():
         (tmp / name).write_text(key)
@@ -40,7 +40,7 @@ def settings(elastic: Elastic, tmp: Path, kibana_key: str = ADMIN) -> list[str]:
 
 @pytest.fixture(scope="module")
 def connected(elastic: Elastic, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Options of a stack that is up and has made both. Elastic really asks the endpoint from here on."""
+    """Options of a stack that is up and has created both. From here on Elastic really asks the endpoint."""
     made([])
     elastic.trusts = deployment(STACK).ca_certificate
     elastic.calls_endpoint = True
@@ -51,24 +51,24 @@ def connected(elastic: Elastic, tmp_path_factory: pytest.TempPathFactory) -> lis
 
 
 def made(options: list[str]) -> dict[str, str]:
-    """Resource -> what an `up` with these options, which must succeed, did."""
+    """Run `up` with these options, which must succeed, and map each resource to what was done."""
     done = rehearse("up", *options, stack=STACK)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return outcomes(done.stdout)
 
 
 def bodies(elastic: Elastic) -> tuple[dict[str, object], dict[str, object]]:
-    """The one connector and the one inference endpoint that there are."""
+    """Return the only connector and the only inference endpoint."""
     (connector,) = elastic.connectors.values()
     assert list(elastic.inference) == [NAME]
     return connector, elastic.inference[NAME]
 
 
 def answers(deployed: Deployment, url: str, key: str, model: str) -> bool:
-    """Whether the official client gets an answer with what a connector holds."""
+    """Return True if the official client gets an answer with a connector's values."""
     assert url == deployed.url
-    said = deployed.openai(key).chat.completions.create(model=model, messages=[{"role": "user", "content": "Hi"}])
-    return bool(said.choices[0].message.content)
+    answer = deployed.openai(key).chat.completions.create(model=model, messages=[{"role": "user", "content": "Hi"}])
+    return bool(answer.choices[0].message.content)
 
 
 def test_the_connector_works_with_the_official_client(connected: list[str], elastic: Elastic) -> None:
@@ -91,7 +91,7 @@ def test_a_second_up_changes_nothing(connected: list[str]) -> None:
     assert set(made(connected).values()) == {"unchanged"}
 
 
-def test_what_somebody_deleted_is_made_again(connected: list[str], elastic: Elastic) -> None:
+def test_what_somebody_deleted_is_created_again(connected: list[str], elastic: Elastic) -> None:
     before = bodies(elastic)
     elastic.connectors.clear()
     elastic.inference.clear()
@@ -100,7 +100,7 @@ def test_what_somebody_deleted_is_made_again(connected: list[str], elastic: Elas
     assert bodies(elastic) == before
 
 
-def test_what_somebody_changed_is_put_right(connected: list[str], elastic: Elastic) -> None:
+def test_what_somebody_changed_is_reverted(connected: list[str], elastic: Elastic) -> None:
     before = json.dumps(bodies(elastic))
     bodies(elastic)[0]["name"] = "mine"
     assert {name for name, outcome in made(connected).items() if outcome == "updated"} == {"connector-kibana"}
@@ -151,9 +151,9 @@ def test_a_kibana_that_is_down_fails_that_resource_and_the_endpoint_works(
     done = rehearse("up", *connected, stack=STACK)
     elastic.answers = []
     assert done.returncode == 1
-    said = " ".join(done.stderr.split())
-    assert "still answers 503" in said
-    assert "Nothing else is wrong" in said
+    message = " ".join(done.stderr.split())
+    assert "still answers 503" in message
+    assert "Nothing else is wrong" in message
     deployed = deployment(STACK)
     assert answers(deployed, deployed.url, deployed.key, deployed.alias)
     assert set(made(connected).values()) <= {"unchanged", "updated"}

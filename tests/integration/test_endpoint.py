@@ -1,4 +1,4 @@
-"""What clients of the running endpoint meet: refusals, limits, streams, the alias."""
+"""Behaviour of the running endpoint towards clients: refusals, limits, streams, the alias."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def test_verify_finds_nothing_wrong(deployed: Deployment) -> None:
 
 
 class Refusal(NamedTuple):
-    """A request that must be refused, made with the official client, and how that client must take it."""
+    """A request that must be refused, made with the official client, and the exception that it must raise."""
 
     request: Callable[[openai.OpenAI, Deployment], object]
     error: type[openai.APIStatusError]
@@ -99,7 +99,7 @@ def test_refusal_raises_the_official_clients_own_error(refusal: Refusal, deploye
 
 @contextmanager
 def sent(deployed: Deployment, request: bytes) -> Iterator[ssl.SSLSocket]:
-    """A connection of its own on which these bytes were sent; it is closed at the end, whatever was read."""
+    """Yield a new connection on which these bytes were sent; it is closed at the end, whatever was read."""
     address = urlsplit(deployed.url)
     context = ssl.create_default_context(cadata=deployed.ca_certificate)
     with (
@@ -111,7 +111,7 @@ def sent(deployed: Deployment, request: bytes) -> Iterator[ssl.SSLSocket]:
 
 
 def chat_bytes(deployed: Deployment, **more: Any) -> bytes:
-    """A chat request as it goes over the wire."""
+    """Return a chat request as it goes over the wire."""
     body = json.dumps(chat_request(deployed.model, **more))
     head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {deployed.key}\r\nConnection: close\r\n"
     return f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
@@ -139,34 +139,34 @@ def test_stable_alias_is_a_model_name(deployed: Deployment) -> None:
 
 
 def events_a_piece(deployed: Deployment) -> float:
-    """How many of a stream's events Nginx sent in one piece, on average."""
+    """Return the average number of a stream's events that Nginx sent in one piece."""
     request = chat_bytes(deployed, max_tokens=300, stream=True, ignore_eos=True, skip_special_tokens=False)
     with sent(deployed, request) as connection:
-        # One `recv` gives one TLS record, so this is what was sent together, however slowly it is read here.
+        # One `recv` returns one TLS record: events that were sent together, however slowly they are read here.
         events = [piece.count(b"data: ") for piece in iter(lambda: connection.recv(65536), b"")]
     assert sum(events) > 100
     return sum(events) / len(events)
 
 
 def test_stream_is_not_buffered(deployed: Deployment) -> None:
-    # Nginx's smallest buffer holds about 17 events. Lumps of that size can also come from a machine too busy to run
-    # Nginx between two of them, smaller ones never from a buffer: one good stream proves it.
+    # Nginx's smallest buffer holds about 17 events. Lumps of that size also occur on a machine too busy to run Nginx
+    # between two events, but smaller ones never come from a buffer: one good stream is proof.
     assert any(events_a_piece(deployed) < 8 for _ in range(5))
 
 
 def running(vllm: httpx2.Client) -> int:
-    """Requests that vLLM works on, as it says itself on its socket."""
+    """Return the number of requests that vLLM is working on, by its own metrics."""
     metrics = vllm.get("/metrics").text
     return round(sum(float(value) for value in re.findall(r"^vllm:num_requests_running\S* (\S+)", metrics, re.M)))
 
 
 def becomes(vllm: httpx2.Client, number: int, seconds: float) -> bool:
-    """Whether vLLM works on so many requests at some moment from now on."""
+    """Return True if vLLM works on this number of requests at some moment within the given seconds."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if running(vllm) == number:
             return True
-        time.sleep(0.05)  # vLLM has better things to do than to tell its metrics
+        time.sleep(0.05)  # asking for metrics more often would slow vLLM down
     return False
 
 
@@ -179,6 +179,6 @@ def test_client_that_goes_away_ends_its_generation(stream: bool, deployed: Deplo
             assert becomes(vllm, 1, 10)
             time.sleep(1)
             assert running(vllm) == 1
-        # 0.05 s by itself, and as long without Nginx; on a machine that is busy beyond its cores vLLM comes late to it
-        # and to its metrics (docs/benchmarks.md). To its own end it would run for a minute.
+        # 0.05 s on an idle machine, with or without Nginx; on an overloaded one vLLM is late to cancel and to update
+        # its metrics (docs/benchmarks.md). Without cancelling, the generation would run for a minute.
         assert becomes(vllm, 0, 30)

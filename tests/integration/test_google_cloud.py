@@ -1,4 +1,4 @@
-"""The stack prod rehearsed: Google Cloud simulated, this machine in place of the VM, everything on it real."""
+"""The stack prod, rehearsed: Google Cloud is simulated, this machine stands for the VM, everything on it is real."""
 
 import re
 import subprocess
@@ -26,7 +26,7 @@ METADATA = "169.254.169.254"
 
 @pytest.fixture(scope="module")
 def prod(machine: None) -> Iterator[tuple[str, ...]]:
-    """The stack prod under another name and on another port, until the end; what puts the stand-in in vLLM's place."""
+    """The stack prod under another name and port, until the end; the value is the options for the stand-in for vLLM."""
     config = yaml.safe_load((ROOT / "stacks" / "Pulumi.prod.yaml").read_text())["config"]
     settings = {key.removeprefix("elastic-vllm:"): value for key, value in config.items()}
     try:
@@ -37,7 +37,7 @@ def prod(machine: None) -> Iterator[tuple[str, ...]]:
 
 
 def up(*arguments: str) -> dict[str, str]:
-    """Bring it up; resource -> what was done."""
+    """Bring the stack up and map each resource to what was done."""
     return outcomes(rehearse_up(*arguments, stack=STACK))
 
 
@@ -55,7 +55,7 @@ def arguments(prod: tuple[str, ...]) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def first(arguments: tuple[str, ...]) -> str:
-    """What the first `up` printed, verify's report with it."""
+    """Output of the first `up`, with verify's report."""
     done = rehearse("up", "--verify", *arguments, stack=STACK)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -67,7 +67,7 @@ def test_prod_ends_in_the_same_verify_report_as_local(first: str) -> None:
     assert re.search(r"^URL: +https://203\.0\.113\.\d+:\d+/v1/chat/completions$", first, re.MULTILINE)
 
 
-def test_what_is_simulated_is_said(first: str) -> None:
+def test_the_first_line_names_what_is_simulated(first: str) -> None:
     assert f"rehearsing {STACK}: Google Cloud is simulated, this machine stands for the VM" in first
 
 
@@ -105,12 +105,12 @@ def test_no_container_reaches_the_metadata(first: str) -> None:
     ask = f"exec 3<>/dev/tcp/{METADATA}/80"
     command = ["docker", "run", "--rm", "--name", f"elastic-vllm-{STACK}-asks", "--entrypoint", "timeout", NGINX_IMAGE]
     done = subprocess.run([*command, "1", "bash", "-c", ask], capture_output=True, check=False)
-    assert done.returncode == 124  # timeout's word for it
+    assert done.returncode == 124  # timeout's status for a command that reached the limit
     assert dropped("from_containers") > before
 
 
 def dropped(chain: str) -> int:
-    """Packets that the guard has dropped."""
+    """Return the number of packets that the guard has dropped."""
     table = f"elastic_vllm_{STACK}_metadata"
     rules = subprocess.run(
         ["nft", "list", "chain", "inet", table, chain], capture_output=True, text=True, check=True
@@ -125,7 +125,7 @@ def dropped(chain: str) -> int:
 
 @dataclass(frozen=True)
 class Changes:
-    """What clients have at first and after each change, and what each `up` did."""
+    """Values that clients hold at first and after each change, and the outcomes of each `up`."""
 
     first: tuple[str, str, str]
     after: dict[str, tuple[str, str, str]]
@@ -172,7 +172,7 @@ def test_the_endpoint_is_there_again(name: str, changes: Changes) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["replaced", "lost", "replaced while lost"])
-def test_everything_on_another_vm_is_made_anew(name: str, changes: Changes) -> None:
+def test_everything_is_created_again_on_another_vm(name: str, changes: Changes) -> None:
     done = changes.done[name]
     stays = {"key-v1", "runtime-provider"}
     prefixes = ("network-", "certificate-", "vm-host-key", "vm-weights")
@@ -182,19 +182,19 @@ def test_everything_on_another_vm_is_made_anew(name: str, changes: Changes) -> N
 
 
 @pytest.mark.slow
-def test_the_weights_survive_it_all(changes: Changes) -> None:
+def test_the_weights_survive_every_change(changes: Changes) -> None:
     assert (MOUNTED_AT / "kept").exists()
 
 
 @pytest.mark.slow
-def test_parking_leaves_nothing_that_runs(changes: Changes) -> None:
+def test_parking_leaves_nothing_running(changes: Changes) -> None:
     done = changes.done["parked"]
     assert {resource for resource, outcome in done.items() if outcome == "deleted"} > {"vm-instance", "vllm-container"}
     assert {done[name] for name in ("network-address", "vm-weights", "key-v1", "certificate-ca")} == {"unchanged"}
 
 
 @pytest.mark.slow
-def test_down_keeps_the_disk_and_another_up_takes_it_as_it_is(changes: Changes) -> None:
+def test_down_keeps_the_disk_and_the_next_up_uses_it_unchanged(changes: Changes) -> None:
     down = rehearse("down", stack=STACK)
     assert down.returncode == 0, down.stderr
     assert f"--set weightsDisk={DISK}" in down.stdout

@@ -1,6 +1,6 @@
-"""The GPU scripts with real apt, dpkg, gpg and curl: on a copy of this machine's files, from a repository made here.
+"""The GPU scripts with real apt, dpkg, gpg and curl, on a copy of this machine's files, from a repository made here.
 
-What no machine without a GPU can have is a stand-in: the kernel's module, /sys and what is inside the packages.
+Stand-ins replace only what needs a GPU: the kernel's module, /sys and the contents of the packages.
 """
 
 import os
@@ -43,8 +43,8 @@ case "$*" in
 *) exit 2 ;;
 esac
 """
-# A machine with two GPUs that can only have packages of NVIDIA's repository: the one that the test serves. Its systemd
-# knows one unit.
+# A machine with two GPUs whose only source of packages is the repository that the test serves. Its systemd knows one
+# unit.
 TWO_GPUS = """\
 mkdir -p /tmp/none /run/systemd/system
 cat >/etc/apt/apt.conf.d/zz-only <<'CONF'
@@ -74,7 +74,7 @@ def machine(tmp_path: Path) -> Iterator[Copy]:
 
 @dataclass(frozen=True)
 class Repository:
-    """Served over loopback; its packages are signed by a key of its own."""
+    """Package repository served over loopback, signed with a key made for the test."""
 
     url: str
     fingerprint: str
@@ -107,7 +107,7 @@ def serving(directory: Path) -> Iterator[str]:
 
 
 def build(directory: Path, name: str, version: str, program: str = "", text: str = "", depends: str = "") -> None:
-    """A package with at most one program in it."""
+    """Build a package with at most one program."""
     source = directory / "source" / name
     (source / "DEBIAN").mkdir(parents=True)
     lines = [f"Package: {name}", f"Version: {version}", "Architecture: all", "Maintainer: test", "Description: test"]
@@ -123,7 +123,7 @@ def build(directory: Path, name: str, version: str, program: str = "", text: str
 
 
 def index(directory: Path, sign: list[str]) -> None:
-    """Packages and InRelease, as apt wants them of a flat repository."""
+    """Write the Packages and InRelease files that apt expects in a flat repository."""
     entries = []
     for deb in sorted(directory.glob("*.deb")):
         control = subprocess.run(["dpkg-deb", "--field", deb], check=True, capture_output=True, text=True).stdout
@@ -140,7 +140,7 @@ def sha256(path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]:
-    """The toolkit's four packages in an older, the pinned and a newer version, and a driver for the running kernel."""
+    """Repository with the toolkit's four packages, each older, pinned and newer, and the running kernel's driver."""
     top = tmp_path_factory.mktemp("repository")
     home = top / "keys"
     home.mkdir(mode=0o700)
@@ -207,13 +207,13 @@ def test_the_toolkit_is_installed_once(machine: Copy, repository: Repository) ->
 def test_docker_alone_is_configured_where_only_that_is_missing(machine: Copy, repository: Repository) -> None:
     assert machine.run(repository.toolkit()).returncode == 0
     machine.run("rm /etc/docker/daemon.json")
-    # Nothing to fetch: the repository is gone.
+    # Nothing needs to be fetched: the repository is gone.
     again = machine.run(repository.toolkit(toolkit_key="http://127.0.0.1:1/gpgkey"))
     assert (again.returncode, again.stderr) == (0, "")
     assert "nvidia" in machine.read("/etc/docker/daemon.json")
 
 
-def test_a_key_other_than_the_known_one_is_not_put_in_place(machine: Copy, repository: Repository) -> None:
+def test_a_key_other_than_the_known_one_is_not_installed(machine: Copy, repository: Repository) -> None:
     known = TOOLKIT["toolkit_fingerprint"]
     result = machine.run(repository.toolkit(toolkit_fingerprint=known))
     assert failed(result, "not the known one", repository.fingerprint, known)

@@ -1,4 +1,4 @@
-"""What is wrong with settings or server is told in one message each, before anything on the server changes."""
+"""Each mistake in settings or server gets one clear message, before anything on the server changes."""
 
 import shutil
 import signal
@@ -38,10 +38,10 @@ class Result:
     exit_code: int
     out: str
     message: str
-    """What it printed on standard error."""
+    """Output on standard error."""
 
     def refused(self, *words: str) -> bool:
-        """Whether it ended with one message for the user, which has these words."""
+        """Return True if the `up` ended with one message for the user, with these words."""
         assert self.message.count("error:") == 1, self.message
         assert "Traceback" not in self.message
         missing = [word for word in words if word not in self.message]
@@ -50,7 +50,7 @@ class Result:
 
     @property
     def touched(self) -> list[str]:
-        """What was begun, in the rehearsal's own lines: outcome, resource, type."""
+        """Return the steps that were begun, as lines of the rehearsal: outcome, resource, type."""
         return [line for line in self.out.splitlines() if len(line.split()) > 3]
 
 
@@ -62,7 +62,7 @@ def server(machine: None) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A weightsDirectory with a complete model."""
+    """Directory for weightsDirectory with a complete model."""
     directory = tmp_path_factory.mktemp("models")
     make_weights(directory)
     return directory
@@ -70,7 +70,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def settings(server: Server, models: Path, vllm: str) -> dict[str, Any]:
-    """Of a stack that could be up."""
+    """Settings of a stack that could be up."""
     return {
         "host": "127.0.0.1",
         "sshPort": server.port,
@@ -95,7 +95,7 @@ def vllm(machine: None) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def stack(settings: dict[str, Any]) -> Iterator[None]:
-    handler = signal.getsignal(signal.SIGTERM)  # which the command line, run in this process, takes
+    handler = signal.getsignal(signal.SIGTERM)  # which the command line, run in this process, replaces
     with stack_file(STACK, settings):
         yield
     signal.signal(signal.SIGTERM, handler)
@@ -103,7 +103,7 @@ def stack(settings: dict[str, Any]) -> Iterator[None]:
 
 @pytest.fixture
 def up(stack: None, models: Path) -> Up:
-    """Runs `up` with some settings changed, in this process (which saves a second); nothing on the server changes."""
+    """Function that runs `up` with changed settings in this process, to save a second; the server stays unchanged."""
 
     def run(**changed: object) -> Result:
         sets = [argument for key, value in changed.items() for argument in ("--set", f"{key}={value}")]
@@ -136,7 +136,7 @@ def test_wrong_settings_are_refused_before_any_resource(changed: dict[str, objec
     assert [line.split()[:2] for line in result.touched] == [["failed", "settings"]]
 
 
-def test_all_wrong_settings_are_told_together(up: Up) -> None:
+def test_all_wrong_settings_are_reported_together(up: Up) -> None:
     result = up(target="moon", accelerator="tpu", parked="maybe")
     assert result.refused("3 settings are wrong", "target = 'moon'", "accelerator = 'tpu'", "parked = 'maybe'")
 
@@ -156,7 +156,7 @@ def test_wrong_usage_is_exit_code_2(machine: None) -> None:
 
 
 def host_check_failed(result: Result, *words: str) -> bool:
-    """Whether the first remote command, on which all else depends, told the cause."""
+    """Return True if the first remote command, on which all others depend, named the cause."""
     names = {line.split()[1] for line in result.touched if not line.startswith(("done", "started"))}
     on_server = {name for name in names if not name.startswith(("key", "certificate"))}
     return on_server == {"host-check"} and result.refused("host-check", *words)
@@ -167,7 +167,7 @@ def test_a_server_that_does_not_listen_is_named(up: Up) -> None:
     assert host_check_failed(up(sshPort=port), f"cannot reach root@127.0.0.1:{port}: connection refused", "sshPort")
 
 
-def test_a_name_that_nobody_knows_is_named(up: Up) -> None:
+def test_a_host_name_without_an_address_is_named(up: Up) -> None:
     assert host_check_failed(up(host="server.invalid"), "cannot reach root@server.invalid:", "no such name", "host")
 
 
@@ -213,7 +213,7 @@ def test_a_user_with_sudo_and_docker_rights_is_enough(sudo: None, stack: None) -
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::"])
-def test_a_port_that_is_taken_is_named_and_by_whom(address: str, up: Up) -> None:
+def test_a_port_that_is_taken_is_named_with_its_process(address: str, up: Up) -> None:
     port = local_sshd.free_port()
     family = "AF_INET6" if ":" in address else "AF_INET"
     listen = f"import socket; s = socket.create_server(({address!r}, {port}), family=socket.{family}); input()"
@@ -225,7 +225,7 @@ def test_a_port_that_is_taken_is_named_and_by_whom(address: str, up: Up) -> None
 
 
 def wait_for(true: Callable[[], bool], seconds: float = 60) -> None:
-    """Until it is true."""
+    """Wait until the condition holds."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
@@ -244,7 +244,7 @@ def test_an_image_that_is_not_there_is_named(up: Up) -> None:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """A complete model, to be broken."""
+    """Complete model, for a test to damage."""
     return make_weights(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Weights from a hub: the program's own command and the hub's own client, against a stand-in hub on loopback."""
+"""Weights from a hub: the program's command and the hub's client, with a stand-in hub on loopback."""
 
 import base64
 import os
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("machine")
 
 MODEL = "acme/tiny"
 MARK = "elastic-vllm-hub-download"
-"""What the downloading process is found by."""
+"""Pattern that finds the downloading process."""
 TOKEN = "hf_OnlyForTheHubAndTheDownload"
 WEIGHTS = "model.safetensors"
 # The hub's client writes 10 MiB at a time.
@@ -43,15 +43,15 @@ UNNEEDED = {"pytorch_model.bin": b"pickle", "original/params.json": b"{}", "orig
 
 @dataclass(frozen=True)
 class Download:
-    """The command that the program gives to the server for `weights-download`."""
+    """The command that the program runs on the server for `weights-download`."""
 
     directory: Path
-    """What vLLM serves afterwards."""
+    """Directory that vLLM serves afterwards."""
     command: str
     stdin: str = field(repr=False)
 
     def start(self) -> subprocess.Popen[str]:
-        """Begin it, as sshd does."""
+        """Start the command as sshd does."""
         process = subprocess.Popen(
             ["sh", "-c", self.command],
             stdin=subprocess.PIPE,
@@ -72,7 +72,7 @@ class Download:
         return Result(self.command, process.returncode, out, err)
 
     def files(self) -> dict[str, bytes]:
-        """What is in the directory, besides what the program notes there."""
+        """Return the contents of the directory, except the program's own notes."""
         found = (path for path in self.directory.rglob("*") if path.is_file())
         names = {str(path.relative_to(self.directory)): path for path in found}
         return {name: path.read_bytes() for name, path in names.items() if not name.startswith(".elastic-vllm")}
@@ -84,7 +84,7 @@ class Download:
 
 @pytest.fixture(scope="module")
 def download_from(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Download]]:
-    """The download from a hub, to an empty directory unless one is given, some settings changed."""
+    """Function that returns a download from a hub, with changed settings, to an empty directory by default."""
     keys = tmp_path_factory.mktemp("ssh")
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", keys / "id"], check=True)
 
@@ -118,14 +118,14 @@ def hub() -> Iterator[Hub]:
 
 
 def failed(result: Result, *words: str) -> bool:
-    """Whether it failed with its cause and fix in one line, which has these words, then what that means here."""
+    """Return True if it failed with cause and fix in one line, with these words, and a line with the consequence."""
     lines = result.stderr.splitlines()
     assert len(lines) == 3, result.stderr
     assert re.match(r"elastic-vllm: the weights of \S+ could not be downloaded from http://127.0.0.1:\d+$", lines[1])
     return result.returncode == 1 and "; fix: " in lines[0] and all(word in lines[0] for word in words)
 
 
-# A download that nothing disturbs
+# An undisturbed download
 
 
 @dataclass(frozen=True)
@@ -175,10 +175,10 @@ def test_a_second_download_fetches_nothing_and_says_so(finished: Finished) -> No
     assert len(finished.hub.fetched()) == before
 
 
-# A download that is disturbed
+# A disturbed download
 
 
-def test_a_dropped_connection_is_taken_up_where_it_broke(hub: Hub, download_from: Callable[..., Download]) -> None:
+def test_a_download_resumes_after_a_dropped_connection(hub: Hub, download_from: Callable[..., Download]) -> None:
     hub.drop_after[WEIGHTS] = CHUNK + 1_000_000
     download = download_from(hub)
     assert download.run().returncode == 0
@@ -187,7 +187,7 @@ def test_a_dropped_connection_is_taken_up_where_it_broke(hub: Hub, download_from
 
 
 def hold(hub: Hub, download: Download) -> subprocess.Popen[str]:
-    """Begin a download and return when it hangs in the middle of the weights, all other files done."""
+    """Start a download and return once it hangs in the middle of the weights, with all other files done."""
     hub.hold_after[WEIGHTS] = CHUNK + 1_000_000
     process = download.start()
     assert hub.held.wait(30), process.communicate(timeout=60)
@@ -202,7 +202,7 @@ def hold(hub: Hub, download: Download) -> subprocess.Popen[str]:
 
 
 def downloading() -> list[int]:
-    """The process that downloads, by its own user."""
+    """Return the processes that download, with their dedicated user."""
     found = subprocess.run(
         ["pgrep", "-u", str(DOWNLOAD_UID), "-f", "--", f"{MARK}$"], capture_output=True, text=True, check=False
     )
@@ -215,7 +215,7 @@ def kill_download(_: subprocess.Popen[str]) -> None:
 
 
 def kill_client(process: subprocess.Popen[str]) -> None:
-    """As when the connection over SSH breaks: the download itself lives on."""
+    """Kill the client, as when the SSH connection breaks: the download itself survives."""
     (pid,) = downloading()
     os.killpg(process.pid, signal.SIGSTOP)
     for each in children(process.pid):
@@ -226,13 +226,13 @@ def kill_client(process: subprocess.Popen[str]) -> None:
 
 
 def children(pid: int) -> list[int]:
-    """All that a process has started, and these in turn."""
+    """Return all descendants of a process."""
     found = [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return [*found, *(later for each in found for later in children(each))]
 
 
 @pytest.mark.parametrize("kill", [kill_download, kill_client])
-def test_a_killed_download_is_taken_up_where_it_was(
+def test_a_killed_download_resumes(
     kill: Callable[[subprocess.Popen[str]], None], hub: Hub, download_from: Callable[..., Download]
 ) -> None:
     download = download_from(hub)
@@ -249,7 +249,7 @@ def test_a_killed_download_is_taken_up_where_it_was(
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
-def test_a_damaged_file_is_refused_and_fetched_anew(
+def test_a_damaged_file_is_refused_and_fetched_again(
     name: str, hub: Hub, download_from: Callable[..., Download]
 ) -> None:
     hub.sent_instead[name] = WANTED[name][:-1] + b"?"
@@ -287,7 +287,7 @@ def test_a_gated_model_is_refused_without_the_right_token(
 
 @dataclass(frozen=True)
 class Gated:
-    """A download with a token, and what could be seen of it while it ran and after."""
+    """A download with a token, and everything visible while it ran and after."""
 
     hub: Hub
     result: Result
@@ -315,7 +315,7 @@ def gated(download_from: Callable[..., Download]) -> Iterator[Gated]:
 
 
 def of_processes(name: str) -> bytes:
-    """A file in /proc of every process; among them is the download's."""
+    """Return one file in /proc of every process, the download's among them."""
     found = []
     for path in Path("/proc").glob(f"[0-9]*/{name}"):
         try:
@@ -355,7 +355,7 @@ def test_the_token_is_nowhere_to_be_read(place: str, gated: Gated) -> None:
     assert not [form for form in (TOKEN.encode(), encoded) if form in gated.seen[place]]
 
 
-# What can't be downloaded
+# Models that can't be downloaded
 
 
 def test_an_unknown_model_is_refused(hub: Hub, download_from: Callable[..., Download]) -> None:
@@ -368,7 +368,7 @@ def test_an_unknown_revision_is_refused(hub: Hub, download_from: Callable[..., D
     assert failed(result, f"{MODEL} has no revision {revision}", "modelRevision")
 
 
-def test_a_hub_that_is_out_of_order_is_named(hub: Hub, download_from: Callable[..., Download]) -> None:
+def test_a_failing_hub_is_named(hub: Hub, download_from: Callable[..., Download]) -> None:
     hub.out_of_order = True
     assert failed(download_from(hub).run(), "the hub answered 503", "try again later")
 

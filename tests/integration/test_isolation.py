@@ -1,4 +1,4 @@
-"""What the containers can reach, and who can reach vLLM: tried from inside, each with proof that the trying works."""
+"""Reach of the containers, and access to vLLM: tried from inside, each time with proof that the attempt works."""
 
 import json
 import socket
@@ -32,7 +32,7 @@ done
 wait"""
 SEND_UDP = 'for target in "$@"; do printf probe >"/dev/udp/${target%:*}/${target##*:}"; done'
 
-# The same from vLLM's image, which has Python: what the network looks like, and how each attempt fails.
+# The same in Python, for vLLM's image: the interfaces and routes, and the error of each attempt.
 LOOK_AROUND = """
 import errno, json, os, socket, sys
 def attempt(target):
@@ -56,7 +56,7 @@ print(json.dumps({
 
 
 class Listeners:
-    """On each address of the host that a container might reach, a TCP and a UDP port that someone listens on."""
+    """A TCP and a UDP listener on each address of the host that a container might reach."""
 
     def __init__(self, addresses: list[str], closing: ExitStack) -> None:
         self.tcp = [closing.enter_context(socket.create_server((address, 0))) for address in addresses]
@@ -74,7 +74,7 @@ class Listeners:
         return {target(each) for each in self.udp}
 
     def udp_received(self) -> set[str]:
-        """The targets that something arrived at since the last time."""
+        """Return the targets that have received something since the last call."""
         received = set()
         for each in self.udp:
             try:
@@ -91,7 +91,7 @@ def target(listener: socket.socket) -> str:
 
 
 def own_address() -> str:
-    """The host's own address, towards wherever its default route leads."""
+    """Return the host's address on the interface of its default route."""
     with socket.socket(type=socket.SOCK_DGRAM) as probe:
         probe.connect(("192.0.2.1", 9))
         return str(probe.getsockname()[0])
@@ -99,7 +99,7 @@ def own_address() -> str:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """Another container, on Docker's own network, that runs a web server."""
+    """Another container on Docker's default network, with a web server."""
 
     server: str
     gateway: str
@@ -148,7 +148,7 @@ def opened_by(container: Container, targets: set[str]) -> set[str]:
 
 
 def reached_by_nginx(deployed: Deployment, listeners: Listeners, beyond: set[str]) -> set[str]:
-    """The targets that something from Nginx's container gets through to."""
+    """Return the targets that a process in Nginx's container reaches."""
     opened = opened_by(deployed.nginx, listeners.tcp_targets | beyond)
     deployed.nginx.exec_run(["bash", "-c", SEND_UDP, "probe", *listeners.udp_targets])
     return opened | listeners.udp_received()
@@ -164,7 +164,7 @@ def without_guard() -> Iterator[None]:
 
 
 def dropped() -> int:
-    """Packets that the guard has dropped so far."""
+    """Return the number of packets that the guard has dropped so far."""
     listed = subprocess.run(["nft", "-j", "list", "table", "inet", GUARD_TABLE], capture_output=True, check=True)
     rules: list[dict[str, Any]] = [each["rule"] for each in json.loads(listed.stdout)["nftables"] if "rule" in each]
     return sum(part["counter"]["packets"] for rule in rules for part in rule["expr"] if "counter" in part)
@@ -175,17 +175,17 @@ def test_nginx_opens_no_connection(deployed: Deployment, listeners: Listeners, n
     before = dropped()
     assert reached_by_nginx(deployed, listeners, beyond) == set()
     on_host = listeners.tcp_targets | listeners.udp_targets
-    # Each of them left the container and was dropped: it is the packet filter that keeps it from them,
+    # Each attempt left the container and was dropped: the packet filter stops it,
     assert dropped() - before >= len(on_host | beyond)
     with without_guard():
-        # and nothing else does.
+        # and nothing else would.
         assert reached_by_nginx(deployed, listeners, beyond) >= on_host
     assert reached_by_nginx(deployed, listeners, beyond) == set()
 
 
 @contextmanager
 def name_server(address: str) -> Iterator[list[bytes]]:
-    """A name server that knows every name as 192.0.2.53; the questions that it was asked."""
+    """Run a name server that answers 192.0.2.53 for every name, and yield the list of questions."""
     asked: list[bytes] = []
     with socket.socket(type=socket.SOCK_DGRAM) as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -216,7 +216,7 @@ def name_server(address: str) -> Iterator[list[bytes]]:
 
 def test_nginx_resolves_no_name(deployed: Deployment, neighbour: Neighbour) -> None:
     ask = ["env", "RES_OPTIONS=timeout:1 attempts:1", "getent", "ahostsv4", "canary.example.com"]
-    # Docker's own resolver could ask on the container's behalf, from the host, where no filter holds it.
+    # Docker's resolver could ask on the container's behalf, from the host, which the filter does not cover.
     with name_server("127.0.0.1") as on_host, name_server(neighbour.gateway) as on_bridge:
         image = str(deployed.nginx.attrs["Image"])
         control = deployed.docker.containers.run(image, ask, dns=[neighbour.gateway], network="bridge", remove=True)
@@ -297,7 +297,7 @@ def test_only_nginxs_port_is_open_on_the_host(first_up: set[int], deployed: Depl
 
 
 def others_ports(deployed: Deployment) -> set[int]:
-    """What other containers publish: those of another stack come back by themselves when Docker starts."""
+    """Return the ports of other containers: those of another stack come back by themselves when Docker starts."""
     containers = [each for each in deployed.docker.containers.list() if not (each.name or "").startswith(f"{PREFIX}-")]
     published = [binding for each in containers for bindings in each.ports.values() for binding in bindings or []]
     return {int(binding["HostPort"]) for binding in published}

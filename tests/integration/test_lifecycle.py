@@ -1,7 +1,7 @@
-"""A stack through its life: brought up again, damaged, killed while it comes up, taken down.
+"""Life cycle of a stack: brought up again, damaged, killed while it comes up, taken down.
 
-On the stack of all tests, where vLLM must be the real one; else on a stack of this file, where a stand-in comes up
-in a second.
+The tests that need the real vLLM use the stack of all tests; the others use a stack of this file, where a stand-in
+comes up in a second.
 """
 
 import os
@@ -25,13 +25,13 @@ STACK = "lifecycle"
 NOOP_SECONDS = 15
 RESTART_SECONDS = 5
 STEPS = 1 if PROVE else 5
-"""Of an `up`, between one kill and the next."""
+"""Number of new steps of an `up` between one kill and the next."""
 
 # With the real vLLM
 
 
 def test_a_second_up_changes_nothing_and_is_quick(deployed: Deployment) -> None:
-    rehearse_up()  # the one before may have been of another test
+    rehearse_up()  # the previous one may have been another test's
     start = time.monotonic()
     done = rehearse("up", "--verify")
     seconds = time.monotonic() - start
@@ -40,11 +40,11 @@ def test_a_second_up_changes_nothing_and_is_quick(deployed: Deployment) -> None:
     assert seconds < NOOP_SECONDS
 
 
-def test_a_removed_container_is_made_again_and_nothing_else(deployed: Deployment) -> None:
+def test_only_a_removed_container_is_created_again(deployed: Deployment) -> None:
     vllm = identity(deployed.vllm)
     deployed.nginx.remove(force=True)
     found = outcomes(rehearse_up())
-    # That it answers is waited for anew.
+    # `up` waits again until it answers.
     assert {name: outcome for name, outcome in found.items() if outcome != "unchanged"} == {
         "nginx-container": "created",
         "nginx-ready": "replaced",
@@ -58,9 +58,9 @@ def test_nginx_comes_back_by_itself(deployed: Deployment) -> None:
 
 
 def comes_back(container: Container, http: httpx2.Client) -> bool:
-    """Whether the endpoint is healthy again soon after the container's process was killed.
+    """Kill a container's process and return True if the endpoint is healthy again soon.
 
-    Not by `docker kill`: Docker does not restart what it was told to kill.
+    Not by `docker kill`: Docker does not restart what its API killed.
     """
     before = identity(container)
     os.kill(container.attrs["State"]["Pid"], signal.SIGKILL)
@@ -91,10 +91,10 @@ class Own:
 
     https_port: int
     weights: Path
-    """Its weightsDirectory."""
+    """Value of its weightsDirectory."""
     image: str
     before: dict[str, list[str]]
-    """What was on the server before it."""
+    """State of the server before the stack."""
 
     @property
     def container_names(self) -> set[str]:
@@ -132,12 +132,12 @@ def own(apart: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ow
 
 @dataclass(frozen=True)
 class Survivor:
-    """A stack that was killed again and again while it came up, every STEPS steps."""
+    """A stack whose `up` was killed after every STEPS steps, until one finished."""
 
     killed: list[set[str]]
-    """For each time: the steps that had been begun for the first time."""
+    """Steps that each round began for the first time."""
     finishing: Run
-    """The `up` that came to its end."""
+    """The `up` that finished."""
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def survivor(own: Own, apart: Machine) -> Survivor:
 
 
 def steps(apart: Machine, run: Run) -> set[str]:
-    """What an `up` has begun or done by now: resources, and of what is set up for them, that which is new here."""
+    """Return the steps that an `up` has begun or done by now: resources, and any set-up of the machine that is new."""
     resources = {urn.rpartition("::")[2] for urn in apart.state(STACK).get("resources", {})}
     set_up = {fields[1] for line in run.text.splitlines() if "set-up" in (fields := line.split())}
     return resources | (set_up & {"sshd"})
@@ -167,7 +167,7 @@ def steps(apart: Machine, run: Run) -> set[str]:
 def test_an_up_that_was_killed_again_and_again_is_finished_by_the_next(survivor: Survivor, own: Own) -> None:
     assert survivor.finishing.exit_code == 0, survivor.finishing.text
     assert is_healthy(own.http())
-    # The rounds did what they are for.
+    # Fewer than STEPS steps were new in the last run: the killed ones had begun all others.
     assert len(survivor.finishing.outcomes.keys() - set().union(*survivor.killed)) < STEPS
 
 
@@ -178,7 +178,7 @@ def test_killing_leaves_nothing_twice_and_nothing_undone(survivor: Survivor, own
     assert added["containers"] == own.container_names
     assert added["networks"] == {f"elastic-vllm-{STACK}-edge"}
     assert added["packet filters"] == {f"table inet elastic_vllm_{STACK}"}
-    # Connections that have just ended take a moment to go.
+    # Connections that have just ended take a moment to disappear.
     wait_until(lambda: ["listener" in process for process in apart.processes()] == [True])
 
 
@@ -206,10 +206,10 @@ def test_only_one_up_at_a_time(survivor: Survivor, apart: Machine) -> None:
 class End:
     run: Run
     left: dict[str, list[str]]
-    """On the server."""
+    """Traces that remain on the server."""
     processes: list[str]
     files: list[Path]
-    """Of the rehearsal's own."""
+    """Files of the rehearsal that remain."""
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +223,7 @@ def take_down(own: Own, apart: Machine) -> End:
     return End(run, traces(STACK, own.weights), apart.processes(), files)
 
 
-def test_down_removes_what_up_made(end: End, own: Own) -> None:
+def test_down_removes_everything_that_up_created(end: End, own: Own) -> None:
     assert end.run.exit_code == 0, end.run.text
     assert end.left == own.before
 
@@ -236,7 +236,7 @@ def test_down_leaves_no_state_and_no_keys(end: End) -> None:
     assert end.files == [Path("machine.lock")] or end.files == []
 
 
-def test_down_says_what_it_keeps_and_how_to_remove_that(end: End, own: Own) -> None:
+def test_down_lists_what_it_keeps_and_how_to_remove_it(end: End, own: Own) -> None:
     _, _, kept = end.run.text.partition("kept, and how to remove it:\n")
     assert set(kept.splitlines()) == {
         f"  weights in {own.weights} on 127.0.0.1: rm -r {own.weights}",

@@ -1,4 +1,4 @@
-"""Nginx's logs and metrics for an agent on the server: where it looks, what they hold, and nobody else."""
+"""Nginx's logs and metrics for an agent on the server: their place, their contents, and who may read them."""
 
 import re
 import subprocess
@@ -20,8 +20,8 @@ STACK = "observed"
 LOGS = Path("/var/log/elastic-vllm") / STACK
 SOCKET = Path("/var/lib/elastic-vllm") / STACK / "metrics" / "nginx.sock"
 ROTATION = Path(f"/etc/logrotate.d/elastic-vllm-{STACK}")
-# The grok pattern of Elastic's Nginx integration (packages/nginx, access/elasticsearch/ingest_pipeline), as far as it
-# takes one address and a user.
+# The grok pattern of Elastic's Nginx integration (packages/nginx, access/elasticsearch/ingest_pipeline), for the case
+# of one address and a user.
 ACCESS = re.compile(
     r"(?P<ip>[0-9a-f.:]+) - (?P<user>-|\S+) \[(?P<time>\d{2}/\w{3}/\d{4}:\d{2}:\d{2}:\d{2} [+-]\d{4})\] "
     r'"(?P<method>\w*) (?P<path>.*?) HTTP/(?P<version>[\d.]+)" (?P<status>\d{3}) (?P<bytes>\d+)'
@@ -48,7 +48,7 @@ def ask(deployed: Deployment, path: str = "/v1/models") -> int:
 
 
 def all_logged(deployed: Deployment) -> list[str]:
-    """The access log's lines once it has the last of them: Nginx writes it when the client has its answer already."""
+    """Return the access log's lines once the last has arrived: Nginx writes it after the client has its answer."""
     last = f"/{token_hex(16)}"
     assert ask(deployed, last) == 404
     wait_until(lambda: last in (LOGS / "access.log").read_text())
@@ -62,7 +62,7 @@ def scrape(path: str) -> httpx2.Response:
 
 def test_a_request_is_in_the_log_file_as_elastics_integration_reads_it(deployed: Deployment) -> None:
     assert ask(deployed) == 200
-    # A line comes after its answer, and who waited for the stack has lines too.
+    # A line follows its answer, and the wait for the stack has produced lines too.
     wait_until(lambda: " /v1/models " in (LOGS / "access.log").read_text())
     line = next(line for line in (LOGS / "access.log").read_text().splitlines() if " /v1/models " in line)
     match = ACCESS.match(line)
@@ -82,7 +82,7 @@ def test_the_log_files_hold_no_key_no_query_and_no_prompt(deployed: Deployment) 
     assert not [word for word in (deployed.key, prompt, query) if word in written]
 
 
-def test_nobody_but_nginx_and_root_reads_them(deployed: Deployment) -> None:
+def test_only_nginx_and_root_can_read_the_log_files(deployed: Deployment) -> None:
     assert (LOGS.stat().st_mode & 0o777, LOGS.stat().st_uid) == (0o750, 0)
     for path in LOGS.iterdir():
         assert (path.stat().st_mode & 0o777, path.stat().st_uid, path.stat().st_gid) == (0o640, NGINX_UID, SOCKET_GID)
@@ -139,7 +139,7 @@ def test_a_log_file_that_somebody_deleted_costs_no_request(deployed: Deployment)
     assert ask(deployed) == 200
 
 
-def test_down_takes_logs_and_rotation_away(deployed: Deployment) -> None:
+def test_down_removes_logs_and_rotation(deployed: Deployment) -> None:
     assert rehearse("down", stack=STACK).returncode == 0
     assert not LOGS.exists()
     assert not ROTATION.exists()

@@ -1,6 +1,6 @@
-"""Another model: what is replaced, what stays, and what clients meet in the meantime.
+"""Another model: replaced resources, unchanged ones, and the answers that clients get in the meantime.
 
-The new model stays: a way back would cost another start of vLLM, and other tests take whichever model is served.
+The new model stays: changing it back would cost another start of vLLM, and other tests accept any model.
 """
 
 import threading
@@ -11,13 +11,13 @@ import pytest
 
 from tests.integration.conftest import Deployment, deployment, identity, rehearse, rehearse_up
 
-pytestmark = pytest.mark.slow  # in short: airgap/test_site.py, with a stand-in for vLLM
+pytestmark = pytest.mark.slow  # the quick run has airgap/test_site.py, with a stand-in for vLLM
 
 WATCH_SECONDS = 0.2
 
 
 class Watcher(threading.Thread):
-    """A client that asks for the models, and for the health, again and again."""
+    """A client that keeps asking for the models and for the health."""
 
     def __init__(self, deployed: Deployment) -> None:
         super().__init__()
@@ -44,14 +44,14 @@ class Watcher(threading.Thread):
 
 @dataclass(frozen=True)
 class Change:
-    """A change of the model: before, meanwhile, after."""
+    """A change of the model: the state before, during and after it."""
 
     before: Deployment
     after: Deployment
     containers_before: dict[str, tuple[str, str]]
     containers_after: dict[str, tuple[str, str]]
     replaced: set[str]
-    """Resources that `up` says it replaced."""
+    """Resources that `up` reports as replaced."""
     watcher: Watcher
 
 
@@ -93,7 +93,7 @@ def test_key_and_ca_stay(change: Change) -> None:
     assert (change.after.key, change.after.ca_certificate) == (change.before.key, change.before.ca_certificate)
 
 
-def test_meanwhile_clients_are_told_to_try_again(change: Change) -> None:
+def test_meanwhile_clients_are_asked_to_try_again(change: Change) -> None:
     answers = change.watcher.answers
     assert {change.before.model, change.before.alias} == answers[0]
     assert {change.after.model, change.before.alias} == answers[-1]

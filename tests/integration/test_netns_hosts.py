@@ -1,4 +1,4 @@
-"""The two machines that air-gap tests stand on are what they are said to be, and the trap sees whatever leaks."""
+"""The two machines of the air-gap tests are isolated as documented, and the trap sees every leak."""
 
 import time
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def test_there_is_no_way_out(hosts: Hosts) -> None:
     assert hosts.control.run(*hosts.ssh, "hostname") == "server\n"
 
 
-def test_the_server_is_a_machine_of_its_own(hosts: Hosts) -> None:
+def test_the_server_is_a_separate_machine(hosts: Hosts) -> None:
     name = Path("/proc/sys/kernel/hostname").read_text()
     hosts.server.shell("hostname other; touch /etc/only-there")
     assert Path("/proc/sys/kernel/hostname").read_text() == name
@@ -86,7 +86,7 @@ def test_a_reboot_keeps_files_and_ends_processes(hosts: Hosts, trap: Trap) -> No
     assert trap.seen() == ["server: TCP 203.0.113.6 > 192.0.2.1 port 443"]
 
 
-def test_nothing_stays_of_them() -> None:
+def test_nothing_of_the_machines_remains() -> None:
     with netns_hosts.running() as hosts:
         processes = [Path(f"/proc/{machine.pid}") for machine in (hosts.control, hosts.server)]
         directory = hosts.directory

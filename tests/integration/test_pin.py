@@ -1,4 +1,4 @@
-"""Images pinned and pulled by what a real registry says (Debian's, on loopback), models by what a stand-in hub says."""
+"""Images pinned and pulled with a real registry (Debian's, on loopback), models pinned with a stand-in hub."""
 
 import subprocess
 import threading
@@ -49,7 +49,7 @@ def test_an_image_for_many_platforms_is_pinned_by_its_index(registry: Registry) 
 
 
 class _WithToken(BaseHTTPRequestHandler):
-    """A registry that lets in whoever has the token that it gives to everyone for the asking."""
+    """A registry that demands a token, which it issues to every client that asks."""
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -85,7 +85,7 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
     server.server_close()
 
 
-def test_a_registry_that_wants_a_token_of_everyone_is_given_one() -> None:
+def test_a_registry_that_demands_a_token_gets_one() -> None:
     with serving(_WithToken) as host:
         assert pin.image_digest(f"{host}/team/private:1.0.0") == f"sha256:{'5' * 64}"
 
@@ -123,7 +123,7 @@ def digests(registry: Registry) -> dict[str, str]:
 
 @pytest.fixture
 def file(tmp_path: Path, registry: Registry, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of a stack in a project of its own."""
+    """File of a stack in a project made for the test."""
     monkeypatch.setattr(pin, "ROOT", tmp_path)
     path = tmp_path / "stacks" / "Pulumi.pinned.yaml"
     path.parent.mkdir()
@@ -132,7 +132,7 @@ def file(tmp_path: Path, registry: Registry, hub: Hub, monkeypatch: pytest.Monke
 
 
 def run_pin(*arguments: str, stack: str = "pinned") -> tuple[int, str]:
-    """Exit code and all that was printed."""
+    """Return the exit code and all output."""
     done = invoke("pin", "--stack", stack, *arguments)
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
@@ -161,7 +161,7 @@ def test_what_is_pinned_is_accepted_by_the_settings(file: Path, digests: dict[st
     assert found["runtime-vllm-image"].inputs["name"].endswith(f"{VLLM}@{digests[VLLM]}")
 
 
-def test_a_tag_that_has_moved_is_pinned_anew(file: Path, registry: Registry, digests: dict[str, str]) -> None:
+def test_a_tag_that_has_moved_is_pinned_again(file: Path, registry: Registry, digests: dict[str, str]) -> None:
     assert run_pin()[0] == 0
     moved = registry.push(NGINX, b"a newer one")
     assert run_pin()[0] == 0
@@ -178,7 +178,7 @@ def test_a_tag_that_has_moved_is_pinned_anew(file: Path, registry: Registry, dig
     ],
     ids=["no such tag", "no registry"],
 )
-def test_an_image_that_can_not_be_pinned_is_told_in_one_line(
+def test_an_image_that_cannot_be_pinned_is_one_error(
     arguments: list[str], words: list[str], file: Path, registry: Registry
 ) -> None:
     before = file.read_text()
@@ -203,7 +203,7 @@ def out_of_reach(hub: Hub, text: str) -> str:
         (out_of_reach, ["the hub does not answer", "check hfEndpoint"]),
     ],
 )
-def test_a_model_that_can_not_be_pinned_is_told_in_one_line(
+def test_a_model_that_cannot_be_pinned_is_one_error(
     change: Callable[[Hub, str], str], words: list[str], file: Path, hub: Hub
 ) -> None:
     file.write_text(change(hub, file.read_text()))
@@ -213,7 +213,7 @@ def test_a_model_that_can_not_be_pinned_is_told_in_one_line(
 
 
 def failed(result: tuple[int, str], *words: str) -> bool:
-    """Whether it ended with one line that says what and one that says the fix, with these words."""
+    """Return True if the output ends with one line for the cause and one for the fix, with these words."""
     exit_code, output = result
     problem, fix = output.splitlines()[-2:]
     assert problem.startswith("pin: ")
@@ -222,7 +222,7 @@ def failed(result: tuple[int, str], *words: str) -> bool:
     return exit_code == 1 and all(word in f"{problem}\n{fix}" for word in words)
 
 
-def test_a_stack_that_is_not_there_is_told() -> None:
+def test_a_missing_stack_is_reported() -> None:
     exit_code, output = run_pin(stack="no-such-stack")
     assert exit_code == 1
     assert "there is no stacks/Pulumi.no-such-stack.yaml" in output
@@ -243,36 +243,38 @@ def client() -> Iterator[docker.DockerClient]:
 
 
 @pytest.fixture
-def said(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the rehearsal says; its registry is this one, and it builds nothing."""
-    said: list[str] = []
+def messages(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Messages of the rehearsal, whose registry is this one, and which builds nothing."""
+    messages: list[str] = []
     monkeypatch.setattr(images, "NGINX_REGISTRY_IMAGE", f"{registry.host}/{NGINX}")
-    monkeypatch.setattr(images, "_build", lambda *_: said.append("built"))
-    return said
+    monkeypatch.setattr(images, "_build", lambda *_: messages.append("built"))
+    return messages
 
 
 def test_a_rehearsal_pulls_by_digest(
-    client: docker.DockerClient, registry: Registry, digests: dict[str, str], said: list[str]
+    client: docker.DockerClient, registry: Registry, digests: dict[str, str], messages: list[str]
 ) -> None:
-    images.ensure_nginx_image(client, LOCAL_NAME, said.append)
+    images.ensure_nginx_image(client, LOCAL_NAME, messages.append)
     found = client.images.get(LOCAL_NAME)
     assert found.attrs["RepoDigests"] == [f"{registry.host}/team/nginx@{digests[NGINX]}"]
-    # By its tag it could have become another between the question and the pull; and Docker would know it by that.
+    # Pulled by its tag, it could be another image than the one that was asked for, and Docker would show that tag.
     assert found.tags == [LOCAL_NAME]
-    assert "built" not in said
+    assert "built" not in messages
 
 
-def test_a_rehearsal_pulls_an_image_once(client: docker.DockerClient, digests: dict[str, str], said: list[str]) -> None:
-    images.ensure_nginx_image(client, LOCAL_NAME, said.append)
-    said.clear()
-    images.ensure_nginx_image(client, LOCAL_NAME, said.append)
-    assert said == []
+def test_a_rehearsal_pulls_an_image_once(
+    client: docker.DockerClient, digests: dict[str, str], messages: list[str]
+) -> None:
+    images.ensure_nginx_image(client, LOCAL_NAME, messages.append)
+    messages.clear()
+    images.ensure_nginx_image(client, LOCAL_NAME, messages.append)
+    assert messages == []
 
 
 def test_a_rehearsal_builds_what_the_registry_does_not_have(
-    client: docker.DockerClient, registry: Registry, said: list[str], monkeypatch: pytest.MonkeyPatch
+    client: docker.DockerClient, registry: Registry, messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(images, "NGINX_REGISTRY_IMAGE", f"{registry.host}/team/nothing:1.0.0")
-    images.ensure_nginx_image(client, LOCAL_NAME, said.append)
-    assert said[-1] == "built"
-    assert f"{registry.host} refused" in said[0]
+    images.ensure_nginx_image(client, LOCAL_NAME, messages.append)
+    assert messages[-1] == "built"
+    assert f"{registry.host} refused" in messages[0]

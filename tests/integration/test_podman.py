@@ -1,6 +1,6 @@
-"""Podman in place of Docker: the same promises kept, by the same program, on a stack of its own.
+"""Podman instead of Docker: the same program keeps the same promises, on a separate stack.
 
-In the order of the tests: they kill the containers, change the model and take the stack down at the end.
+The order of the tests matters: they kill the containers, change the model and take the stack down at the end.
 """
 
 import json
@@ -29,7 +29,7 @@ from tests.support import local_sshd
 from tests.support.made_stacks import stack_file
 from tests.support.netns_machine import outcomes, wait_until
 
-pytestmark = pytest.mark.slow  # in short: airgap/test_site.py, with a stand-in for vLLM
+pytestmark = pytest.mark.slow  # the quick run has airgap/test_site.py, with a stand-in for vLLM
 
 STACK = "podman"
 PREFIX = f"elastic-vllm-{STACK}"
@@ -48,7 +48,7 @@ class Stack:
 
     deployed: Deployment
     checks: dict[str, bool]
-    """What `verify` said of it when it was new: check -> whether it was passed."""
+    """Results of `verify` on the new stack: check -> True if it passed."""
 
     def container(self, role: str) -> Container:
         return self.deployed.docker.containers.get(f"{PREFIX}-{role}")
@@ -57,13 +57,13 @@ class Stack:
         return {role: identity(self.container(role)) for role in USERS}
 
     def kernel_status(self, role: str) -> dict[str, str]:
-        """What the kernel says of the container's first process."""
+        """Return the kernel's status of the container's first process."""
         text = Path(f"/proc/{self.container(role).attrs['State']['Pid']}/status").read_text()
         return {key: " ".join(value.split()) for key, _, value in (line.partition(":") for line in text.splitlines())}
 
 
 def checks(text: str) -> dict[str, bool]:
-    """Check -> whether it was passed, from what `verify` prints."""
+    """Map each check in the output of `verify` to True if it passed."""
     lines = [line.split(maxsplit=2) for line in text.splitlines() if line.startswith(("ok    ", "FAIL  "))]
     return {fields[1]: fields[0] == "ok" for fields in lines}
 
@@ -95,7 +95,7 @@ def test_a_second_up_changes_nothing(up: Stack) -> None:
     assert set(outcomes(rehearse_up(stack=STACK)).values()) == {"unchanged"}
 
 
-# What is promised
+# Promises
 
 
 @pytest.mark.parametrize("role", USERS)
@@ -116,7 +116,7 @@ def test_only_its_own_directories_can_be_written(role: str, up: Stack) -> None:
     assert {mount["Source"] for mount in container.attrs["Mounts"] if mount["RW"]} == writable[role]
     for path in ("/", "/etc", "/run", "/usr/local/bin"):
         assert container.exec_run(["touch", f"{path}/written"])[0] != 0, path
-    # What Podman itself adds to a root that is read-only.
+    # Podman itself adds these to a read-only root.
     mounts = Path(f"/proc/{container.attrs['State']['Pid']}/mountinfo").read_text().splitlines()
     added = {fields[4]: fields[5].split(",") for fields in map(str.split, mounts) if fields[4] in {"/run", "/var/tmp"}}
     assert all({"noexec", "nosuid", "nodev"} <= {*options} for options in added.values())
@@ -166,7 +166,7 @@ def test_nginx_opens_no_connection(up: Stack) -> None:
             return {*opened} | listeners.udp_received()
 
         assert reached() == set()
-        with without_guard():  # it is the packet filter that keeps it from them, and nothing else
+        with without_guard():  # the packet filter stops these connections, nothing else would
             assert reached() >= listeners.tcp_targets | listeners.udp_targets
         assert reached() == set()
 
@@ -179,14 +179,14 @@ def test_nothing_but_nginxs_port_is_published(up: Stack) -> None:
 
 @pytest.mark.parametrize(("role", "size"), [("vllm", "30MB"), ("nginx", "50MB")])
 def test_logs_are_bounded_and_read_as_with_docker(role: str, size: str, up: Stack) -> None:
-    log = podman_said("inspect", "--format", "{{json .HostConfig.LogConfig}}", f"{PREFIX}-{role}")
+    log = podman_output("inspect", "--format", "{{json .HostConfig.LogConfig}}", f"{PREFIX}-{role}")
     assert json.loads(log)["Size"] == size
     up.deployed.openai().models.list()
-    assert podman_said("logs", "--tail", "1", f"{PREFIX}-{role}")
+    assert podman_output("logs", "--tail", "1", f"{PREFIX}-{role}")
 
 
 def test_the_server_is_looked_at_without_docker(up: Stack) -> None:
-    """What diagnose and rotate ask it."""
+    """The questions of diagnose and rotate get answers."""
     found = script("diagnose")
     assert (found.returncode, "all is well" in found.stdout) == (0, True), found.stdout
     assert "Podman 4." in found.stdout or "Podman 5." in found.stdout
@@ -194,16 +194,16 @@ def test_the_server_is_looked_at_without_docker(up: Stack) -> None:
     assert (status.returncode, "last used" in status.stdout) == (0, True), f"{status.stdout}{status.stderr}"
 
 
-# How it is reached: as the docker provider does, with the library of Docker's client
+# Access as by the docker provider, with the library of Docker's client
 
 
 @pytest.mark.parametrize("server", ["docker", "podman"])
 def test_dockers_client_reaches_it_over_ssh(server: str, up: Stack, tmp_path: Path) -> None:
-    """By the command `docker` on the server, be that Docker's own or podman-docker's."""
+    """The connection works with the server's `docker` command, either Docker's or podman-docker's."""
     address = (tmp_path / "docker", '#!/bin/sh\nexec podman "$@"\n')
     key = REHEARSAL / "ssh" / "id_ed25519"
     trusting = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
-    # podman-docker is in no package that could be beside Docker here: its script is this line.
+    # The package podman-docker cannot be installed beside Docker here: this line does what its script does.
     there = "" if server == "docker" else f"PATH={tmp_path}:$PATH; export PATH; "
     ssh = f"""#!/bin/bash
 while [ "$1" != -- ]; do options+=("$1"); shift; done; shift
@@ -225,7 +225,7 @@ exec /usr/bin/ssh "${{options[@]}}" -i {key} {trusting} "$host" '{there}'"$*"
     assert "Podman Engine" in done.stdout
 
 
-# GPUs, as far as a machine without them shows it: Podman's own CDI, with a file in place of each of NVIDIA's
+# GPUs, as far as a machine without them can show: Podman's own CDI, with stand-ins for NVIDIA's files
 
 
 @pytest.fixture
@@ -233,7 +233,7 @@ def described_gpus(up: Stack, tmp_path: Path) -> Iterator[None]:
     smi = tmp_path / "nvidia-smi"
     smi.write_text('#!/bin/sh\n[ -c /dev/nvidia0 ] && echo "GPU 0: stand-in" && echo "GPU 1: stand-in"\n')
     smi.chmod(0o755)
-    # As NVIDIA's: libraries get their names by a hook, which writes to the container's root.
+    # Like NVIDIA's, a hook gives libraries their names by writing to the container's root.
     hook = tmp_path / "hook"
     hook.write_text(f"""#!{sys.executable}
 import json, pathlib, sys
@@ -290,17 +290,17 @@ def test_gpus_by_cdi_are_in_the_container_that_runs(described_gpus: None) -> Non
     )
     try:
         first = bash(podman.run_script(container, NGINX_IMAGE))
-        assert podman_said("logs", container.name) == "first word a b $c"
-        assert podman_said("exec", container.name, "readlink", "/usr/lib/libcuda.so.1") == "libcuda.so.580.95.05"
+        assert podman_output("logs", container.name) == "first word a b $c"
+        assert podman_output("exec", container.name, "readlink", "/usr/lib/libcuda.so.1") == "libcuda.so.580.95.05"
         refused = "touch /usr/lib/x 2>&1 || true"
-        assert "Read-only file system" in podman_said("exec", container.name, "sh", "-c", refused)
-        seen = podman_said("exec", container.name, "nvidia-smi", "-L").splitlines()
+        assert "Read-only file system" in podman_output("exec", container.name, "sh", "-c", refused)
+        seen = podman_output("exec", container.name, "nvidia-smi", "-L").splitlines()
         assert len(seen) == 2
-        # Run again it is left alone, and made anew where a word is another or it was stopped.
+        # A second run leaves the container alone; a changed argument or a stopped container makes it start over.
         assert bash(podman.run_script(container, NGINX_IMAGE)) == first
         other = bash(podman.run_script(replace(container, environment={"D": "g"}), NGINX_IMAGE))
         assert other != first
-        podman_said("stop", "--time", "0", container.name)
+        podman_output("stop", "--time", "0", container.name)
         assert bash(podman.run_script(replace(container, environment={"D": "g"}), NGINX_IMAGE)) != other
     finally:
         assert bash(podman.remove_script(container.name)) == f"removed container {container.name}"
@@ -331,9 +331,9 @@ def test_they_come_back_by_themselves(up: Stack) -> None:
         before = identity(up.container(role))
         os.kill(up.container(role).attrs["State"]["Pid"], signal.SIGKILL)
         wait_until(partial(restarted, up.container(role), before), 10)
-        # What Podman's unit for boots looks for.
+        # Podman's unit for boots looks for this label.
         name = f"{PREFIX}-{role}"
-        assert name in podman_said("ps", "--filter", "restart-policy=always", "--format", "{{.Names}}").splitlines()
+        assert name in podman_output("ps", "--filter", "restart-policy=always", "--format", "{{.Names}}").splitlines()
 
 
 def test_another_model_replaces_vllms_container_and_no_other(up: Stack) -> None:
@@ -352,21 +352,21 @@ def test_another_model_replaces_vllms_container_and_no_other(up: Stack) -> None:
     assert "rehearsal/tiny-2" in {model.id for model in deployment(STACK).openai().models.list()}
 
 
-# Its end
+# Taking the stack down
 
 
-def test_down_leaves_nothing_of_it(up: Stack) -> None:
+def test_down_leaves_nothing_behind(up: Stack) -> None:
     done = rehearse("down", stack=STACK)
     assert done.returncode == 0, done.stderr
     assert f"image {NGINX_IMAGE} in Podman: podman image rm {NGINX_IMAGE}" in done.stdout
-    assert not [name for name in podman_said("ps", "--all", "--format", "{{.Names}}").splitlines() if PREFIX in name]
-    assert not [name for name in podman_said("network", "ls", "--format", "{{.Name}}").splitlines() if PREFIX in name]
+    assert not [name for name in podman_output("ps", "--all", "--format", "{{.Names}}").splitlines() if PREFIX in name]
+    assert not [name for name in podman_output("network", "ls", "--format", "{{.Name}}").splitlines() if PREFIX in name]
     tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
     assert f"table inet {TABLE}" not in tables.splitlines()
     assert not DIRECTORY.exists()
 
 
-def podman_said(*arguments: str) -> str:
+def podman_output(*arguments: str) -> str:
     done = subprocess.run(["podman", *arguments], capture_output=True, text=True, check=True)
     return (done.stdout + done.stderr).strip()
 
@@ -378,7 +378,7 @@ def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def bash(text: str) -> str:
-    """What a script that must succeed prints."""
+    """Run a script, which must succeed, and return its output."""
     done = subprocess.run(["bash", "-s"], input=text, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

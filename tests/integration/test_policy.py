@@ -1,4 +1,4 @@
-"""checkov's rules for Google Cloud hold for every stack file there, but for the exceptions below."""
+"""checkov's rules for Google Cloud hold for every such stack file, with the exceptions below."""
 # ruff: noqa: F811 - pytest gives fixtures by the names of arguments
 
 import copy
@@ -16,11 +16,11 @@ from tests.support.registered import INSTANCE
 from tests.support.terraform_plan import terraform_plan
 from tests.unit.conftest import ON_GOOGLE, bundle, private_key, program_of, values_of  # noqa: F401 - fixtures
 
-pytestmark = pytest.mark.slow  # in short: tests/support/google_rules.py
+pytestmark = pytest.mark.slow  # the quick run has tests/support/google_rules.py
 
 EXCEPTIONS = {
-    "CKV_GCP_26": "flow logs of the subnetwork: they cost money, and Nginx logs each request; turn them on where a "
-    "rule of the house asks for it",
+    "CKV_GCP_26": "flow logs of the subnetwork: they cost money, and Nginx logs each request; turn them on if your "
+    "rules ask for them",
     "CKV_GCP_34": "OS Login is off for this VM: cloud-init gives it its one user and key, which OS Login would ignore; "
     "project-wide keys are blocked",
     "CKV_GCP_37": "no customer-supplied key for the weights disk: Google encrypts it with its own, and what is on it "
@@ -31,10 +31,10 @@ EXCEPTIONS = {
     "tests/support/google_rules.py holds the firewall",
 }
 PRIVATE = {"CKV_GCP_40"}
-"""No exceptions in private mode."""
+"""Exceptions that private mode does not need."""
 
-# A change of the inputs of prod (resource, path, value) and the rule that must find it: proof that checkov reads what
-# terraform_plan writes.
+# A change of the inputs of prod (resource, path, value) and the rule that must find it: proof that checkov reads the
+# output of terraform_plan.
 WRONG: list[tuple[str, tuple[str | int, ...], Any, str]] = [
     ("network-ssh", ("sourceRanges",), ["0.0.0.0/0"], "CKV_GCP_2"),
     ("network-subnetwork", ("privateIpGoogleAccess",), False, "CKV_GCP_74"),
@@ -48,7 +48,7 @@ WRONG: list[tuple[str, tuple[str | int, ...], Any, str]] = [
 
 @pytest.fixture(scope="module")
 def checkov() -> Callable[[Path], dict[str, set[str]]]:
-    """Runs checkov on a directory of plans; it has an environment of its own, made where it is not there yet."""
+    """Function that runs checkov on a directory of plans, from a separate environment that is created once."""
     programs = tool_environment.programs("checkov")
 
     def failed(directory: Path) -> dict[str, set[str]]:
@@ -72,7 +72,7 @@ def found(
     program_of: Callable[..., Program],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, set[str]]:
-    """Plan -> the rules that it breaks: every stack file for Google Cloud, and prod with each wrong input."""
+    """Map each plan to the rules that it breaks: every stack file for Google Cloud, and prod with each wrong input."""
     directory = tmp_path_factory.mktemp("plans")
     for stack in ON_GOOGLE:
         (directory / f"{stack}.json").write_text(json.dumps(terraform_plan(program_of(stack))))
@@ -92,7 +92,7 @@ def _change(program: Program, name: str, path: tuple[str | int, ...], value: Any
 
 
 @pytest.mark.parametrize("stack", ON_GOOGLE)
-def test_a_stack_file_breaks_no_rule_but_these(
+def test_a_stack_file_breaks_only_the_excepted_rules(
     stack: str, found: dict[str, set[str]], program_of: Callable[..., Program]
 ) -> None:
     (instance,) = program_of(stack).of_type(INSTANCE)

@@ -1,4 +1,4 @@
-"""scripts/elastic-vllm rotate on a stack that is asked all the time, by clients that try nothing twice."""
+"""`scripts/elastic-vllm rotate` on a stack under constant load, by clients that never retry."""
 
 import os
 import re
@@ -32,12 +32,12 @@ STACK = "rotated"
 CLIENTS = 50 if PROVE else 20
 ROUNDS = 2 if PROVE else 1
 KEEPALIVE_MIN_TIMEOUT = (1, 27, 4)
-"""The version of Nginx from which a reload leaves idle connections open for a while."""
+"""First version of Nginx whose reload leaves idle connections open for a while."""
 
 
 @pytest.fixture(scope="module")
 def file(machine: None) -> Iterator[Path]:
-    """As local, with the stand-in for vLLM, a port of its own, and a key besides the connector's; the stack's file."""
+    """File of a stack like local, with the stand-in for vLLM, a separate port, and a key besides the connector's."""
     config = yaml.safe_load((ROOT / "stacks" / "Pulumi.local.yaml").read_text())["config"]
     settings = {key.removeprefix("elastic-vllm:"): value for key, value in config.items()}
     with vllm_stand_in.image() as image:
@@ -56,7 +56,7 @@ def rotate(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def rotated(*arguments: str) -> str:
-    """What a run that must succeed prints."""
+    """Run `rotate`, which must succeed, and return its output."""
     done = rotate(*arguments)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -68,12 +68,12 @@ def answer(key: str) -> int:
 
 
 class Load:
-    """Clients, each on its own connection, half of them with streams; what went wrong, by what it was."""
+    """Clients, each on its own connection, half of them with streams; failures are counted by kind."""
 
     def __init__(self, deployed: Deployment) -> None:
         self.deployed = deployed
         self.key = deployed.key
-        """Clients take the new one when it is there."""
+        """The key that clients send from now on."""
         self.done: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self._stop = threading.Event()
@@ -97,7 +97,7 @@ class Load:
                 except openai.APIConnectionError as error:
                     before_any_byte = isinstance(error.__cause__, httpx2.RemoteProtocolError | httpx2.ReadError)
                     self.failed["closed before any byte" if before_any_byte else repr(error.__cause__)] += 1
-                except Exception as error:  # whatever it is, the test tells
+                except Exception as error:  # any error is a failure that the test reports
                     self.failed[repr(error)] += 1
                 time.sleep(0.05)
 
@@ -128,9 +128,9 @@ class Load:
 
 def nginx_version(deployed: Deployment) -> tuple[int, ...]:
     container = deployed.docker.containers.get(f"elastic-vllm-{STACK}-nginx")
-    said = str(container.exec_run(["nginx", "-v"]).output)
-    found = re.search(r"nginx/(\d+)\.(\d+)\.(\d+)", said)
-    assert found, said
+    output = str(container.exec_run(["nginx", "-v"]).output)
+    found = re.search(r"nginx/(\d+)\.(\d+)\.(\d+)", output)
+    assert found, output
     return tuple(int(part) for part in found.groups())
 
 
@@ -147,7 +147,7 @@ def test_no_request_fails_while_keys_are_rotated(file: Path, record_property: Ca
             rotated()
             load.key = deployment(STACK).key
             old.append(load.key)
-            time.sleep(3)  # what was begun with the old key ends
+            time.sleep(3)  # requests with the old key end
             rotated("--drop-now")
     record_property("requests", dict(load.done))
     record_property("failed", dict(load.failed))
@@ -160,7 +160,7 @@ def test_no_request_fails_while_keys_are_rotated(file: Path, record_property: Ca
 
 
 @pytest.mark.slow
-def test_a_key_in_use_is_not_dropped_unless_told_to(file: Path) -> None:
+def test_a_key_in_use_is_dropped_only_with_drop_now(file: Path) -> None:
     rotated("--key", "siem")
     keys = outputs_of(STACK)["_internal"]["acceptedKeys"]
     assert [answer(keys[f"siem-v{version}"]) for version in (1, 2)] == [200, 200]
@@ -199,8 +199,8 @@ def test_a_log_that_cannot_be_read_drops_nothing(file: Path) -> None:
     rotated("--drop-now")
 
 
-def test_it_goes_on_where_it_was_killed(file: Path) -> None:
-    """After the file was changed, while `up` runs: the worst moment."""
+def test_a_killed_rotation_resumes(file: Path) -> None:
+    """It is killed at the worst moment: after the change of the file, while `up` runs."""
     before = outputs_of(STACK)["_internal"]["keyVersions"]["siem"]
     version = before[0]
     command = [str(ROOT / "scripts" / "elastic-vllm"), "rotate", "--rehearsal", "--stack", STACK, "--key", "siem"]
@@ -216,7 +216,7 @@ def test_it_goes_on_where_it_was_killed(file: Path) -> None:
     assert outputs_of(STACK)["_internal"]["keyVersions"]["siem"] == [version + 1, version]
 
 
-def test_the_log_names_a_keys_label_and_never_the_key(file: Path) -> None:
+def test_the_log_has_a_keys_label_and_never_the_key(file: Path) -> None:
     found = outputs_of(STACK)
     key, version = found["apiKeys"]["siem"], found["_internal"]["keyVersions"]["siem"][0]
     assert answer(key) == 200
@@ -227,7 +227,7 @@ def test_the_log_names_a_keys_label_and_never_the_key(file: Path) -> None:
     assert key not in log
 
 
-def test_a_named_key_has_a_hand_off_of_its_own(file: Path, tmp_path: Path) -> None:
+def test_a_named_key_has_its_own_hand_off(file: Path, tmp_path: Path) -> None:
     command = [
         str(ROOT / "scripts" / "elastic-vllm"),
         "handoff",
@@ -244,14 +244,14 @@ def test_a_named_key_has_a_hand_off_of_its_own(file: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--key", "nope"], "--key nope: no such key in stacks/Pulumi.rotated.yaml: there are default, siem"),
         (["--unused-minutes", "0"], "'--unused-minutes'"),
     ],
 )
-def test_bad_input_is_one_clear_error(file: Path, arguments: list[str], said: str) -> None:
+def test_bad_input_is_one_clear_error(file: Path, arguments: list[str], message: str) -> None:
     done = rotate(*arguments)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""A new key is taken by a reload: what stays, which keys work when, and what a broken configuration does."""
+"""A reload of Nginx applies a new key: no container restarts, keys overlap, a broken configuration is refused."""
 
 import os
 import subprocess
@@ -19,11 +19,11 @@ from tests.support.netns_machine import wait_until
 
 CONFIG = STACK_DIRECTORY / "nginx"
 LONGEST = 14_000
-"""Tokens of a stream: what vLLM's context holds."""
+"""Tokens of a stream: the size of vLLM's context."""
 
 
 def takes(deployed: Deployment, key: str) -> bool:
-    """Whether the endpoint takes this key."""
+    """Return True if the endpoint accepts this key."""
     try:
         deployed.openai(key).models.list()
     except openai.AuthenticationError:
@@ -36,7 +36,7 @@ def identities(deployed: Deployment) -> list[tuple[str, str]]:
 
 
 class Stream(threading.Thread):
-    """A stream with the official client, from its first event to its end, or until it is told to leave."""
+    """A stream with the official client, from its first event to its end, or until `leave` is set."""
 
     def __init__(self, deployed: Deployment, tokens: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Stream(threading.Thread):
     def run(self) -> None:
         try:
             self._read()
-        except Exception as error:  # whatever ends a stream early; the test says so
+        except Exception as error:  # any error that ends a stream early; the test reports it
             self.error = error
         self.end = time.time()
 
@@ -63,7 +63,7 @@ class Stream(threading.Thread):
             max_tokens=self._tokens,
             stream=True,
             stream_options={"include_usage": True},
-            # So that words flow to the last token, whatever the model would rather say.
+            # Words must flow to the last token, whatever the model would generate.
             extra_body={"ignore_eos": True, "skip_special_tokens": False},
         )
         for chunk in chunks:
@@ -78,19 +78,19 @@ class Stream(threading.Thread):
 
 @dataclass(frozen=True)
 class Rotation:
-    """What was seen before, between and after: a new key with the previous one accepted, then without it."""
+    """Observations of a rotation: before it, with new and previous key accepted, and with the new key only."""
 
     old_key: str = field(repr=False)
     new_key: str = field(repr=False)
     containers: list[list[tuple[str, str]]]
     """Ids and start times: at first, with both keys, with the new key only."""
     accepted: list[tuple[bool, bool]]
-    """Whether old and new key work: with both keys, with the new key only."""
+    """True for each of old and new key that works: with both keys, with the new key only."""
 
 
 @pytest.fixture(scope="module")
 def rotation(deployed: Deployment) -> Iterator[Rotation]:
-    # The model that is served stays, whichever test was before: a change costs a start of vLLM.
+    # Keep the model that earlier tests left: a change would cost a start of vLLM.
     model = ("--set", f"model={deployed.model}")
     containers = [identities(deployed)]
     try:
@@ -140,7 +140,7 @@ def install(files: dict[str, str]) -> subprocess.CompletedProcess[str]:
         owner=NGINX_UID,
         gid=SOCKET_GID,
     )
-    # As components/machine/host.py sends it.
+    # The environment is sent as by components/machine/host.py.
     stdin = "{\n" + script + "\nexit\n}\n" + render.files_as_lines(files)
     return subprocess.run(["bash", "-s"], input=stdin, capture_output=True, text=True, check=False)
 
@@ -150,7 +150,7 @@ def processes(deployed: Deployment) -> set[str]:
 
 
 def started(process: str) -> float:
-    """When a process was started: the same clock as time.time()."""
+    """Return the start time of a process, on the clock of time.time()."""
     ticks = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
     uptime = float(Path("/proc/uptime").read_text().split()[0])
     return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
@@ -171,7 +171,7 @@ def test_stream_in_flight_survives_the_reload(first_up: set[int]) -> None:
 @pytest.mark.slow
 def test_stream_in_flight_reaches_its_end_after_the_reload(first_up: set[int]) -> None:
     deployed = deployment()
-    # A busy machine can take so long to reload that the stream is over: then a longer one is tried.
+    # A busy machine can take so long to reload that the stream is over: then the test tries a longer one.
     for tokens in (1500, 5000, LONGEST):
         stream, reload = reloaded_beside(deployed, tokens)
         stream.join(300)
@@ -182,7 +182,7 @@ def test_stream_in_flight_reaches_its_end_after_the_reload(first_up: set[int]) -
 
 
 def reloaded_beside(deployed: Deployment, tokens: int) -> tuple[Stream, float]:
-    """A stream that was flowing when Nginx was reloaded, and when the first new worker started."""
+    """Reload Nginx beside a stream; return the stream and the start time of the first new worker."""
     stream = Stream(deployed, tokens)
     stream.start()
     assert stream.flows.wait(30)

@@ -1,6 +1,6 @@
-"""The connector's key is nowhere but in the rehearsal's state and in Nginx's own file, during a rotation and after.
+"""The connector's key is only in the rehearsal's state and in Nginx's file, during a rotation and after.
 
-The programs that a rotation starts are traced, one that fails included, and everything that it leaves is searched.
+All programs that rotations start are traced, those of a failing one too, and all that they leave is searched.
 """
 
 import base64
@@ -25,7 +25,7 @@ KEYS = STACK_DIRECTORY / "nginx" / "current" / "keys.conf"
 
 
 def forms(key: str) -> set[bytes]:
-    """A key as it could show: in clear, as bytes, or in base64 together with whatever stands before and after it."""
+    """Return the forms in which a key could appear: as bytes, or in base64 with any text before and after it."""
     found = set()
     for text in (key.encode(), key.upper().encode(), bytes.fromhex(key)):
         found |= {text, *in_base64(text)}
@@ -34,21 +34,21 @@ def forms(key: str) -> set[bytes]:
 
 @dataclass(frozen=True)
 class Run:
-    """Two rotations that were traced, the second of which failed."""
+    """Traces of two rotations, the second of which failed."""
 
     keys: list[str]
-    """All versions that there are: before, rotated, failed."""
+    """All versions of the key: before, rotated, failed."""
     started: float
     executed: bytes
-    """What strace wrote: programs, arguments, environments."""
+    """Output of strace: programs, arguments, environments."""
     processes: set[bytes]
     """Arguments and environments that were seen in /proc."""
     output: str
     error: str
-    """What the rotation that failed printed."""
+    """Output of the rotation that failed."""
 
     def shows_in(self, texts: Iterable[bytes]) -> set[bytes]:
-        """The forms of keys that are in any of these texts."""
+        """Return the forms of keys that occur in any of these texts."""
         wanted = {form for key in self.keys for form in forms(key)}
         return {form for text in texts for form in wanted if form in text}
 
@@ -57,7 +57,7 @@ class Run:
 def run(deployed: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     process_trace.install_strace()
     traces = tmp_path_factory.mktemp("traces")
-    model = ("--set", f"model={deployed.model}")  # stays, whichever test was before
+    model = ("--set", f"model={deployed.model}")  # keep the model that earlier tests left
     under = process_trace.launcher(traces / "rehearse")
     started = time.time()
     watcher = process_trace.Watcher()
@@ -73,7 +73,7 @@ def run(deployed: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Itera
                 deployed.nginx.unpause()
         watcher.stop()
         executed = b"".join(path.read_bytes() for path in traces.iterdir())
-        shutil.rmtree(traces)  # a file that holds the key if an argument does
+        shutil.rmtree(traces)  # the traces hold the key if an argument does
         assert rotated.returncode == 0, f"{rotated.stdout}\n{rotated.stderr}"
         assert failed.returncode == 1, f"{failed.stdout}\n{failed.stderr}"
         state = json.loads(STATE.read_text())["resources"].values()
@@ -98,7 +98,7 @@ def test_search_finds_a_key_in_base64(before: bytes) -> None:
 
 
 def test_key_is_in_no_argument_or_environment(run: Run) -> None:
-    # It was seen what ran over SSH, by the rehearsal itself, and in Nginx's container.
+    # The trace covers programs over SSH, those of the rehearsal itself, and those in Nginx's container.
     for program in (b'["bash", "-s"]', b'"-m", "scripts.lab"', b'["nginx", "-t", "-q"'):
         assert program in run.executed
     assert len(run.keys) == 3

@@ -1,4 +1,4 @@
-"""Mixed traffic in short; `python -m scripts.maintain.soak --minutes 30` in long."""
+"""A short soak with mixed traffic; the long one is `python -m scripts.maintain.soak --minutes 30`."""
 
 import subprocess
 import sys

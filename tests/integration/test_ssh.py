@@ -1,4 +1,4 @@
-"""What lies between this program and the bash that runs its scripts: sshd, login shells, sudo; all of them real."""
+"""Everything between this program and the bash that runs its scripts: real sshd, login shells and sudo."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +30,7 @@ def server() -> Iterator[Server]:
 
 
 def step(server: Server, user: str, script: str = "id -u; cat") -> str:
-    """What a step answers that is run as `up` would run it, with a secret for its script."""
+    """Run a step as `up` would, with a secret for its script, and return its output."""
     host = Host(
         address="127.0.0.1",
         port=server.port,
@@ -108,7 +108,7 @@ def test_a_step_runs_by_any_sudo_that_does_not_read_ahead(defaults: str, server:
         *["NOEXEC", "not root", "runas_default", "listpw", "no rights"],
     ],
 )
-def test_a_sudo_that_can_not_be_used_is_refused_with_its_reason(
+def test_a_sudo_that_cannot_be_used_is_refused_with_its_reason(
     rules: str | bool, cause: str, fix: str, server: Server
 ) -> None:
     own = rules.replace("USER", "ev-sudo") if isinstance(rules, str) else rules
@@ -125,7 +125,7 @@ def test_a_sudo_that_can_not_be_used_is_refused_with_its_reason(
 
 @pytest.mark.parametrize("other", [[], ["doas"]])
 def test_a_server_without_sudo_is_refused(other: list[str], server: Server) -> None:
-    """Its user finds these programs only."""
+    """The user's PATH has only these programs, without sudo."""
     programs = server.directory / f"programs-{len(other)}"
     programs.mkdir(mode=0o755)
     for program in ["bash", "id", *other]:

@@ -1,4 +1,4 @@
-"""The tunnel as people use it: the command's own process, a real sshd behind it and a real ssh before it.
+"""The tunnel as users run it: the command in its own process, a real ssh in front and a real sshd behind.
 
 Only gcloud and Google are stand-ins (tests/support/gcloud_stand_in.py).
 """
@@ -18,7 +18,7 @@ from tests.support.gcloud_stand_in import Gcloud, until
 from tests.support.local_sshd import Server, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
-# The script, but for where it reads the settings: no stack file of the tests' own is in stacks/.
+# The command, with fixed settings: no stack file of these tests is in stacks/.
 SCRIPT = """\
 import sys
 from scripts.cli import tunnel
@@ -47,7 +47,7 @@ def gcloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gcloud]:
 
 @contextmanager
 def tunnel(port: int, *command: str) -> Iterator[subprocess.Popen[str]]:
-    """The script, until the block ends."""
+    """Run the command until the block ends."""
     arguments = [sys.executable, "-c", SCRIPT, str(port), "--stack", "x", *(["--", *command] if command else [])]
     process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
@@ -58,7 +58,7 @@ def tunnel(port: int, *command: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def ssh(server: Server, port: int, command: str, host_key: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """A real client, its host key pinned as the program pins it."""
+    """Run a command over a real ssh, with the host key pinned as by the program."""
     known = " ".join((host_key or server.host_key).read_text().split()[:2])
     options = {
         "IdentitiesOnly": "yes",
@@ -105,7 +105,7 @@ def test_ssh_works_to_the_vm_that_replaces_another(server: Server, gcloud: Gclou
         assert not works(old, port)
 
 
-def test_a_commands_output_is_its_own_and_its_exit_code_is_passed_on(server: Server, gcloud: Gcloud) -> None:
+def test_the_commands_output_is_unchanged_and_its_exit_code_is_passed_on(server: Server, gcloud: Gcloud) -> None:
     gcloud.vm_is_at(server.port)
     port = free_port()
     script = f"read -r -n 8 greeting < /dev/tcp/127.0.0.1/{port}; echo $greeting; exit 7"
@@ -118,8 +118,10 @@ def test_a_commands_output_is_its_own_and_its_exit_code_is_passed_on(server: Ser
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 @pytest.mark.parametrize("there_is_a_vm", [True, False])
-def test_nothing_is_left_of_it(number: signal.Signals, there_is_a_vm: bool, server: Server, gcloud: Gcloud) -> None:
-    """SIGKILL takes gcloud along where there is setpriv."""
+def test_ending_it_leaves_no_process(
+    number: signal.Signals, there_is_a_vm: bool, server: Server, gcloud: Gcloud
+) -> None:
+    """Even SIGKILL ends gcloud too, where setpriv is installed."""
     if there_is_a_vm:
         gcloud.vm_is_at(server.port)
     port = free_port()
@@ -132,7 +134,7 @@ def test_nothing_is_left_of_it(number: signal.Signals, there_is_a_vm: bool, serv
     assert not works(server, port)
 
 
-def test_the_second_says_that_there_is_one(server: Server, gcloud: Gcloud) -> None:
+def test_a_second_tunnel_is_refused_with_the_first_ones_process(server: Server, gcloud: Gcloud) -> None:
     gcloud.vm_is_at(server.port)
     port = free_port()
     with tunnel(port) as first:
