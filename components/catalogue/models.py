@@ -46,6 +46,8 @@ class Model:
     gated: bool = False
     licence: str | None = None
     """As the hub names it; None if it is not known."""
+    refuses: Mapping[str, str] = field(default_factory=dict)
+    """Requests of Elastic's (names in components/elastic/corpus.yaml) that it refuses, and what follows."""
     unneeded_files: Sequence[str] = ()
     """Patterns of files in the hub's repository that vLLM does not load, e.g. the same weights in another format."""
     notes: str = ""

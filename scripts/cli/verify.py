@@ -14,9 +14,9 @@ from scripts.lib.errors import BadInputError, ExitCode
 from scripts.lib.progress import Display
 from scripts.lib.stack_outputs import Rehearsal, first_client, parsed, stack_outputs
 from scripts.lib.verification.endpoint import Endpoint, InvalidEndpointError
-from scripts.lib.verification.run import CheckResult, format_result, verify
+from scripts.lib.verification.run import CheckResult, Report, format_result, verify
 
-__all__ = ["CheckResult", "Endpoint", "InvalidEndpointError", "format_result", "verify"]
+__all__ = ["CheckResult", "Endpoint", "InvalidEndpointError", "Report", "format_result", "verify"]
 
 KEY_VARIABLE = "ELASTIC_VLLM_KEY"
 # What pulumi prints for a secret unless told to show it.
@@ -51,6 +51,9 @@ def main(
     stack: Annotated[str | None, typer.Option(help="Stack to take URL, key, model and CA from.")] = None,
     rehearsal: Rehearsal = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer requests and short answers, for an endpoint in production.")
+    ] = False,
     no_tools: Annotated[
         bool, typer.Option("--no-tools", help="Leave out tool calls, for a model without them.")
     ] = False,
@@ -81,14 +84,13 @@ def main(
             if not as_json:
                 display.line(format_result(result))
 
-        results = verify(endpoint, on_start=task.say, on_result=show)
-    failed = sum(not result.ok for result in results)
+        report = verify(endpoint, quick=quick, on_start=task.say, on_result=show)
     if as_json:
-        document = {"url": endpoint.url, "model": endpoint.model, "ok": not failed}
-        typer.echo(json.dumps(document | {"checks": [asdict(result) for result in results]}, indent=2))
+        document = {"url": endpoint.url, "model": endpoint.model, "ok": not report.failed, "cost": asdict(report.cost)}
+        typer.echo(json.dumps(document | {"checks": [asdict(result) for result in report.results]}, indent=2))
     else:
-        typer.echo(f"{failed} of {len(results)} checks failed" if failed else f"all {len(results)} checks passed")
-    if failed:
+        typer.echo(report.summary())
+    if report.failed:
         raise typer.Exit(ExitCode.FAILED)
 
 

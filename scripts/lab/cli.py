@@ -282,15 +282,13 @@ def _verify(outputs: dict[str, dict[str, Any]]) -> int:
         model=values["model"],
         ca_certificate=values.get("caCertificate") or None,
         client_certificate=first_client(values),
+        supports_tools=values["nativeFunctionCalling"],
     )
-    with Display() as display:
-        results = []
-        with display.task("verify", "checks") as task:
-            results = verify(endpoint, on_start=task.say, on_result=lambda result: display.line(format_result(result)))
-            failed = sum(not result.ok for result in results)
-            task.outcome = "failed" if failed else "verified"
-    typer.echo(f"{failed} of {len(results)} checks failed" if failed else f"all {len(results)} checks passed")
-    return failed
+    with Display() as display, display.task("verify", "checks") as task:
+        report = verify(endpoint, on_start=task.say, on_result=lambda result: display.line(format_result(result)))
+        task.outcome = "failed" if report.failed else "verified"
+    typer.echo(report.summary())
+    return report.failed
 
 
 def _print_connector(outputs: dict[str, dict[str, Any]], stack: str, *, show_secrets: bool) -> None:

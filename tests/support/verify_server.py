@@ -21,8 +21,10 @@ from cryptography.x509.oid import NameOID
 KEY = "0123456789abcdef" * 4
 MODEL = "small-model"
 METHODS = {"/v1/chat/completions": "POST", "/v1/models": "GET", "/healthz": "GET"}
+USAGE = {"prompt_tokens": 9, "completion_tokens": 61, "total_tokens": 70}
 STREAM_EVENTS = 40
 STREAM_PAUSE = 0.0012
+LONG_ANSWER = 64
 CUT_AFTER = 5
 ARGUMENTS = {
     "arguments-not-json": '{"city": "Paris"',
@@ -128,6 +130,12 @@ def serving(certificate: Path) -> Iterator[Gateway]:
             thread.join()
 
 
+def _short_call_id(body: dict[str, Any]) -> str:
+    """An id of a tool call that vLLM refuses for some of Mistral's tokenizers; empty: none."""
+    ids = (call["id"] for message in body["messages"] for call in message.get("tool_calls", []))
+    return next((each for each in ids if len(each) < 9), "")
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: Gateway
     protocol_version = "HTTP/1.1"
@@ -189,10 +197,16 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send_bytes(200, "text/html", b"<html>hello</html>")
             case "connection-cut":
                 self.close_connection = True
-            case _ if body["model"] != MODEL:
+            case _ if body.get("model", MODEL) != MODEL:
                 self._refuse(404, f"The model {body['model']} does not exist.")
+            case _ if body.get("tools") == []:
+                self._refuse(400, "`tools` must not be an empty array.")
+            case _ if body.get("tool_choice", "none") != "none" and "tools" not in body:
+                self._refuse(400, "When using `tool_choice`, `tools` must be set.")
+            case "short-call-ids" if call_id := _short_call_id(body):
+                self._refuse(400, f"Tool call id was {call_id} but must be a-z, A-Z, 0-9, with a length of 9.")
             case _ if body.get("stream"):
-                self._stream("tools" in body)
+                self._stream(body)
             case _:
                 self._send(self._completion("tools" in body))
 
@@ -209,7 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
             "created": 1,
             "model": MODEL,
             "choices": [{"index": 0, "message": message, "finish_reason": finish}],
-            "usage": {"prompt_tokens": 9, "completion_tokens": 61, "total_tokens": 70},
+            "usage": USAGE,
         }
 
     def _text(self, text: str) -> str:
@@ -241,14 +255,20 @@ class _Handler(BaseHTTPRequestHandler):
             for start in range(0, len(arguments), 5):
                 yield {"tool_calls": [{"index": 0, "function": {"arguments": arguments[start : start + 5]}}]}
 
-    def _stream(self, tools: bool) -> None:
+    def _stream(self, body: dict[str, Any]) -> None:
+        tools, usage = "tools" in body, bool(body.get("stream_options"))
+        # Only the check of the stream itself, which asks for a long answer, looks at times.
+        pause = STREAM_PAUSE if body.get("max_tokens", 0) > LONG_ANSWER and not tools else 0
         chunk: dict[str, Any] = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": MODEL}
         choices: list[dict[str, Any]] = [
             {"index": 0, "delta": delta, "finish_reason": None} for delta in self._deltas(tools)
         ]
         if self.server.fault != "no-finish-reason":
             choices.append({"index": 0, "delta": {}, "finish_reason": "stop"})
-        events = [json.dumps(chunk | {"choices": [choice]}) for choice in choices] + ["[DONE]"]
+        events = [json.dumps(chunk | {"choices": [choice]}) for choice in choices]
+        if usage:
+            events.append(json.dumps(chunk | {"choices": [], "usage": USAGE}))
+        events.append("[DONE]")
         whole = len(events)
         at_once = {"buffered": whole, "buffered-at-first": whole, "buffered-4k": 17}.get(self.server.fault, 1)
         if self.server.fault == "buffered-at-first":
@@ -258,8 +278,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         for start in range(0, len(events), at_once):
-            if not tools:
-                time.sleep(STREAM_PAUSE * at_once)
+            time.sleep(pause * at_once)
             piece = "".join(f"data: {event}\n\n" for event in events[start : start + at_once]).encode()
             self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
             if self.server.fault == "stream-cut" and start >= CUT_AFTER:

@@ -40,6 +40,10 @@ class CheckFailedError(Exception):
         self.blocks = blocks
 
 
+class KnownLimitError(Exception):
+    """A limit of the model or of vLLM that is known and documented: the text names what it means for Elastic."""
+
+
 def explain(error: Exception, endpoint: Endpoint, served: Sequence[str]) -> CheckFailedError:
     """The failure that `error` stands for; never raises: what is not known is reported by its type and text.
 
@@ -51,7 +55,7 @@ def explain(error: Exception, endpoint: Endpoint, served: Sequence[str]) -> Chec
     if any(isinstance(cause, (httpx2.ConnectError, httpx2.ConnectTimeout)) for cause in chain):
         return explain_connection(chain[-1], endpoint)
     if isinstance(error, openai.APIStatusError):
-        return _explain_status(error.response, endpoint, served)
+        return explain_status(error.response, endpoint, served)
     blocks = Blocks.NOTHING
     match error:
         case openai.APITimeoutError() | httpx2.TimeoutException():
@@ -69,7 +73,8 @@ def explain(error: Exception, endpoint: Endpoint, served: Sequence[str]) -> Chec
     return CheckFailedError(cause, fix, blocks=blocks)
 
 
-def _explain_status(response: httpx2.Response, endpoint: Endpoint, served: Sequence[str]) -> CheckFailedError:
+def explain_status(response: httpx2.Response, endpoint: Endpoint, served: Sequence[str]) -> CheckFailedError:
+    """The failure that an HTTP error stands for."""
     seen = f"HTTP {response.status_code}: {error_text(response, endpoint)}"
     match response.status_code:
         case 401 | 403:

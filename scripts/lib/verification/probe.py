@@ -1,13 +1,17 @@
 """The connections that the checks share: plain HTTP for refusals, the official OpenAI client for the rest."""
 
+import json
+import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import httpx2
 import openai
+from openai.types import CompletionUsage
 from openai.types.chat import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -21,6 +25,40 @@ from scripts.lib.verification.failures import CONNECT_SECONDS
 GENERATION_SECONDS = 600.0
 # For what does not generate: Nginx refuses by itself, and vLLM lists its models at once.
 ANSWER_SECONDS = 30.0
+FORM_TOKENS = 64
+
+
+@dataclass
+class Cost:
+    """What the endpoint was asked for so far."""
+
+    requests: int = 0
+    """Requests for an answer of the model."""
+    measured_tokens: int = 0
+    """Tokens of prompts and answers as the endpoint reported them."""
+    bounded_tokens: int = 0
+    """The most that prompts and answers of the other requests can have been."""
+
+    def add(self, usage: CompletionUsage | None) -> None:
+        """Count a request whose answer reports its usage."""
+        self.requests += 1
+        self.measured_tokens += usage.total_tokens if usage else 0
+
+    def add_answer(self, request: Mapping[str, Any], body: str) -> None:
+        """Count a request by its answer's text. A stream reports its usage only if asked to, which Kibana does not."""
+        self.requests += 1
+        usages = re.findall(r'"total_tokens": ?(\d+)', body)
+        if usages:
+            self.measured_tokens += int(usages[-1])
+        elif '"error"' not in body:
+            # No tokenizer makes more tokens than there are bytes, and templates add less than JSON's own signs.
+            self.bounded_tokens += len(json.dumps(request)) + int(request.get("max_tokens", 0))
+
+    def __str__(self) -> str:
+        text = f"{self.requests} requests to the model cost {self.measured_tokens} tokens as the endpoint counts them"
+        if not self.bounded_tokens:
+            return text
+        return f"{text}, and at most {self.bounded_tokens} in streams that report none, as Kibana asks for them"
 
 
 @dataclass
@@ -33,6 +71,9 @@ class Probe:
     served: Sequence[str] = ()
     max_tokens: int = sys.maxsize
     """What the model's context leaves for an answer."""
+    form_tokens: int = FORM_TOKENS
+    """The most tokens of an answer to one of Elastic's requests."""
+    cost: Cost = field(default_factory=Cost)
     last_read: float = 0.0
     """When a body's newest bytes came in: what came at once has one time, however slowly it is parsed."""
 
@@ -69,6 +110,7 @@ class Probe:
         # The client hands on a body that is not JSON as a string.
         if not isinstance(completion, ChatCompletion):
             raise TypeError("the body is no JSON")
+        self.cost.add(completion.usage)
         return completion
 
     def stream(
@@ -90,7 +132,10 @@ class Probe:
             stream_options={"include_usage": True},
         )
         with chunks:
-            yield from chunks
+            for chunk in chunks:
+                if chunk.usage:
+                    self.cost.add(chunk.usage)
+                yield chunk
 
 
 class _TimedBody(httpx2.SyncByteStream):

@@ -1,6 +1,11 @@
 """An endpoint that keeps its promises passes; one broken promise fails its own checks and no other."""
 
 import json
+<<<<<<< HEAD
+=======
+import os
+import re
+>>>>>>> bc14b34 (verify sends the requests that Elastic's features send)
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,15 +17,32 @@ from cryptography import x509
 from typer.testing import Result
 
 import scripts.cli.verify as cli
+<<<<<<< HEAD
 from scripts.cli.verify import CheckResult, Endpoint, InvalidEndpointError, format_result, verify
 from scripts.lib.verification import generation, probe
+=======
+from components.elastic.corpus import all_forms
+from scripts.cli.verify import Endpoint, InvalidEndpointError, Report, format_result, verify
+from scripts.lab import RehearsalError
+from scripts.lib import stack_outputs
+from scripts.lib.verification import corpus, generation, probe
+from scripts.lib.verification.probe import Cost
+>>>>>>> bc14b34 (verify sends the requests that Elastic's features send)
 from tests.support.commands import invoke
 from tests.support.pulumi_stub import PulumiStub
 from tests.support.verify_server import KEY, MODEL, Authority, Gateway, issue, new_authority, serving
 
 TOOLS = {f"tool-{choice}{kind}" for choice in ("auto", "required", "named") for kind in ("", "-stream")}
 STREAMED_TOOLS = {name for name in TOOLS if name.endswith("-stream")}
-GENERATING = {"chat", "chat-stream"} | TOOLS
+FORMS = {form.name for form in all_forms()}
+REFUSED = {form.name for form in all_forms() if form.refused}
+STREAMED_FORMS = {form.name for form in all_forms() if form.body["stream"]} - REFUSED
+WITH_TOOLS = {form.name for form in all_forms() if form.has_tools} | TOOLS
+CALLING = {form.name for form in all_forms() if form.body.get("tools")} | TOOLS
+DEMANDED = {form.name for form in all_forms() if str(form.body.get("tool_choice", "auto")) not in {"auto", "none"}}
+WITH_CALLS = {form.name for form in all_forms() if any("tool_calls" in m for m in form.body["messages"])}
+SHORT_IDS = WITH_CALLS - {"iterator-tool-result"}
+GENERATING = {"chat", "chat-stream"} | TOOLS | FORMS
 GATEWAY = {"certificate", "healthz", "no-key", "wrong-key", "error-shape", "closed-paths", "methods"}
 ALL = GATEWAY | GENERATING | {"models"}
 
@@ -42,13 +64,14 @@ FAULTS: list[tuple[str, set[str], str]] = [
     ("buffered", {"chat-stream"}, "40 events came in 1 piece, first event after 0."),
     ("buffered-4k", {"chat-stream"}, "40 events came in 3 pieces, first event after 0."),
     ("one-event", {"chat-stream"}, "the whole answer came as one event"),
-    ("no-finish-reason", {"chat-stream"} | STREAMED_TOOLS, "the stream ended without a finish reason"),
-    ("stream-cut", {"chat-stream"} | STREAMED_TOOLS, "the connection broke off"),
-    ("no-tool-calls", TOOLS, "no tool call but ''"),
-    ("other-tool", TOOLS, "a call of 'get_time', not of 'get_weather': check vLLM's --tool-call-parser"),
-    ("call-without-id", TOOLS, "a tool call without an id"),
-    ("arguments-not-json", TOOLS, """are not JSON but '{"city": "Paris"'"""),
+    ("no-finish-reason", {"chat-stream"} | STREAMED_TOOLS | STREAMED_FORMS, "the stream ended without a finish reason"),
+    ("stream-cut", {"chat-stream"} | STREAMED_TOOLS | STREAMED_FORMS, "the connection broke off"),
+    ("no-tool-calls", TOOLS | DEMANDED, "no tool call but ''"),
+    ("other-tool", CALLING, "a call of 'get_time', not of 'get_weather': check vLLM's --tool-call-parser"),
+    ("call-without-id", CALLING, "a tool call without an id"),
+    ("arguments-not-json", CALLING, """are not JSON but '{"city": "Paris"'"""),
     ("arguments-outside-schema", TOOLS, "'kelvin' is not one of ['celsius', 'fahrenheit']"),
+    ("short-call-ids", SHORT_IDS, "after its first tool call: HTTP 400: Tool call id was 5c21f0 but must be"),
     ("vllm-down", GENERATING, "vLLM does not answer (HTTP 503: the model is loading <key>): is it still"),
     ("chat-is-html", GENERATING, "the answer is not in OpenAI's shape"),
     ("connection-cut", GENERATING, "the connection broke off"),
@@ -98,7 +121,7 @@ def failures(url: str, authority: Authority | None, *options: str) -> dict[str, 
     result = run("--outputs", "-", "--json", *options, given=outputs(url, authority))
     document = json.loads(result.stdout)
     failed = {check["name"]: check["detail"] for check in document["checks"] if not check["ok"]}
-    assert {check["name"] for check in document["checks"]} == (ALL - TOOLS if options else ALL)
+    assert {check["name"] for check in document["checks"]} == (ALL - WITH_TOOLS if options else ALL)
     assert document["ok"] is not bool(failed)
     assert result.exit_code == (1 if failed else 0)
     return failed
@@ -118,8 +141,8 @@ def test_a_fault_fails_its_own_checks_and_no_other(
 
 def test_a_model_that_is_not_served_fails_with_those_that_are(gateway: Gateway, authority: Authority) -> None:
     endpoint = Endpoint(url=gateway.url, key=KEY, model="other", ca_certificate=authority.pem)
-    failed = {result.name: result.detail for result in verify(endpoint) if not result.ok}
-    assert set(failed) == {"models"} | GENERATING
+    failed = {result.name: result.detail for result in verify(endpoint).results if not result.ok}
+    assert set(failed) == ({"models"} | GENERATING) - {"run-no-model"}
     assert f"only {MODEL}:" in failed["chat"]
 
 
@@ -170,29 +193,30 @@ def assert_nothing_tried(failed: dict[str, str], words: str) -> None:
 def test_a_certificate_near_its_end_passes_with_a_warning(authority: Authority, tmp_path: Path) -> None:
     with serving(issue(authority, tmp_path / "server.pem", days=12.5)) as gateway:
         endpoint = Endpoint(url=gateway.url, key=KEY, model=MODEL, ca_certificate=authority.pem)
-        results = verify(replace(endpoint, supports_tools=False))
+        results = verify(replace(endpoint, supports_tools=False)).results
     assert results[0].ok
     assert "expires in 12 days: renew it" in results[0].detail
 
 
 def test_results_are_told_as_they_come() -> None:
     told: list[str] = []
-    results = verify(
+    report = verify(
         Endpoint(url="https://127.0.0.1:1/v1/chat/completions", key=KEY, model=MODEL),
         on_start=told.append,
         on_result=lambda result: told.append(format_result(result)),
     )
-    assert told[::2] == [result.name for result in results]
-    assert told[1::2] == [format_result(result) for result in results]
+    assert told[::2] == [result.name for result in report.results]
+    assert told[1::2] == [format_result(result) for result in report.results]
 
 
 def test_lines_say_verdict_name_detail_and_seconds(gateway: Gateway, authority: Authority) -> None:
     gateway.fault = "metrics-open"
     result = run("--outputs", "-", given=outputs(gateway.url, authority))
     lines = result.stdout.splitlines()
-    assert len(lines) == len(ALL) + 1
-    assert any(line.startswith("ok    chat                  answered 61 tokens (0.") for line in lines)
-    assert any(line.startswith("FAIL  closed-paths          GET /metrics answered 200") for line in lines)
+    assert len(lines) == len(ALL) + 2
+    assert any(re.match(r"ok    chat +answered 61 tokens \(0\.", line) for line in lines)
+    assert any(re.match(r"limit stream-empty-tools +an Agent Builder agent that has no tool", line) for line in lines)
+    assert any(re.match(r"FAIL  closed-paths +GET /metrics answered 200", line) for line in lines)
     assert lines[-1] == f"1 of {len(ALL)} checks failed"
     assert result.exit_code == 1
 
@@ -201,7 +225,35 @@ def test_tools_are_left_out_for_a_model_without_them(gateway: Gateway, authority
     gateway.fault = "no-tool-calls"
     result = run("--outputs", "-", "--no-tools", given=outputs(gateway.url, authority))
     assert result.exit_code == 0
-    assert result.stdout.endswith(f"all {len(ALL - TOOLS)} checks passed\n")
+    assert result.stdout.endswith(f"all {len(ALL - WITH_TOOLS)} checks passed\n")
+
+
+def test_a_refusal_that_the_catalogue_lists_is_a_limit_with_what_follows(
+    gateway: Gateway, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = dict.fromkeys(SHORT_IDS, "native function calling is off for it")
+    monkeypatch.setattr(corpus, "known_limits", lambda _probe: limits)
+    gateway.fault = "short-call-ids"
+    result = run("--outputs", "-", given=outputs(gateway.url, authority))
+    assert result.exit_code == 0
+    assert re.search(r"^limit stream-tool-result .*: native function calling is off for it \(", result.stdout, re.M)
+    assert f"{len(SHORT_IDS | REFUSED)} of them with a known limit" in result.stdout
+    gateway.fault = ""
+    assert "although it is listed as refused" in run("--outputs", "-", given=outputs(gateway.url, authority)).stdout
+
+
+def test_the_quick_form_sends_what_features_need_and_tells_its_cost(gateway: Gateway, authority: Authority) -> None:
+    result = run("--outputs", "-", "--quick", "--json", given=outputs(gateway.url, authority))
+    document = json.loads(result.stdout)
+    needed = {form.name for form in all_forms() if form.needed}
+    assert {check["name"] for check in document["checks"]} == GATEWAY | {"models", "chat"} | needed
+    counted = [form for form in all_forms() if form.needed and (not form.body["stream"] or form.way != "connector")]
+    cost = document["cost"]
+    assert cost["requests"] == len(needed) + 1
+    assert cost["measured_tokens"] == 70 * (len(counted) + 1)
+    # Its streams report nothing: their size stands for them, and the limit that they were sent with.
+    streams = [form.request(MODEL, 8) for form in all_forms() if form.needed and form not in counted]
+    assert cost["bounded_tokens"] == sum(len(json.dumps(request)) + 8 for request in streams)
 
 
 @pytest.fixture
@@ -209,9 +261,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Endpoint]:
     """The endpoints that the command would have checked."""
     endpoints: list[Endpoint] = []
 
-    def record(endpoint: Endpoint, **_callbacks: object) -> list[CheckResult]:
+    def record(endpoint: Endpoint, **_options: object) -> Report:
         endpoints.append(endpoint)
-        return []
+        return Report([], Cost())
 
     monkeypatch.setattr(cli, "verify", record)
     return endpoints
