@@ -40,6 +40,7 @@ from components import (
 )
 from components.elastic import agent
 from components.elastic.agent import Observed
+from components.elastic.corpus import forms_to_prove
 from components.machine.host import Host
 from components.settings.stack import read_settings
 
@@ -91,6 +92,9 @@ if machine.host:
         model=s.model, alias=s.served_model_name, weights_path=s.weights_path, gpus=gpus,
         gpu_count=s.vllm_gpu_count, gpu_memory_utilization=s.gpu_memory_utilization,
         max_model_len=s.max_model_len, extra_args=s.vllm_extra_args,
+        forms=forms_to_prove(
+            s.elastic, native_function_calling=s.model.native_function_calling, client_certificates=bool(s.tls.clients),
+        ),
     ))
     acme = AcmeCertificate("acme", AcmeCertificateArgs(
         host=runtime.host, name=address, https_port=s.https_port, acme=s.tls.acme,

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from components.settings.elastic import ElasticSettings
+
 CONNECTOR, INFERENCE_ENDPOINT = "connector", "inference-endpoint"
 """The two ways that connect Elastic."""
 
@@ -69,6 +71,23 @@ def needed_forms(*, connector: bool, inference_endpoint: bool, native_function_c
         for form in all_forms()
         if form.needed and form.way in ways and (native_function_calling or not form.has_tools)
     ]
+
+
+def forms_to_prove(
+    elastic: ElasticSettings, *, native_function_calling: bool, client_certificates: bool
+) -> tuple[Form, ...]:
+    """The forms of the ways that `up` connects Elastic by, or where it connects none, of all that the hand-off offers.
+
+    An inference endpoint has no client certificate, so it is not offered where clients need one.
+    """
+    by_hand = not (elastic.kibana.url or elastic.elasticsearch.url)
+    return tuple(
+        needed_forms(
+            connector=bool(elastic.kibana.url) or by_hand,
+            inference_endpoint=bool(elastic.elasticsearch.url) or (by_hand and not client_certificates),
+            native_function_calling=native_function_calling,
+        )
+    )
 
 
 def _form(name: str, entry: Mapping[str, Any], sender: Mapping[str, Any], tools: Mapping[str, Any]) -> Form:

@@ -1,5 +1,6 @@
 """vLLM in a container that has no network."""
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,9 @@ import pulumi_docker as docker
 from components import render
 from components.catalogue.models import Model
 from components.containers import declared, podman
+from components.elastic.corpus import Form
 from components.machine.host import Host
-from components.settings.model import is_option
+from components.settings.model import argument_value, is_option
 
 # Users of the containers on the host: numbers only, outside the ranges of Debian's and Ubuntu's own users
 # (Debian policy 9.2.2 gives people 1000 and up, adduser counts from there).
@@ -23,11 +25,14 @@ SOCKET_DIRECTORY = "/run/vllm"
 SOCKET_NAME = "vllm.sock"
 SOCKET = f"{SOCKET_DIRECTORY}/{SOCKET_NAME}"
 MODEL_DIRECTORY = "/model"
+ASK = (render.FILES / "vllm" / "ask_vllm.py").read_text()
 WATCH = (render.FILES / "vllm" / "vllm_watch.py").read_text()
+CALL_IDS = (render.FILES / "vllm" / "call_ids.py").read_text()
 CACHE_DIRECTORY = "/cache"
 
 # Docker's own way to write durations, or every `up` would find a difference. While it loads it is not unhealthy.
 HEALTH_INTERVAL, HEALTH_TIMEOUT, HEALTH_START = "30s", "1m30s", "1h0m0s"
+READY_TOKENS = 8
 HANG_SECONDS = 60
 """No token and no step of the engine for so long: it hangs."""
 
@@ -88,10 +93,12 @@ class VllmServerArgs:
     max_model_len: int
     """0: the model's own."""
     extra_args: tuple[str, ...]
+    forms: tuple[Form, ...]
+    """Requests that it has to answer before Elastic may use it."""
 
 
 class VllmServer(pulumi.ComponentResource):
-    """vLLM serves the model on a unix socket in a host directory, and has answered its health check.
+    """vLLM serves the model on a unix socket in a host directory, and the model answers what Elastic will ask.
 
     Its container has no network, no capabilities, a read-only root and a user of its own. One that has ended or that
     hangs is started anew by Docker. Leaves keys, TLS and the
@@ -128,8 +135,12 @@ class VllmServer(pulumi.ComponentResource):
                 engine=args.host.engine,
                 container=container_name(args),
                 socket=f"{self.socket_directory}/{SOCKET_NAME}",
+                socket_inside=SOCKET,
                 gpu_count=args.gpu_count,
+                ask=ASK,
             ),
+            # On standard input: a list of arguments or variables can be too short for it.
+            data=questions(args),
             parent=self,
             triggers=[made],
         )
@@ -141,7 +152,7 @@ class VllmServer(pulumi.ComponentResource):
             f"{name}-container",
             name=container_name(args),
             image=args.image.image_id,
-            entrypoints=entrypoint(args.extra_args),
+            entrypoints=entrypoint(args.extra_args, longer_ids=needs_longer_ids(args)),
             command=serve_arguments(args),
             envs=[f"{key}={value}" for key, value in environment(args).items()],
             user=f"{VLLM_UID}:{SOCKET_GID}",
@@ -199,12 +210,25 @@ class VllmServer(pulumi.ComponentResource):
         return [args.weights, self.directories, *([args.gpus] if args.gpus else [])]
 
 
+def questions(args: VllmServerArgs) -> str:
+    """The requests that `ask_vllm.py` sends, with answers of few tokens: what counts is that they are accepted."""
+    name = args.alias or args.model.name
+    return json.dumps([{"feature": form.feature, "request": form.request(name, READY_TOKENS)} for form in args.forms])
+
+
 def container_name(args: VllmServerArgs) -> str:
     """Of vLLM's container, on the host."""
     return f"{args.host.prefix}-vllm"
 
 
-def entrypoint(extra_args: tuple[str, ...]) -> list[str]:
+def needs_longer_ids(args: VllmServerArgs) -> bool:
+    """True where a tokenizer of Mistral's builds the prompt, which refuses Kibana's short ids of tool calls."""
+    arguments = (*args.extra_args, *args.model.vllm_extra_args)
+    parser = argument_value(args.extra_args, "--tool-call-parser") or args.model.tool_call_parser
+    return "mistral" in {parser, argument_value(arguments, "--tokenizer-mode")}
+
+
+def entrypoint(extra_args: tuple[str, ...], *, longer_ids: bool = False) -> list[str]:
     """What starts vLLM, and ends it when the container shall stop.
 
     vLLM does not remove a socket that a killed predecessor left (EADDRINUSE). The umask makes the socket 0770, so that
@@ -216,11 +240,16 @@ def entrypoint(extra_args: tuple[str, ...]) -> list[str]:
     where it was told to let requests end (`--shutdown-timeout`).
     """
     patient = any(is_option(argument, "--shutdown-timeout") for argument in extra_args)
+    module = (
+        'mkdir -p /tmp/python; printf %s "$CALL_IDS" >/tmp/python/call_ids.py; export PYTHONPATH=/tmp/python; '
+        if longer_ids
+        else ""
+    )
     seconds = STOP_SECONDS if patient else ABORT_SECONDS
     return [
         "/bin/sh",
         "-c",
-        'umask 0007; rm -f "$0"; python3 -m vllm.entrypoints.openai.api_server --uds "$0" "$@" & vllm=$!; '
+        f'umask 0007; rm -f "$0"; {module}python3 -m vllm.entrypoints.openai.api_server --uds "$0" "$@" & vllm=$!; '
         f'trap "kill -TERM $vllm; (sleep {seconds}; kill -KILL $vllm) &" TERM INT; wait $vllm; code=$?; '
         "while kill -0 $vllm 2>/dev/null; do wait $vllm; code=$?; done; exit $code",
         SOCKET,
@@ -229,7 +258,8 @@ def entrypoint(extra_args: tuple[str, ...]) -> list[str]:
 
 def environment(args: VllmServerArgs) -> dict[str, str]:
     """Of vLLM's process; nothing secret is in it."""
-    return {**ENVIRONMENT, **args.model.environment}
+    longer_ids = {"CALL_IDS": CALL_IDS} if needs_longer_ids(args) else {}
+    return {**ENVIRONMENT, **longer_ids, **args.model.environment}
 
 
 def shared_memory_mib(args: VllmServerArgs) -> int:
@@ -251,7 +281,7 @@ def podman_container(args: VllmServerArgs) -> podman.Container:
     return podman.Container(
         name=container_name(args),
         user=f"{VLLM_UID}:{SOCKET_GID}",
-        entrypoint=entrypoint(args.extra_args),
+        entrypoint=entrypoint(args.extra_args, longer_ids=needs_longer_ids(args)),
         command=serve_arguments(args),
         environment=environment(args),
         volumes=volumes(args),
@@ -279,6 +309,8 @@ def serve_arguments(args: VllmServerArgs) -> list[str]:
         arguments += ["--reasoning-parser", model.reasoning_parser]
     if model.chat_template:
         arguments += ["--chat-template", model.chat_template]
+    if needs_longer_ids(args):
+        arguments += ["--middleware", "call_ids.LongerCallIds"]
     if args.max_model_len:
         arguments += ["--max-model-len", str(args.max_model_len)]
     if args.gpu_count:

@@ -60,10 +60,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self._body())
-        if asked["model"] not in NAMES:
-            message = f"The model `{asked['model']}` does not exist."
-            error = {"message": message, "type": "NotFoundError", "param": "model", "code": 404}
-            self._whole(404, json.dumps({"error": error}))
+        model = asked.get("model", NAMES[0])
+        if model not in NAMES:
+            self._refuse(404, "NotFoundError", f"The model `{model}` does not exist.", "model")
+            return
+        if asked.get("tools") == []:
+            self._refuse(400, "BadRequestError", "`tools` must not be an empty array.", "tools")
+            return
+        if asked.get("tool_choice", "none") != "none" and "tools" not in asked:
+            self._refuse(400, "BadRequestError", "When using `tool_choice`, `tools` must be set.", "tool_choice")
             return
         most = 5000 if asked.get("ignore_eos") else 100
         words = ["word "] * min(int(asked.get("max_tokens") or asked.get("max_completion_tokens") or 5), most)
@@ -72,11 +77,11 @@ class _Handler(BaseHTTPRequestHandler):
         if asked.get("tools"):
             said = {"content": None, "tool_calls": [{**CALL, "index": 0}]}
             words, parts = ["call"], [said]
-        base = {"id": "chatcmpl-1", "created": int(time.time()), "model": asked["model"]}
+        base = {"id": "chatcmpl-1", "created": int(time.time()), "model": model}
+        usage = {"prompt_tokens": 1, "completion_tokens": len(words), "total_tokens": len(words) + 1}
         if not asked.get("stream"):
             time.sleep(PAUSE_SECONDS * len(words))
             choice = {"index": 0, "message": {"role": "assistant", **said}, "finish_reason": "stop"}
-            usage = {"prompt_tokens": 1, "completion_tokens": len(words), "total_tokens": len(words) + 1}
             body = {**base, "object": "chat.completion", "choices": [choice], "usage": usage}
             self._whole(200, json.dumps(body))
             return
@@ -89,6 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
             reason = "stop" if number == len(parts) else None
             choice = {"index": 0, "delta": {"role": "assistant", **part}, "finish_reason": reason}
             self._event(json.dumps({**base, "object": "chat.completion.chunk", "choices": [choice]}))
+        if (asked.get("stream_options") or {}).get("include_usage"):
+            self._event(json.dumps({**base, "object": "chat.completion.chunk", "choices": [], "usage": usage}))
         self._event("[DONE]")
         self.wfile.write(b"0\r\n\r\n")
 
@@ -106,6 +113,10 @@ class _Handler(BaseHTTPRequestHandler):
         line = f"data: {data}\n\n".encode()
         self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
         self.wfile.flush()
+
+    def _refuse(self, status: int, kind: str, message: str, parameter: str) -> None:
+        error = {"message": message, "type": kind, "param": parameter, "code": status}
+        self._whole(status, json.dumps({"error": error}))
 
     def _whole(self, status: int, body: str) -> None:
         self.send_response(status)

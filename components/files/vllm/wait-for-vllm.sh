@@ -1,6 +1,7 @@
-# True afterwards: vLLM has answered its health check on the socket.
+# True afterwards: vLLM has answered its health check, and each request on standard input, which Elastic will send.
 # shellcheck shell=bash
-: "${ENGINE:?}" "${CONTAINER:?}" "${SOCKET:?}" "${GPU_COUNT:?}"
+: "${ENGINE:?}" "${CONTAINER:?}" "${SOCKET:?}" "${SOCKET_INSIDE:?}" "${GPU_COUNT:?}" "${ASK:?}"
+requests=$(cat)
 
 start=$SECONDS
 restarts=$("$ENGINE" inspect --format '{{.RestartCount}}' "$CONTAINER")
@@ -13,7 +14,13 @@ while [ "$((SECONDS - start))" -lt 3600 ]; do
       [ "$count" -ge "$GPU_COUNT" ] ||
         fail "vLLM's container sees $count GPUs, $GPU_COUNT are needed (gpuCount)" "see: $ENGINE exec $CONTAINER nvidia-smi"
     fi
-    echo "vLLM is ready after $((SECONDS - start)) s"
+    # /health says nothing of the model: one that refuses what Elastic will send fails here, before Elastic has it.
+    if ! refusals=$("$ENGINE" exec -i "$CONTAINER" python3 -c "$ASK" "$SOCKET_INSIDE" <<<"$requests" 2>&1); then
+      echo "$refusals" >&2
+      fail "the model does not answer what Elastic will send: ${refusals%%$'\n'*}" \
+        "take another model, or another tokenizer mode, chat template or tool-call parser (docs/adr/0025-default-model.md)"
+    fi
+    echo "vLLM is ready after $((SECONDS - start)) s: the model answered what Elastic will send"
     exit 0
   fi
   state=$("$ENGINE" inspect --format '{{.State.Running}} {{.RestartCount}} {{.State.OOMKilled}} {{.State.ExitCode}}' "$CONTAINER")

@@ -12,7 +12,7 @@ from scripts.lib.verification.probe import GENERATION_SECONDS, Probe
 QUICK_TOKENS = 8
 REFUSED_FIX = (
     "use another model, tokenizer mode or chat template, or switch native function calling off "
-    "(docs/adr/0019-default-model.md)"
+    "(docs/adr/0025-default-model.md)"
 )
 BAD_REQUEST = 400
 

@@ -1,11 +1,7 @@
 """An endpoint that keeps its promises passes; one broken promise fails its own checks and no other."""
 
 import json
-<<<<<<< HEAD
-=======
-import os
 import re
->>>>>>> bc14b34 (verify sends the requests that Elastic's features send)
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,17 +13,10 @@ from cryptography import x509
 from typer.testing import Result
 
 import scripts.cli.verify as cli
-<<<<<<< HEAD
-from scripts.cli.verify import CheckResult, Endpoint, InvalidEndpointError, format_result, verify
-from scripts.lib.verification import generation, probe
-=======
 from components.elastic.corpus import all_forms
 from scripts.cli.verify import Endpoint, InvalidEndpointError, Report, format_result, verify
-from scripts.lab import RehearsalError
-from scripts.lib import stack_outputs
 from scripts.lib.verification import corpus, generation, probe
 from scripts.lib.verification.probe import Cost
->>>>>>> bc14b34 (verify sends the requests that Elastic's features send)
 from tests.support.commands import invoke
 from tests.support.pulumi_stub import PulumiStub
 from tests.support.verify_server import KEY, MODEL, Authority, Gateway, issue, new_authority, serving

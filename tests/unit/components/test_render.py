@@ -16,7 +16,7 @@ from components.catalogue.models import Model, extended, load_catalogue
 from components.render import FILES
 from components.serving.gateway_errors import errors
 from components.serving.nginx_gateway import CONTAINER_PORT, keys_conf, nginx_conf
-from components.serving.vllm_server import SOCKET, VllmServerArgs, entrypoint, serve_arguments
+from components.serving.vllm_server import SOCKET, VllmServerArgs, entrypoint, needs_longer_ids, serve_arguments
 from tests.conftest import LIMITS
 from tests.support.nginx_syntax import Directive, parse
 from tests.support.program import ROOT, Program
@@ -49,10 +49,11 @@ def command_line(model: Model, gpu_count: int, **values: Any) -> list[str]:
         "gpu_memory_utilization": 0.9,
         "max_model_len": 0,
         "extra_args": (),
+        "forms": (),
     }
     resources = dict.fromkeys(("host", "provider", "image", "weights", "weights_path", "gpus"), ANY)
     args = VllmServerArgs(model=model, **resources, **arguments | values)
-    return [*entrypoint(args.extra_args), *serve_arguments(args)]
+    return [*entrypoint(args.extra_args, longer_ids=needs_longer_ids(args)), *serve_arguments(args)]
 
 
 def test_nginx_conf_is_as_reviewed(golden: Golden) -> None:
