@@ -1,7 +1,7 @@
-"""What tests of a site without network share: its server, the bundles that were built outside, and the stack up.
+"""Fixtures for tests of a site without network: its server, bundles that were built outside, and the stack up.
 
-The server is bare at first, and everything on it comes from a bundle. A small image stands for vLLM, so that much can
-be tried; test_trap.py has the real one.
+The server is bare at first, and everything on it comes from a bundle. A small image stands for vLLM to keep the tests
+quick; test_trap.py has the real one.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def made(machine: None, hosts: Hosts) -> Iterator[Made]:
         small = closing.enter_context(vllm_stand_in.small_image(root))
         large = closing.enter_context(vllm_stand_in.small_image(root, name=LARGE_IMAGE, ballast_bytes=BALLAST))
         first = factory.build("first", small, FIRST)
-        for name in ("second", "large"):  # only what differs is collected
+        for name in ("second", "large"):  # only the differences are collected
             copy_of(first, directory / name)
         yield Made(
             factory,
@@ -49,5 +49,5 @@ def first_up(made: Made, hosts: Hosts) -> tuple[Site, dict[str, str]]:
 
 @pytest.fixture(scope="package")
 def site(first_up: tuple[Site, dict[str, str]]) -> Site:
-    """Up, with the first bundle."""
+    """The site with the stack up from the first bundle."""
     return first_up[0]

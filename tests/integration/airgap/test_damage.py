@@ -1,4 +1,4 @@
-"""Each kind of damage to a bundle is found, and never gets as far as the server."""
+"""Each kind of damage to a bundle is found, and never reaches the server."""
 
 import json
 import shutil
@@ -17,12 +17,12 @@ from tests.support.airgap_site import CHATTER, MODELS, SECOND, STORE, Factory, M
 
 
 def files_on(site: Site) -> str:
-    """All that a bundle could have brought to the server, and when it came."""
+    """List all files on the server that could come from a bundle, with their times."""
     return site.hosts.server.shell(f"find {STORE} {MODELS} -printf '%p %s %T@\\n' | sort")
 
 
 def refused(site: Site, made: Made, bundle: Path, name: str) -> None:
-    """By an `up` that says why and leaves the server as it was."""
+    """Check that `up` refuses a bundle, names the file, and leaves the server as it was."""
     before, sent, containers = files_on(site), site.sent_bytes(), site.containers()
     site.set(bundle=str(bundle))
     try:
@@ -35,7 +35,7 @@ def refused(site: Site, made: Made, bundle: Path, name: str) -> None:
 
 
 def sign_as_it_is(bundle: Path, changed: Path, factory: Factory) -> None:
-    """What a signer would have signed who was given this file."""
+    """Sign the bundle as if the signer had received this damaged file."""
     document = json.loads((bundle / "manifest.json").read_text())
     for file in (file for part in document["parts"].values() for file in part["files"]):
         if bundle / file["path"] == changed:
@@ -58,7 +58,7 @@ def cut_short(path: Path) -> None:
 
 
 def swap(path: Path) -> None:
-    """With another file of the same directory."""
+    """Swap a file with another one of the same directory."""
     other = next(each for each in sorted(path.parent.iterdir()) if each != path)
     contents = other.read_bytes(), path.read_bytes()
     for target, content in zip((path, other), contents, strict=True):
@@ -74,7 +74,7 @@ def lead_elsewhere(path: Path) -> None:
     path.symlink_to("/etc/passwd")
 
 
-# What is done to a file -> the files, as patterns in a bundle.
+# Kind of damage -> function that does it, and the files, as patterns in a bundle.
 DAMAGE: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "a bit flipped": (
         flip,
@@ -101,13 +101,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], list[str]]] = {
 
 
 def first_of(kinds: Iterable[str]) -> list[Any]:
-    """All, of which `make test` has the first."""
+    """Return all cases, of which `make test` runs only the first."""
     return [pytest.param(kind, marks=pytest.mark.slow if number else ()) for number, kind in enumerate(kinds)]
 
 
 @pytest.fixture(scope="module")
 def light(site: Site, made: Made) -> Path:
-    """The second bundle without Debian packages, which take most of the time to look into: the server has them now."""
+    """The second bundle without Debian packages, which are slow to check and which the server already has."""
     again = replace_fields(made.factory, probe=made.factory.directory / "probe-again.json")
     again.look_at(site.hosts)
     copy_of(made.second, again.directory / "light")
@@ -116,7 +116,7 @@ def light(site: Site, made: Made) -> Path:
 
 @pytest.fixture
 def damaged(made: Made, light: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A copy of a bundle that the server does not have yet."""
+    """Copy of a bundle that the server does not have yet."""
     packages = "packages" in request.node.name
     copy = copy_of(made.second if packages else light, made.factory.directory / "damaged")
     yield copy
@@ -124,16 +124,16 @@ def damaged(made: Made, light: Path, request: pytest.FixtureRequest) -> Iterator
 
 
 def damage(bundle: Path, kind: str, pattern: str) -> str:
-    """Returns the name that is to be told."""
+    """Damage a file of a bundle and return the name that the message must contain."""
     path = sorted(bundle.glob(pattern))[0]
     DAMAGE[kind][0](path)
     return "extra.safetensors" if kind == "another beside it" else path.name
 
 
-def found(said: tuple[int, str], name: str) -> None:
-    assert said[0] in {1, 2}, said
-    assert name in said[1]
-    assert "Traceback" not in said[1]
+def found(result: tuple[int, str], name: str) -> None:
+    assert result[0] in {1, 2}, result
+    assert name in result[1]
+    assert "Traceback" not in result[1]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_damage_of_each_kind_is_found_and_named(site: Site, made: Made, damaged:
 
 
 @pytest.mark.parametrize("kind", first_of(DAMAGE))
-def test_a_damaged_bundle_never_gets_as_far_as_the_server(site: Site, made: Made, damaged: Path, kind: str) -> None:
+def test_a_damaged_bundle_never_reaches_the_server(site: Site, made: Made, damaged: Path, kind: str) -> None:
     name = damage(damaged, kind, DAMAGE[kind][1][0])
     refused(site, made, damaged, name)
 

@@ -1,7 +1,7 @@
-"""Every script of a stack with GPUs, on a bare server whose every way out leads into a trap: none asks anybody.
+"""Every script of a stack with GPUs, on a bare server whose outgoing packets all end in a trap: none calls out.
 
-The server lacks all that the scripts look for, and so does the bundle: they fail, and the last place to look would be
-the network.
+Server and bundle both lack everything that the scripts need, so the scripts fail, and their last resort would be the
+network.
 """
 
 import json
@@ -20,7 +20,7 @@ from tests.support.program import GPU, Program, configuration, run
 pytestmark = pytest.mark.usefixtures("machine")
 
 SECONDS = 5
-"""Of a script that tries again and again, no more is wanted."""
+"""Limit for a script that retries: this much of it is enough."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def program(hosts: Hosts, stack: str | None, settings: dict[str, Any]) -> Progra
 
 
 def scripts(made: Program) -> dict[str, str]:
-    """Resource -> what bash on the server reads, data with it."""
+    """Map each resource to the standard input of bash on the server, data included."""
     remote = {command.name: f"{{\n{command.script}\nexit\n}}\n{command.data}" for command in made.commands}
     local = made.of_type("command:local:Command")
     orders = {command.name: json.loads(command.inputs["stdin"]) for command in local if command.inputs.get("stdin")}
@@ -50,28 +50,28 @@ def scripts(made: Program) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a script said, and what the trap saw meanwhile."""
+    """Output of a script, and packets that the trap saw meanwhile."""
 
-    said: str
+    output: str
     seen: list[str]
 
 
 def run_there(hosts: Hosts, trap: Trap, script: str) -> Outcome:
-    said = hosts.server.attempt("timeout", str(SECONDS), "bash", "-s", data=script)[1]
-    return Outcome(said, trap.seen())
+    output = hosts.server.attempt("timeout", str(SECONDS), "bash", "-s", data=script)[1]
+    return Outcome(output, trap.seen())
 
 
-def test_with_a_bundle_no_script_asks_anybody(hosts: Hosts, trap: Trap, tmp_path: Path) -> None:
+def test_with_a_bundle_no_script_calls_out(hosts: Hosts, trap: Trap, tmp_path: Path) -> None:
     bundle = empty_bundle.write(tmp_path, empty_bundle.parts())
     settings = {"bundle": str(bundle), "bundleKey": str(bundle / "signer.pub")}
     of = scripts(program(hosts, "airgap", settings))
     assert {"runtime-docker", "gpus-install", "bundle-weights", "bundle-packages", "nginx-config"} <= set(of)
     outcomes = {name: run_there(hosts, trap, script) for name, script in of.items()}
     assert {name: each.seen for name, each in outcomes.items() if each.seen} == {}
-    assert "missing here: nvidia-container-toolkit" in outcomes["runtime-docker"].said
-    assert "; the bundle has no packages" in outcomes["runtime-docker"].said
+    assert "missing here: nvidia-container-toolkit" in outcomes["runtime-docker"].output
+    assert "; the bundle has no packages" in outcomes["runtime-docker"].output
 
 
 @pytest.mark.parametrize("name", ["runtime-docker", "weights-download"])
-def test_without_one_the_same_scripts_do(hosts: Hosts, trap: Trap, name: str) -> None:
+def test_without_a_bundle_the_same_script_calls_out(hosts: Hosts, trap: Trap, name: str) -> None:
     assert run_there(hosts, trap, scripts(program(hosts, None, GPU))[name]).seen

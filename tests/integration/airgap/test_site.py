@@ -1,4 +1,4 @@
-"""A site without network: from a bare server to a verified endpoint and on to another model, out of bundles alone."""
+"""A site without network: from a bare server to a verified endpoint and then another model, from bundles alone."""
 
 import shutil
 
@@ -9,7 +9,7 @@ from tests.support import airgap_site, netns_hosts
 from tests.support.airgap_site import CHATTER, FIRST, SECOND, Made, Site, copy_of
 
 REPLACED = {"bundle-check", "vllm-container", "vllm-ready"}
-"""By another model: the check of the other bundle, and vLLM's container with the wait for it."""
+"""Resources that another model replaces: the check of the other bundle, vLLM's container and the wait for it."""
 CHECKS = [["ok", check.name] for check in verification.CHECKS if not check.shows_certificate]
 
 
@@ -28,7 +28,7 @@ def test_it_comes_up_and_keeps_its_promises_without_any_route(first_up: tuple[Si
     assert FIRST in site.served()
 
 
-def test_a_second_up_changes_nothing_and_brings_nothing(site: Site) -> None:
+def test_a_second_up_changes_nothing_and_sends_nothing(site: Site) -> None:
     site.up()  # another test may have left something
     before, containers = site.sent_bytes(), site.containers()
     assert set(site.up().values()) == {"unchanged"}
@@ -38,7 +38,7 @@ def test_a_second_up_changes_nothing_and_brings_nothing(site: Site) -> None:
 
 @pytest.mark.slow
 def test_another_model_is_one_setting_and_so_is_the_way_back(site: Site, made: Made) -> None:
-    """Only what differs between the bundles travels, and only vLLM's container is replaced."""
+    """Only the differences between the bundles are sent, and only vLLM's container is replaced."""
     site.up()  # another test may have left something
     before, containers = site.sent_bytes(), site.containers()
     weights = sum(path.stat().st_size for path in (made.second / "weights").rglob("*"))
@@ -59,7 +59,7 @@ def test_another_model_is_one_setting_and_so_is_the_way_back(site: Site, made: M
 
 @pytest.mark.slow
 def test_a_disk_that_is_plugged_in_at_the_server_is_taken_from_there(site: Site, made: Made) -> None:
-    """The program's machine has no more than the bundle's lists."""
+    """The control machine has only the bundle's lists."""
     airgap_site.back_to_first(site, made)
     copy_of(made.large, site.hosts.files("/var/lib/disk"))
     lists = made.factory.directory / "lists"
@@ -76,7 +76,7 @@ def test_a_disk_that_is_plugged_in_at_the_server_is_taken_from_there(site: Site,
 
 
 def test_podman_does_what_docker_does(site: Site, made: Made) -> None:
-    """On a server that had neither: the same report, a second `up` without changes, another model is vLLM's alone."""
+    """On a bare server: the same report, a second `up` without changes, and another model replaces only vLLM."""
     bundles = []
     for name, model in (("first", FIRST), ("second", SECOND)):
         copy_of(made.factory.directory / name, made.factory.directory / f"podman-{name}")
@@ -91,7 +91,7 @@ def test_podman_does_what_docker_does(site: Site, made: Made) -> None:
         assert other.containers() == containers
         other.set(bundle=str(bundles[1]))
         changed = other.up()
-        # A command starts vLLM's container there, and an update of it makes another.
+        # With Podman a command starts vLLM's container, and an update of the command creates another container.
         assert replaced(changed) | {"vllm-container"} == REPLACED
         assert changed["vllm-container"] == "updated"
         assert other.containers()["vllm"] != containers["vllm"]

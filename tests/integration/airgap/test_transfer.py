@@ -1,4 +1,4 @@
-"""A transfer that is cut off goes on, and a disk that is full stops it before anything is replaced."""
+"""An interrupted transfer resumes, and a full disk stops it before anything is replaced."""
 
 import random
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from tests.support.airgap_site import BALLAST, SECOND, STORE, Made, Site, back_t
 
 SEED = 20261125
 SENDING = "^ssh .* bash -c 'bash -s; "
-"""Command lines of what sends files."""
-# What comes meanwhile takes some of it too.
+"""Pattern of the command lines that send files."""
+# Files that arrive meanwhile take some of the disk too.
 FILL = f"""
 fallocate -l $(($(df --output=avail -B 1 {STORE} | tail -n 1) - 60000000)) {STORE}/fill
 dd if=/dev/zero of={STORE}/fill-rest bs=1M status=none || true
@@ -21,17 +21,17 @@ dd if=/dev/zero of={STORE}/fill-rest bs=1M status=none || true
 
 @pytest.mark.slow
 def test_a_full_disk_stops_it_before_anything_is_replaced(site: Site, made: Made) -> None:
-    """Found at the start, or while files come: the endpoint goes on answering, and with room again it goes on."""
+    """The shortage is found at the start or during the transfer; the endpoint stays up, and later `up` resumes."""
     back_to_first(site, made)
     containers, server = site.containers(), site.hosts.server
     site.set(bundle=str(made.large))
     with site.asked_again_and_again() as statuses:
         server.run("mount", "-t", "tmpfs", "-o", "size=100m", "small", STORE)
-        code, said = site.rehearse("up")
+        code, output = site.rehearse("up")
         server.run("umount", STORE)
         assert code == 1
-        assert "too little disk" in said
-        assert "free some" in said
+        assert "too little disk" in output
+        assert "free some" in output
 
         server.run("mount", "-t", "tmpfs", "-o", "size=2500m", "small", STORE)
         process = site.start_up()
@@ -39,10 +39,10 @@ def test_a_full_disk_stops_it_before_anything_is_replaced(site: Site, made: Made
         site.hosts.control.run("pkill", "--signal", "STOP", "--full", SENDING)  # it may be quicker than this test
         server.shell(FILL)
         site.hosts.control.run("pkill", "--signal", "CONT", "--full", SENDING)
-        said = process.communicate(timeout=300)[0]
-        assert process.returncode == 1, said
-        assert f"the disk of {STORE}" in said
-        assert "free some" in said
+        output = process.communicate(timeout=300)[0]
+        assert process.returncode == 1, output
+        assert f"the disk of {STORE}" in output
+        assert "free some" in output
         assert site.containers() == containers
         server.shell(f"rm {STORE}/fill*")
     assert statuses
@@ -57,22 +57,22 @@ def test_a_full_disk_stops_it_before_anything_is_replaced(site: Site, made: Made
 
 
 def arriving(site: Site) -> int:
-    """Bytes of the largest file that is on its way to the server."""
+    """Return the bytes that have arrived of the largest file."""
     sizes = [0]
     for path in site.hosts.files(STORE).rglob(".elastic-vllm-parts/*"):
-        with suppress(FileNotFoundError):  # it has just come to its place
+        with suppress(FileNotFoundError):  # it is complete and has just been renamed
             sizes.append(path.stat().st_size)
     return max(sizes)
 
 
 def receiver(site: Site) -> str:
-    """The first of the processes on the server that are given the largest of the files."""
+    """Return the first of the processes on the server that receive the largest file."""
     (group,) = site.hosts.files(STORE).glob("*/vllm-*/.elastic-vllm-parts/group")
     return group.read_text().strip()
 
 
-def test_a_transfer_that_is_cut_three_times_goes_on(site: Site, made: Made) -> None:
-    """At random points: the connection, the program, and `ssh` itself."""
+def test_a_transfer_that_is_interrupted_three_times_resumes(site: Site, made: Made) -> None:
+    """The connection, the program and `ssh` itself are killed, at random points."""
     chance = random.Random(SEED)  # noqa: S311 - the same again if it fails
     points = sorted(chance.randrange(10_000_000, BALLAST - 50_000_000) for _ in range(3))
     back_to_first(site, made)
@@ -85,15 +85,15 @@ def test_a_transfer_that_is_cut_three_times_goes_on(site: Site, made: Made) -> N
     process = site.start_up()
     airgap_site.wait_until(arrived(points[0]), process)
     site.hosts.server.shell(f"kill -KILL $(ps -o ppid= -p {receiver(site)})")
-    airgap_site.wait_until(arrived(points[1]), process)  # it goes on by itself
+    airgap_site.wait_until(arrived(points[1]), process)  # it resumes by itself
     airgap_site.kill(process)
     process = site.start_up()
     airgap_site.wait_until(arrived(points[2]), process)
     assert "killed" in site.hosts.control.run("pkill", "--signal", "KILL", "--full", "--echo", SENDING)
-    said = process.communicate(timeout=300)[0]
+    output = process.communicate(timeout=300)[0]
     if process.returncode:
         site.up()
     assert checksums(made.large) <= checksums_on(site)
     sent = site.sent_bytes() - before
-    assert sent < BALLAST * 1.3, f"{sent} bytes\n{said}"
+    assert sent < BALLAST * 1.3, f"{sent} bytes\n{output}"
     assert SECOND in site.served()

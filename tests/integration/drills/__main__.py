@@ -49,13 +49,13 @@ DRILLS: tuple[Callable[[Site], Row], ...] = (
 
 
 def main(
-    only: Annotated[list[str], typer.Option(help="The drills of these names. Repeatable.")] = [],  # noqa: B006
-    stand_in: Annotated[bool, typer.Option("--stand-in", help="Without the real vLLM: quicker.")] = False,
+    only: Annotated[list[str], typer.Option(help="Run only the drill of this name. Repeatable.")] = [],  # noqa: B006
+    stand_in: Annotated[bool, typer.Option("--stand-in", help="Use a stand-in for vLLM, which is quicker.")] = False,
 ) -> None:
     """Break the parts of a rehearsed stack, one after the other, and write down what happens."""
     chosen = [drill for drill in DRILLS if drill.__name__ in only or not only]
     rows = kept_rows() if only else {}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server goes, however this ends
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server is removed, however this ends
     was_up = rehearse("outputs", stack="local").returncode == 0
     done = rehearse("setup", stack="local")  # images and model
     assert done.returncode == 0, done.stderr
@@ -80,7 +80,7 @@ def main(
 
 @contextmanager
 def a_site(*, real: bool) -> Iterator[Site]:
-    """A server with the stack up."""
+    """Yield a server with the stack up."""
     with tempfile.TemporaryDirectory(prefix="elastic-vllm-drills-") as weights:
         Path(weights).chmod(0o755)
         make_weights(Path(weights))
@@ -95,7 +95,7 @@ def a_site(*, real: bool) -> Iterator[Site]:
 
 
 def kept_rows() -> dict[str, str]:
-    """Drill -> its line in the document, as the last run left it."""
+    """Map each drill to its line in the document, as the last run left it."""
     lines = DOCUMENT.read_text().partition(BEGIN)[2].partition(END)[0].splitlines()
     return {match[1]: line for line in lines if (match := re.search(r"<!-- (\w+) -->", line))}
 

@@ -1,4 +1,4 @@
-"""Clients of a server that is being broken: each writes down what it saw, and when."""
+"""Clients of a server under a fault: each records the answers that it gets, and when."""
 
 import errno
 import http.client
@@ -15,7 +15,7 @@ from typing import Any
 CHAT = "/v1/chat/completions"
 HEALTH = "/healthz"
 PATIENCE_SECONDS = 15
-"""A client waits so long for an answer: longer than `/healthz` may take to say that it gets none."""
+"""Limit for one answer: longer than `/healthz` may take to report that vLLM does not answer."""
 GOOD = "200"
 LATE = "answered late"
 LATE_SECONDS = 3
@@ -23,7 +23,7 @@ LATE_SECONDS = 3
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where clients go."""
+    """Address, key and model for clients."""
 
     host: str
     port: int
@@ -36,7 +36,7 @@ class Endpoint:
         return http.client.HTTPSConnection(self.host, self.port, timeout=timeout, context=context)
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> str:
-        """One request on a connection of its own; what a client saw: GOOD, or in words what it got in its place."""
+        """Send one request on a new connection and return GOOD, or a description of what the client got instead."""
         connection = self.connect()
         try:
             self.send(connection, path, body)
@@ -60,13 +60,13 @@ class Endpoint:
         connection.request("POST" if body else "GET", path, json.dumps(body) if body else None, headers)
 
     def chat(self, tokens: int, **more: Any) -> dict[str, Any]:
-        """A request for exactly so many tokens."""
+        """Return the body of a request for exactly this number of tokens."""
         messages = [{"role": "user", "content": "Hello"}]
         return {"model": self.model, "messages": messages, "max_tokens": tokens, "ignore_eos": True, **more}
 
 
 def _kind(text: bytes) -> str:
-    """What an error says: its code, if it has the shape of OpenAI's errors."""
+    """Describe an error's body: its code, if it has the shape of OpenAI's errors."""
     try:
         error = json.loads(text)["error"]
         return str(error["code"]) if error.keys() == {"message", "type", "param", "code"} else "another JSON"
@@ -75,7 +75,7 @@ def _kind(text: bytes) -> str:
 
 
 class Watch(threading.Thread):
-    """Asks for the same again and again, each time anew."""
+    """Thread that keeps sending the same request, each time on a new connection."""
 
     def __init__(self, endpoint: Endpoint, path: str, pause: float) -> None:
         super().__init__(daemon=True)
@@ -83,7 +83,7 @@ class Watch(threading.Thread):
         self._body = endpoint.chat(1) if path == CHAT else None
         self._ended = threading.Event()
         self.seen: list[tuple[float, float, str]] = []
-        """When it was asked, when that was answered (time.monotonic), and with what."""
+        """Time of each request, time of its answer (both time.monotonic), and the answer."""
 
     def run(self) -> None:
         while not self._ended.wait(self._pause):
@@ -97,16 +97,16 @@ class Watch(threading.Thread):
         self.join(2 * PATIENCE_SECONDS)
 
     def is_well(self, since: float) -> bool:
-        """Whether what was asked a moment ago, and after `since`, was answered well."""
+        """Return True if the last request, sent just now and after `since`, got a good answer."""
         start, _, what = self.seen[-1]
         return start >= max(since, time.monotonic() - 2) and what == GOOD
 
     def recovered(self, since: float) -> float:
-        """Seconds from the first bad answer to the first good one after the last; 0 where none was bad."""
+        """Return the seconds from the first bad answer to the first good one after the last; 0 if none was bad."""
         return self._out(since, lambda what: what != GOOD)
 
     def reached(self, since: float) -> float:
-        """The same until Nginx answered again, whatever it said."""
+        """Return the same until Nginx answered again, with any status."""
         return self._out(since, lambda what: not (what[:3].isdigit() or what == LATE))
 
     def _out(self, since: float, bad: Callable[[str], bool]) -> float:
@@ -114,8 +114,8 @@ class Watch(threading.Thread):
         found = [index for index, (_, _, what) in enumerate(after) if bad(what)]
         return after[found[-1] + 1][1] - max(since, after[found[0]][0]) if found else 0.0
 
-    def told(self, since: float) -> str:
-        """What was seen from `since` on, in order: `503 model_unavailable for 3.1 s`; empty where all was good."""
+    def summary(self, since: float) -> str:
+        """Summarize the bad answers since then, like `503 model_unavailable for 3.1 s`; empty if all were good."""
         after = [entry for entry in self.seen if entry[1] >= since]
         runs = [(what, list(entries)) for what, entries in groupby(after, key=lambda entry: entry[2])]
         ends = [entries[-1][1] for _, entries in runs]
@@ -129,7 +129,7 @@ class Watch(threading.Thread):
 
 
 def _merged(parts: list[str]) -> list[str]:
-    """At most four: a server that comes and goes is told once."""
+    """Shorten to at most four parts, for a server that comes and goes."""
     return parts if len(parts) <= 4 else [*parts[:3], f"and {len(parts) - 3} more"]
 
 
@@ -141,7 +141,7 @@ class Stream(threading.Thread):
         self._endpoint, self._tokens = endpoint, tokens
         self.events = 0
         self.end = ""
-        """`whole`, or how it ended before."""
+        """`whole`, or `cut off` if it ended early."""
 
     def run(self) -> None:
         connection = self._endpoint.connect(timeout=120)
@@ -162,7 +162,7 @@ class Stream(threading.Thread):
 
 @contextmanager
 def watching(endpoint: Endpoint, streams: int, tokens: int) -> Iterator[tuple[Watch, Watch, list[Stream]]]:
-    """Clients that ask for health and for chat all the time, and streams that have begun to flow."""
+    """Yield clients that keep asking for health and for chat, and streams that have begun to flow."""
     health, chat = Watch(endpoint, HEALTH, 0.1), Watch(endpoint, CHAT, 0.2)
     flowing = [Stream(endpoint, tokens) for _ in range(streams)]
     with ExitStack() as stopping:

@@ -27,7 +27,7 @@ CLOCK_DOCKERFILE = f"FROM {NGINX_IMAGE}\nCOPY clock.so /\nENV LD_PRELOAD=/clock.
 
 
 def certificate_expired(site: Site) -> Row:
-    """Its `up` in the last 30 days did not happen: Nginx shows the certificate beyond its end."""
+    """Nobody ran `up` in the last 30 days: Nginx presents an expired certificate."""
     _let_expire(site.server)
     since = time.monotonic()
     saw = site.endpoint.ask("/healthz")
@@ -38,7 +38,7 @@ def certificate_expired(site: Site) -> Row:
 
 
 def _let_expire(server: Server) -> None:
-    """The same certificate, of the same CA and key, that ended yesterday: in the state, and shown by Nginx."""
+    """Replace the certificate, in the state and in Nginx, with one of the same CA and key that expired yesterday."""
     path = server.directory / "rehearsal" / "stacks" / server.stack / "state.json"
     state = json.loads(path.read_text())
     resources: dict[str, dict[str, Any]] = {
@@ -62,7 +62,7 @@ def _let_expire(server: Server) -> None:
 
 
 def clock_jumps(site: Site) -> Row:
-    """Nginx's clock. The machine's own is everybody's here, and stays."""
+    """Nginx's clock jumps. The machine's own clock, which all its processes share, stays."""
     server = site.server
     _build_clock_image(server)
     server.up("--set", f"nginxImage={CLOCK_IMAGE}")
@@ -83,12 +83,12 @@ def clock_jumps(site: Site) -> Row:
         clock.unlink(missing_ok=True)
         server.up()
     assert len(days) == len(JUMPS), f"Nginx's clock did not jump: {days}"
-    # Measured with the image of the drill; what counts is that `up` finds the stack's own as it should be.
+    # The drill ran with another image: restore the stack's own before looking at the next `up`.
     return replace(row, next_up=next_up(server))
 
 
 def _build_clock_image(server: Server) -> None:
-    """Nginx as it is, with a wall clock that a file moves."""
+    """Build Nginx's image with a wall clock that a file moves."""
     installed("gcc", "build-essential")
     library = server.directory / "clock.so"
     source = Path(__file__).with_name("clock.c")

@@ -1,4 +1,4 @@
-"""Faults of what runs on the server, and of its disks."""
+"""Faults of the processes on the server, and of its disks."""
 
 import tempfile
 import time
@@ -12,27 +12,27 @@ LIVE_RESTORE = "/etc/docker/daemon.json"
 
 
 def _processes(server: Server, role: str) -> list[tuple[int, int, str]]:
-    """A container's processes: number, memory in KiB, command line."""
+    """List a container's processes: PID, memory in KiB, command line."""
     rows = server.container(role).top(ps_args="-eo pid,rss,args")["Processes"]
     return [(int(pid), int(rss), args) for pid, rss, args in rows]
 
 
 def _kill(server: Server, signal: str, *pids: int) -> None:
-    # One can take others along before it is their turn.
+    # The end of one process can end others before their turn.
     server.shell(f"kill -{signal} {' '.join(map(str, pids))} 2>/dev/null || true")
 
 
 def _engine(server: Server) -> int:
-    """The process that computes: the largest."""
+    """Return the PID of vLLM's engine: the largest process."""
     return max(_processes(server, "vllm"), key=lambda process: process[1])[0]
 
 
 def _api_server(server: Server) -> int:
-    """The process that listens: the first of Python's."""
+    """Return the PID of the process that listens: the first of Python's."""
     return min(pid for pid, _, args in _processes(server, "vllm") if "api_server" in args and "/bin/sh" not in args)
 
 
-# --- What runs
+# --- Processes
 
 
 def vllm_killed(site: Site) -> Row:
@@ -45,7 +45,7 @@ def vllm_killed(site: Site) -> Row:
 
 
 def vllm_out_of_memory(site: Site) -> Row:
-    """The kernel's own: no memory is left for the container, and the engine is what it takes."""
+    """The kernel finds no memory left for the container and kills the engine."""
     server = site.server
     container = server.container("vllm")
     limit = f"/sys/fs/cgroup/memory/docker/{container.id}/memory"
@@ -103,7 +103,7 @@ def _dockerd_killed(site: Site, fault: str, *, live_restore: bool) -> Row:
 
 
 def _set_live_restore(server: Server, *, on: bool) -> None:
-    """As keep-containers.sh writes it; Docker takes it while it runs."""
+    """Set live-restore as keep-containers.sh does; the running Docker applies it."""
     value = str(on).lower()
     server.shell(f"""printf '{{"live-restore": {value}}}' >{LIVE_RESTORE}; kill -HUP $(cat /run/dockerd.pid)""")
     read = "docker info --format '{{.LiveRestoreEnabled}}'"
@@ -111,7 +111,7 @@ def _set_live_restore(server: Server, *, on: bool) -> None:
 
 
 def reboot(site: Site) -> Row:
-    """Seconds count from the power cut on: a real machine's own start comes on top."""
+    """Seconds count from the power cut; a real machine's boot takes longer."""
 
     def cut_power() -> None:
         site.server.power_off()
@@ -139,20 +139,20 @@ def logs_full(site: Site) -> Row:
 
 
 def weights_full(site: Site) -> Row:
-    """Another model is to be fetched, and there is no room for it."""
+    """Another model is to be fetched, and the disk has no room for it."""
     server = site.server
     with tempfile.TemporaryDirectory(prefix="elastic-vllm-full-") as disk:
         server.shell(f"mount -t tmpfs -o size=16m full {disk}")
         other = {"model": "acme/other", "modelSource": "hub", "modelRevision": "a1" * 20, "weightsDirectory": disk}
         settings = [word for key, value in other.items() for word in ("--set", f"{key}={value}")]
-        said: list[str] = []
+        output: list[str] = []
 
         def change_model() -> None:
             done = server.rehearse("up", *settings, "--set", "weightsGb=1")
             assert done.returncode == 1, done.stdout
-            said.append(done.stdout + done.stderr)
+            output.append(done.stdout + done.stderr)
 
         row = measure(site, "disk with the weights full while another model is fetched", change_model)
         server.shell(f"umount {disk}")
-    assert "too little disk for the weights: 0 GB free" in said[0], said[0]
+    assert "too little disk for the weights: 0 GB free" in output[0], output[0]
     return row

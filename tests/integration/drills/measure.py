@@ -1,4 +1,4 @@
-"""What a drill measures: what clients saw, seconds to recover, and what the next `up` did."""
+"""Measurements of a drill: answers to clients, seconds to recover, and changes by the next `up`."""
 
 import json
 import time
@@ -11,9 +11,9 @@ from tests.support.netns_machine import outcomes
 
 STREAMS = 3
 OBSERVE_SECONDS = 3
-"""A fault that clients have not noticed by then has passed them by."""
+"""A fault that no client has noticed by then will not be noticed."""
 PROXY_SECONDS = 5
-"""Nginx must answer again within that, whatever it has to say."""
+"""Nginx must answer again within this time, with any status."""
 
 
 @dataclass(frozen=True)
@@ -23,21 +23,21 @@ class Row:
     fault: str
     saw: str
     seconds: float
-    """Until chat worked again."""
+    """Seconds until chat worked again."""
     proxy_seconds: float
-    """Until Nginx answered again."""
+    """Seconds until Nginx answered again."""
     next_up: str
 
     @property
     def line(self) -> str:
-        """As Markdown."""
+        """Return the row as Markdown."""
         seconds = f"{self.seconds:.1f}" if self.seconds else "0"
         return f"| {self.fault} | {self.saw} | {seconds} | {self.next_up} |"
 
 
 @dataclass(frozen=True)
 class Site:
-    """A server that serves, and whether its vLLM is the real one."""
+    """A running server and its endpoint; `real` is True if its vLLM is the real one."""
 
     server: Server
     endpoint: Endpoint
@@ -45,12 +45,12 @@ class Site:
 
     @property
     def tokens(self) -> int:
-        """Of a stream that flows for some 6 s; the real one's depends on the machine."""
+        """Tokens of a stream that flows for about 6 s; with the real vLLM, this depends on the machine."""
         return 600 if self.real else 300
 
 
 def site(server: Server, *, real: bool) -> Site:
-    """The endpoint as the stack's outputs describe it."""
+    """Return the endpoint as the stack's outputs describe it."""
     done = server.rehearse("outputs", "--json", "--show-secrets")
     assert done.returncode == 0, done.stderr
     values = json.loads(done.stdout)
@@ -65,20 +65,20 @@ def site(server: Server, *, real: bool) -> Site:
 
 
 def measure(site: Site, fault: str, do: Callable[[], object], *, patience: float = 240, longer: int = 1) -> Row:
-    """Do it while clients are at work, until all is well again; then `up`. `longer`: so many times are the streams."""
+    """Cause the fault under load, wait until all is well, then run `up`. `longer` multiplies the streams' length."""
     with watching(site.endpoint, STREAMS, longer * site.tokens) as (health, chat, streams):
         since = time.monotonic()
         do()
         limit = time.monotonic() + patience
         observe = time.monotonic() + OBSERVE_SECONDS
         while time.monotonic() < observe or not (health.is_well(since) and chat.is_well(since)):
-            assert time.monotonic() < limit, f"{fault}: not well after {patience} s: {chat.told(since)}"
+            assert time.monotonic() < limit, f"{fault}: not well after {patience} s: {chat.summary(since)}"
             time.sleep(0.05)
         for stream in streams:
             stream.join(120)
-    told = {"health": health.told(since), "chat": chat.told(since)}
+    summaries = {"health": health.summary(since), "chat": chat.summary(since)}
     whole = sum(stream.end == "whole" for stream in streams)
-    parts = [f"{name}: {text}" for name, text in told.items() if text]
+    parts = [f"{name}: {text}" for name, text in summaries.items() if text]
     if whole < STREAMS:
         parts.append(f"{STREAMS - whole} of {STREAMS} streams cut off")
     return Row(
@@ -91,6 +91,6 @@ def measure(site: Site, fault: str, do: Callable[[], object], *, patience: float
 
 
 def next_up(server: Server, *arguments: str) -> str:
-    """What an `up` changes, in words."""
+    """Run `up` and describe its changes."""
     changed = {name: what for name, what in outcomes(server.up(*arguments)).items() if what != "unchanged"}
     return ", ".join(f"{what} {name}" for name, what in changed.items()) or "nothing"

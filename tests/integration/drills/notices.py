@@ -1,4 +1,4 @@
-"""Google's notice that the VM is about to go, from a stand-in for its metadata server."""
+"""Google's notice that the VM will be stopped, from a stand-in for its metadata server."""
 
 import shlex
 import time
@@ -11,7 +11,7 @@ from tests.support.netns_machine import wait_until
 
 PORT = 18181
 DRAIN_LIMIT = 60
-# Files in place of keys; `python3 -m http.server` answers as they are.
+# Files stand for metadata keys; `python3 -m http.server` serves them unchanged.
 METADATA = """
 mkdir -p /run/metadata && cd /run/metadata
 printf FALSE >preempted
@@ -29,7 +29,7 @@ def maintenance(site: Site) -> Row:
 
 
 def _noticed(site: Site, key: str, value: str, fault: str) -> Row:
-    """What install-drain.sh leaves on the VM, without systemd; then the notice, and that nothing came of it."""
+    """Run the service of install-drain.sh without systemd, give the notice, and finally withdraw it."""
     server = site.server
     prefix = f"elastic-vllm-{server.stack}"
     metadata = f"http://127.0.0.1:{PORT}"

@@ -1,7 +1,7 @@
-"""A server that may be broken in any way: processes, files, network and a Docker of its own, in namespaces.
+"""A server that a drill may break in any way: separate processes, files, network and Docker, in namespaces.
 
-Clients reach it from this machine over a cable of its own (veth), as they would from elsewhere. There is no systemd:
-what units would do at boot and when dockerd dies is done here as they say.
+Clients reach it from this machine over a virtual cable (veth), as they would from elsewhere. There is no systemd: this
+module does what its units do at boot and when dockerd dies.
 """
 
 import os
@@ -29,7 +29,7 @@ MODELS = Path("/var/lib/elastic-vllm/models")
 HTTPS_PORT = 8443
 DOCKERD_RESTART_SECONDS = 2  # RestartSec of docker.service
 
-# $1: the server's disk. What a server has for itself is bound over this machine's; the rest is shared.
+# $1: the server's disk. The server's own directories are bound over this machine's; the rest is shared.
 MOUNTS = """
 set -e
 bind() { mkdir -p "$1" "$2"; mount --rbind "$1" "$2"; }
@@ -58,8 +58,8 @@ while :; do
 done
 """
 
-# $1: Docker's layers, $2: where to, then their names. Docker has mounted that directory over itself, and no link goes
-# from one mount to another: so through a mount of the whole disk.
+# $1: Docker's layers, $2: target directory, then their names. Docker has mounted that directory over itself, and links
+# between mounts are impossible, so the script goes through a mount of the whole disk.
 LINK = """
 set -e
 mount --bind / /mnt
@@ -76,12 +76,12 @@ done
 
 @dataclass
 class Server:
-    """Off until `boot`. Its disk, `directory`, outlives `power_off`."""
+    """A server that is off until `boot`. Its disk, `directory`, outlives `power_off`."""
 
     stack: str
     directory: Path
     number: int
-    """Of its network: 10.211.NUMBER.0/30."""
+    """Number of its network, 10.211.NUMBER.0/30."""
     pid: int = 0
     _init: subprocess.Popen[str] | None = None
 
@@ -103,11 +103,11 @@ class Server:
         return docker.DockerClient(base_url=f"unix://{files}/run/docker.sock", timeout=120)
 
     def container(self, role: str) -> Container:
-        """`role`: vllm or nginx."""
+        """Return the container with this role, vllm or nginx."""
         return self.docker.containers.get(f"elastic-vllm-{self.stack}-{role}")
 
     def boot(self) -> None:
-        """Power on: mounts, cable, packet filters, Docker, sshd if there was one."""
+        """Power the server on: mounts, cable, packet filters, Docker, and sshd if it ran before."""
         for name in ("rehearsal", "docker", "lib", "etc", "etc-docker", "logrotate"):
             (self.directory / name).mkdir(exist_ok=True, mode=0o755)
         # As keep-containers.sh leaves it where `up` installs Docker.
@@ -128,7 +128,7 @@ class Server:
         self.shell(f"[ ! -e {config} ] || {{ rm -f {config.parent}/sshd.pid; /usr/sbin/sshd -f {config}; }}")
 
     def power_off(self) -> None:
-        """As when the plug is pulled: every process ends in the same moment, and what was only in memory is lost."""
+        """Pull the plug: every process ends at the same moment, and unsaved data is lost."""
         if self._init:
             subprocess.run(["kill", "-9", str(self.pid)], check=False)
             self._init.wait(60)
@@ -142,7 +142,7 @@ class Server:
         return self.run("docker", "version").returncode == 0
 
     def _connect(self) -> None:
-        """A cable between this machine and the server."""
+        """Connect this machine and the server by a cable."""
         cable, net = f"drill{self.number}", f"10.211.{self.number}"
         subprocess.run(["ip", "link", "delete", cable], capture_output=True, check=False)
         for line in (
@@ -158,17 +158,17 @@ class Server:
         return subprocess.run([*self.enter, *command], capture_output=True, text=True, timeout=900, check=False)
 
     def shell(self, script: str) -> str:
-        """Run a script on the server, which must succeed; what it said."""
+        """Run a script on the server, which must succeed, and return its output."""
         done = self.run("sh", "-ec", script)
         assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
     def start(self, *command: str) -> subprocess.Popen[bytes]:
-        """Start a command that goes on by itself, until `end`."""
+        """Start a command that runs in the background until `end`."""
         return subprocess.Popen([*self.enter, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def end(self, process: subprocess.Popen[bytes]) -> None:
-        """End what `start` has started."""
+        """End a command that `start` has started."""
         # nsenter only waits for it.
         for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
             subprocess.run(["kill", "-9", child], check=False)
@@ -180,16 +180,16 @@ class Server:
         return self.run("env", "TERM=dumb", str(ROOT / "scripts" / "rehearse"), *arguments, "--stack", self.stack)
 
     def up(self, *arguments: str) -> str:
-        """Run `up`, which must succeed; what it printed."""
+        """Run `up`, which must succeed, and return its output."""
         done = self.rehearse("up", *arguments)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return done.stdout
 
 
 def carry_images(directory: Path) -> None:
-    """Give a server's Docker, while it is off, the images of this machine's: without a copy, their files are linked.
+    """Link this machine's Docker images into the Docker of a server that is off, instead of copying them.
 
-    Needs Docker's overlay2, as on all machines that tests run on.
+    This needs Docker's overlay2 storage, as on all machines that run tests.
     """
     layers, kept = directory / "docker" / "overlay2", directory / "docker" / "image"
     (layers / "l").mkdir(parents=True)
@@ -208,7 +208,7 @@ def carry_images(directory: Path) -> None:
 
 @contextmanager
 def running(stack: str, settings: Mapping[str, Any]) -> Iterator[Server]:
-    """A server that has booted, and the file of a stack for it; both are gone at the end. Nothing is up on it yet."""
+    """Yield a booted server and write the file of a stack for it, which is not up yet; both are removed at the end."""
     directory = Path(tempfile.mkdtemp(prefix="elastic-vllm-drills-", dir=DISKS))
     directory.chmod(0o755)
     server = Server(stack, directory, os.getpid() % 250)
@@ -224,7 +224,7 @@ def running(stack: str, settings: Mapping[str, Any]) -> Iterator[Server]:
         **settings,
     }
     path.write_text(yaml.safe_dump({"config": {f"elastic-vllm:{key}": each for key, each in all_settings.items()}}))
-    # While it is off, nobody else may seem to be there.
+    # While the server is off, no other machine may answer at its address.
     subprocess.run(["ip", *f"route replace unreachable {server.network} metric 4000".split()], check=True)
     try:
         carry_images(directory)
@@ -239,7 +239,7 @@ def running(stack: str, settings: Mapping[str, Any]) -> Iterator[Server]:
 
 
 def _remove(directory: Path) -> None:
-    """Once the last process and mount of the server is gone."""
+    """Remove the server's disk once its last process and mount are gone."""
     limit = time.monotonic() + 60
     while directory.exists():
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Faults of `up` itself: cut off, and begun twice."""
+"""Faults of `up` itself: interrupted, and started twice."""
 
 import json
 import signal
@@ -14,31 +14,31 @@ from tests.support.netns_machine import Run, wait_until
 
 
 def second_up(site: Site) -> Row:
-    """One `up` while another runs."""
+    """A second `up` while another runs."""
     server = site.server
-    said: list[str] = []
+    messages: list[str] = []
 
     def twice() -> None:
         first = start(server, "up")
         wait_until(lambda: "settings" in first.text)
-        # With nothing to do it would be over in a second. (Brackets: the pattern is not to find its own shell.)
+        # It has nothing to do and would end in a second. (The brackets keep the pattern from matching its own shell.)
         to_first = "pkill -{} -f 'scripts.lab [u]p'"
         server.shell(to_first.format("STOP"))
         second = server.rehearse("up")
         server.shell(to_first.format("CONT"))
         first.process.send_signal(signal.SIGCONT)  # nsenter has stopped along with it
         assert second.returncode == 1, second.stdout
-        said.append(second.stderr)
+        messages.append(second.stderr)
         assert first.exit_code == 0, first.text
 
     row = measure(site, "a second `up` while one runs", twice)
-    assert f"error: stack {server.stack} is being changed by process " in said[0]
-    assert said[0].rstrip().endswith("wait for it")
+    assert f"error: stack {server.stack} is being changed by process " in messages[0]
+    assert messages[0].rstrip().endswith("wait for it")
     return row
 
 
 def start(server: Server, *arguments: str) -> Run:
-    """A `scripts/rehearse` that goes on by itself."""
+    """Start `scripts/rehearse` in the background."""
     output = tempfile.NamedTemporaryFile(dir=server.directory, delete=False)  # noqa: SIM115 - Run reads it
     command = [*server.enter, str(ROOT / "scripts" / "rehearse"), *arguments, "--stack", server.stack]
     process = subprocess.Popen(command, stdout=output, stderr=output)
@@ -46,9 +46,9 @@ def start(server: Server, *arguments: str) -> Run:
 
 
 def ssh_cut_at_every_step(site: Site, most: int = 1000) -> Row:
-    """From nothing: once `up` has begun another step, SSH is cut until it gives up; then `up` again.
+    """Start from nothing: at each new step of `up`, cut SSH until `up` gives up; then run `up` again.
 
-    `most`: after so many that failed, `up` is let through.
+    `most` is the number of failed runs after which `up` is left alone.
     """
     server = site.server
     assert server.rehearse("down").returncode == 0
@@ -58,7 +58,7 @@ def ssh_cut_at_every_step(site: Site, most: int = 1000) -> Row:
     while True:
         run = start(server, "up")
         _wait_for_new(server, run, known)
-        begun = _begun(server)  # what fails is not in the state afterwards
+        begun = _begun(server)  # a failed step is not in the state afterwards
         while run.process.poll() is None and begun - known and failed < most:
             _cut_ssh(server)
             time.sleep(0.05)

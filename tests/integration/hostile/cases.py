@@ -1,4 +1,4 @@
-"""Requests as attackers write them: those that are known, by name."""
+"""Requests as attackers write them: known attacks, by name."""
 
 from tests.integration.hostile.twin import CURRENT, DROPPED, PREVIOUS
 
@@ -7,7 +7,7 @@ AUTHORIZATION = b"Authorization: Bearer "
 RIGHT = AUTHORIZATION + CURRENT.encode() + b"\r\n"
 WRONG = AUTHORIZATION + b"0" * 64 + b"\r\n"
 INNER = b"GET /metrics HTTP/1.1\r\nHost: vllm\r\n\r\n"
-"""What a smuggler wants to reach vLLM."""
+"""Request that a smuggler wants to reach vLLM."""
 INNER_CHAT = b"POST /v1/chat/completions HTTP/1.1\r\nHost: vllm\r\nContent-Length: 2\r\n\r\n{}"
 
 
@@ -20,17 +20,17 @@ def request(
     headers: bytes = b"",
     body: bytes = b"",
 ) -> bytes:
-    """One request; `headers` are whole lines, and say how long `body` is."""
+    """Build one request; `headers` are whole lines, and declare the length of `body`."""
     return method + b" " + target + version + b"\r\n" + host + key + headers + b"\r\n" + body
 
 
 def chunked(body: bytes, encoding: bytes = b"Transfer-Encoding: chunked\r\n", **more: bytes) -> bytes:
-    """A request whose body comes in chunks as given."""
+    """Build a request whose body consists of these chunks."""
     return request(headers=encoding, body=body, **more)
 
 
 def sized(body: bytes, length: bytes | None = None, **more: bytes) -> bytes:
-    """A request with a Content-Length, the body's own unless another is given."""
+    """Build a request with a Content-Length, by default the body's own."""
     return request(headers=b"Content-Length: %s\r\n" % (length or b"%d" % len(body)), body=body, **more)
 
 

@@ -1,7 +1,7 @@
-"""What the endpoint may do with bytes, whatever they are: from its promises and RFC 9112, never from nginx.conf.
+"""Permitted reactions of the endpoint to any bytes, derived from its promises and RFC 9112, never from nginx.conf.
 
-`entitled` is an upper bound, by the most lenient reading: what is not in it must not reach vLLM. `expected` is exact,
-for requests that can be read in one way only.
+`entitled` is an upper bound, by the most lenient reading: nothing else may reach vLLM. `expected` is exact, for
+requests that can be read in one way only.
 """
 
 import json
@@ -18,12 +18,12 @@ from tests.integration.hostile.wire import LAST, Answer
 ALLOWED = {"/v1/chat/completions": "POST", "/v1/models": "GET"}
 HEALTH = "/healthz"
 BEHIND = {"/v1/chat/completions": "/v1/chat/completions", "/v1/models": "/v1/models", HEALTH: "/health"}
-"""Path -> what vLLM is asked for."""
+"""Path -> path of the request to vLLM."""
 REFUSALS = {400, 401, 404, 405, 413, 414, 431}
 HEADERS = {"strict-transport-security": "max-age=63072000", "x-content-type-options": "nosniff"}
 
 START = re.compile(rb"([A-Z]+) +([^ \r\n]+)(?: +HTTP/1\.[0-9]+)? *\r?\n")
-"""What could be taken for a request's first line, wherever it stands."""
+"""Pattern of anything that could be read as a request's first line, anywhere in the bytes."""
 PLAIN_START = re.compile(
     rb"(GET|POST|PUT|DELETE|PATCH|HEAD|OPTIONS) (/[A-Za-z0-9_./{}-]*)(\?[a-z0-9=&]*)? HTTP/1\.1\r\n"
 )
@@ -35,17 +35,17 @@ ONCE = {
     *(b"authorization", b"host"),
     *(b"if-match", b"if-modified-since", b"if-none-match", b"if-range", b"if-unmodified-since"),
 }
-"""What may stand in a request once only: Nginx 1.30 refuses the conditions too where they are repeated."""
+"""Headers that may occur once only; Nginx 1.30 also refuses repeated conditional headers."""
 PLAIN_BYTES = 4096
-"""A head shorter than this is in no limit's way."""
+"""A head shorter than this is within every limit."""
 
 
-class Violation(AssertionError):  # noqa: N818 - what was promised and is not so
-    """The endpoint did what it must not do."""
+class Violation(AssertionError):  # noqa: N818 - a violation is a finding, not an error of the test
+    """The endpoint broke a promise."""
 
 
 def path_of(target: bytes) -> str:
-    """The path that a target could mean: authority and query dropped, percent-encoding decoded once, dots resolved."""
+    """Return the path that a target could mean: no authority or query, percent-encoding decoded once, dots resolved."""
     text = re.sub(rb"^[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*", b"", target)
     text = re.split(rb"[?#]", text, maxsplit=1)[0]
     text = re.sub(rb"%([0-9A-Fa-f]{2})", lambda match: bytes([int(match[1], 16)]), text)
@@ -60,7 +60,7 @@ def path_of(target: bytes) -> str:
 
 
 def entitled(payload: bytes, keys: Iterable[str]) -> Counter[tuple[str, str]]:
-    """(method, path) as vLLM may see them at most, and how often."""
+    """Count the pairs (method, path) that vLLM may see at most."""
     values = {f"Bearer {key}".encode() for key in keys}
     found: Counter[tuple[str, str]] = Counter()
     for match in START.finditer(payload):
@@ -86,7 +86,7 @@ class Plain:
 
     @property
     def status(self) -> int:
-        """What it must be answered with."""
+        """Status that the answer must have."""
         method = "GET" if self.path == HEALTH else ALLOWED.get(self.path)
         if not self.authorized and self.path != HEALTH:
             return 401
@@ -96,7 +96,7 @@ class Plain:
 
 
 def plain_requests(payload: bytes, keys: Iterable[str], body_bytes: int) -> tuple[list[Plain], bool]:
-    """The requests at the beginning that are plain, and whether these are all that there is."""
+    """Return the plain requests at the beginning, and True if nothing else follows."""
     values = {f"Bearer {key}".encode() for key in keys}
     found, reader = list[Plain](), BytesIO(payload)
     while reader.tell() < len(payload):
@@ -153,7 +153,7 @@ def _plain_body(reader: BinaryIO, lengths: Sequence[bytes], encodings: Sequence[
 def judge(
     payload: bytes, answers: Sequence[Answer], arrived: Sequence[Arrived], keys: Sequence[str], body_bytes: int
 ) -> None:
-    """Raise Violation where an answer, or what arrived at vLLM, is not what the endpoint promises."""
+    """Raise Violation if an answer, or a request that arrived at vLLM, breaks the endpoint's promises."""
     for problem in _problems(payload, answers, arrived, keys, body_bytes):
         raise Violation(f"{problem}\nsent: {payload[:3000]!r}\nanswers: {answers!r:.2000}\narrived: {arrived!r:.2000}")
 
@@ -189,7 +189,7 @@ def _problems_of(answer: Answer, keys: Sequence[str], *, heads: bool) -> Iterato
     if any(key.encode() in everything.lower() for key in keys):
         yield "a key is in an answer"
     if re.search(rb"nginx/|uvicorn|openresty", everything):
-        yield "an answer tells what runs here"
+        yield "an answer reveals the software"
     if answer.status == 200:
         return
     if answer.status and answer.status not in REFUSALS:

@@ -1,6 +1,6 @@
-"""Stands for vLLM behind Nginx, and notes what really arrives there: heads, bodies, and whatever is not well-formed.
+"""Stand-in for vLLM behind Nginx that records what really arrives: heads, bodies, and anything malformed.
 
-It reads strictly by RFC 9112: what Nginx would pass on in two ways is a problem here.
+It reads strictly by RFC 9112: a request that can be read in two ways is an error here.
 """
 
 import json
@@ -18,12 +18,12 @@ TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 REQUEST_LINE = re.compile(rb"([A-Z]+) (/[!-~]*) HTTP/1\.1\r\n")
 HEADER = re.compile(rb"(" + TOKEN + rb"):[ \t]*([^\r\n\0]*?)[ \t]*\r\n")
 PAUSE_SECONDS = 0.02
-"""For each of a request's `max_tokens`; its `seed` is how many bytes the answer is padded with."""
+"""Delay for each of a request's `max_tokens`; its `seed` is the number of bytes that pad the answer."""
 
 
 @dataclass(frozen=True)
 class Arrived:
-    """A request as vLLM would get it."""
+    """A request as vLLM would receive it."""
 
     method: str
     path: str
@@ -36,7 +36,7 @@ class Arrived:
 
 @dataclass
 class Recorder:
-    """What has arrived since it was last asked."""
+    """Requests that have arrived since the last `take`."""
 
     arrived: list[Arrived] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -44,12 +44,12 @@ class Recorder:
     most_under_way: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
     silent_seconds: float = 0
-    """How long it says nothing before an answer."""
+    """Seconds of silence before an answer."""
     breaks_off: bool = False
-    """Whether it closes the connection in place of an answer."""
+    """True to close the connection instead of answering."""
 
     def take(self) -> list[Arrived]:
-        """What has arrived, which is then forgotten. Fails where anything was not well-formed."""
+        """Return the requests that have arrived, and forget them. Fails if any was malformed."""
         with self.lock:
             arrived, problems = list(self.arrived), list(self.problems)
             self.arrived.clear()
@@ -69,7 +69,7 @@ class _Handler(socketserver.StreamRequestHandler):
             try:
                 arrived = _request(line, reader)
             except EOFError:
-                return  # the client has gone in the middle of its request, and Nginx with it
+                return  # the client left in the middle of its request, and Nginx closed the connection
             except ValueError as error:
                 with recorder.lock:
                     recorder.problems.append(f"{error} in {line!r}")
@@ -110,7 +110,7 @@ def _json(body: bytes) -> dict[str, object]:
 
 
 def _request(line: bytes, reader: BinaryIO) -> Arrived:
-    """The rest of a request. Raises ValueError where it can be read in more than one way, EOFError where it ends."""
+    """Read the rest of a request. Raises ValueError if it is ambiguous, EOFError if it ends early."""
     match = REQUEST_LINE.fullmatch(line)
     if not match:
         raise ValueError("not a request line")
@@ -167,7 +167,7 @@ class _Server(socketserver.ThreadingUnixStreamServer):
 
 @contextmanager
 def recording(socket: Path) -> Iterator[Recorder]:
-    """Listens on this socket until the block ends."""
+    """Listen on this socket until the block ends."""
     with _Server(str(socket), _Handler) as server:
         socket.chmod(0o777)
         server.recorder = Recorder()

@@ -1,4 +1,4 @@
-"""Requests as attackers write them: tricks with every part of a request, put together by Hypothesis."""
+"""Requests as attackers write them: tricks with every part of a request, combined by Hypothesis."""
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
@@ -16,7 +16,7 @@ from tests.integration.hostile.cases import (
 )
 from tests.integration.hostile.twin import CURRENT, DROPPED, PREVIOUS
 
-# What vLLM 0.32 serves besides (facts of its OpenAPI), and what Nginx has for itself.
+# Other paths that vLLM 0.32 serves (facts of its OpenAPI), and Nginx's internal ones.
 OTHERS = [
     *(b"/tokenize", b"/detokenize", b"/invocations", b"/v1/completions", b"/v1/responses", b"/v1/messages"),
     *(b"/v1/embeddings", b"/pooling", b"/score", b"/rerank", b"/generative_scoring", b"/scale_elastic_ep"),
@@ -87,7 +87,7 @@ NUMBER = st.integers(0, 400)
 
 @st.composite
 def targets(draw: st.DrawFn) -> bytes:
-    """A path, and up to three tricks with it."""
+    """Draw a path with up to three tricks."""
     target = draw(st.sampled_from([CHAT, MODELS, b"/healthz"] * 8 + OTHERS))
     for trick in draw(st.lists(st.sampled_from(PATH_TRICKS), max_size=3)):
         target = trick(target, draw(NUMBER)) or b"/"
@@ -205,7 +205,7 @@ CHUNKS = [
 
 @st.composite
 def framings(draw: st.DrawFn) -> tuple[bytes, bytes]:
-    """Header lines that say how long the body is, rightly or not, and a body."""
+    """Draw header lines that declare the body's length, truly or not, and a body."""
     body = draw(st.sampled_from(BODIES))
     kind = draw(
         st.sampled_from(["none", "length", "length", "chunks", "chunks", "wrong length", "wrong chunks", "both"])
@@ -278,7 +278,7 @@ METHODS = (
 
 @st.composite
 def one(draw: st.DrawFn) -> bytes:
-    """One request."""
+    """Draw one request."""
     lines, body = draw(framings())
     return request(
         draw(st.sampled_from(METHODS)),
@@ -293,7 +293,7 @@ def one(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def payloads(draw: st.DrawFn) -> bytes:
-    """One or two requests on a connection, and sometimes a byte of them changed."""
+    """Draw one or two requests on a connection, sometimes with one byte changed."""
     payload = b"".join(draw(st.lists(one(), min_size=1, max_size=2)))
     if draw(st.integers(0, 4)) == 0:
         at = draw(st.integers(0, max(0, min(len(payload), 400) - 1)))

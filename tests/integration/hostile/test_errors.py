@@ -1,4 +1,4 @@
-"""What Nginx says where vLLM is not there, does not answer, or breaks off: the official client's own exceptions."""
+"""Nginx's errors when vLLM is absent, silent or breaks off: the official client's own exceptions."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ from tests.support.made_stacks import NGINX_IMAGE
 
 
 def impatient(conf: str) -> str:
-    """The same with a second where the program has ten minutes."""
+    """Return the configuration with one second where the program has ten minutes."""
     assert "proxy_read_timeout 600s;" in conf
     return conf.replace("proxy_read_timeout 600s;", "proxy_read_timeout 1s;")
 
@@ -44,7 +44,7 @@ def test_a_model_that_is_not_there_is_503_and_may_be_loading(nginx: Twin, how: s
     assert ask(client(nginx))
 
 
-def test_what_goes_wrong_with_the_model_puts_no_query_into_the_log(nginx: Twin) -> None:
+def test_a_failing_model_puts_no_query_into_the_log(nginx: Twin) -> None:
     for there in (False, True):
         with nginx.absent(socket=there):
             with pytest.raises(openai.InternalServerError):

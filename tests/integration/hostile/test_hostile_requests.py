@@ -1,7 +1,7 @@
-"""Whatever is sent to the endpoint: only the allow-list with a right key gets to vLLM, and always by a fixed path.
+"""Hostile requests: only the allow-list with a valid key reaches vLLM, and always by a fixed path.
 
-Nginx as a stack has it, in front of a recorder that notes what arrives. The oracle knows the endpoint's promises and
-nothing of its configuration; the last tests prove that it finds what a loosened configuration lets through.
+A stack's Nginx runs in front of a recorder of what arrives. The oracle knows the endpoint's promises and nothing of
+its configuration; the last tests prove that it finds the effects of a loosened configuration.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from tests.support.made_stacks import NGINX_IMAGE
 CASES = 10_000 if PROVE else 300
 BODY_MB = 1
 WIDE = replace(LIMITS, requests_per_minute=600_000, body_mib=BODY_MB)
-"""So many requests in so short a time are what the rate is there to stop; it has tests of its own."""
+"""Limits that do not interfere: the rate limit would stop this many requests, and has tests of its own."""
 
 
 @pytest.fixture(scope="module", params=["the stack's", "a newer one"] if PROVE else ["the stack's"])
@@ -35,7 +35,7 @@ def nginx(machine: None, request: pytest.FixtureRequest) -> Iterator[Twin]:
 
 
 def tried(nginx: Twin, payload: bytes) -> list[Answer]:
-    """The answers to these bytes, which were as promised."""
+    """Send these bytes, check that the answers are as promised, and return them."""
     given = answers(exchange(nginx.server, payload))
     judge(payload, given, nginx.recorder.take(), (CURRENT, PREVIOUS), BODY_MB * 2**20)
     return given
@@ -54,7 +54,7 @@ def test_a_known_attack_gets_no_further_than_promised(nginx: Twin, name: str) ->
     phases=[Phase.generate, Phase.shrink],
 )
 @given(payload=payloads())
-def test_whatever_is_sent_gets_no_further_than_promised(nginx: Twin, payload: bytes) -> None:
+def test_any_request_gets_no_further_than_promised(nginx: Twin, payload: bytes) -> None:
     tried(nginx, payload)
 
 
@@ -70,7 +70,7 @@ CHECK = """      if ($key_label = "-") {
         return 401;
       }
 """
-# What somebody could do to nginx.conf -> (a text of it, what it becomes there).
+# Mistake in nginx.conf -> (text to replace, replacement).
 LOOSENED: dict[str, tuple[str, str]] = {
     "no key is asked for": (CHECK, ""),
     "a key in capitals will do": (
@@ -89,9 +89,9 @@ LOOSENED: dict[str, tuple[str, str]] = {
     ),
     "the client's own path": ("proxy_pass http://vllm/v1/models;", "proxy_pass http://vllm$request_uri;"),
     "any method": ("      if ($request_method != POST) {\n        return 405;\n      }\n", ""),
-    "the key goes on to vLLM": ('    proxy_set_header Authorization "";\n', ""),
-    "the client's Host goes on to vLLM": ("proxy_set_header Host vllm;", "proxy_set_header Host $host;"),
-    "Nginx tells its version": ("server_tokens off;", "server_tokens on;"),
+    "the key is passed on to vLLM": ('    proxy_set_header Authorization "";\n', ""),
+    "the client's Host is passed on to vLLM": ("proxy_set_header Host vllm;", "proxy_set_header Host $host;"),
+    "Nginx reveals its version": ("server_tokens off;", "server_tokens on;"),
     "Nginx's own page for an error": ("    error_page 404 /_error/404;\n", ""),
     "no HSTS with an error": ('    add_header Strict-Transport-Security "max-age=63072000" always;\n', ""),
     "the key is in an answer": ("nosniff always;", '"nosniff $http_authorization" always;'),
@@ -106,7 +106,7 @@ def test_the_oracle_finds_a_loosened_configuration(machine: None, what: str) -> 
     before, after = LOOSENED[what]
 
     def loosen(conf: str) -> str:
-        assert before in conf, "nginx.conf has changed: write this one anew"
+        assert before in conf, "nginx.conf has changed: rewrite this case"
         return conf.replace(before, after)
 
     with twin.serving(NGINX_IMAGE, WIDE, loosen) as loosened:

@@ -1,6 +1,6 @@
-"""Limits: what is beyond them is refused at once and by name, what is within goes on, slow clients find a close.
+"""Limits: excess is refused at once and by name, the rest continues, connections of slow clients are closed.
 
-Nginx as a stack has it, with small limits, in front of a recorder.
+A stack's Nginx runs with small limits in front of a recorder.
 """
 
 import json
@@ -36,23 +36,23 @@ SMALL = replace(
     reader_seconds=1,
 )
 AT_ONCE = 0.5
-"""Seconds in which a refusal must be there; a request that waited in a queue would take longer."""
+"""Seconds within which a refusal must arrive; a request that waited in a queue would take longer."""
 HELD = 60
 """`max_tokens` of requests that last for more than a second."""
 LET_IN = 1 + SMALL.burst
-"""Requests of one key that may come at once."""
+"""Requests of one key that may arrive at once."""
 
 
 @pytest.fixture
 def nginx(machine: None) -> Iterator[Twin]:
-    """One for each test: what was asked before would count."""
+    """A separate Nginx for each test: earlier requests would count."""
     with twin.serving(NGINX_IMAGE, SMALL) as serving:
         yield serving
 
 
 @pytest.fixture(scope="module")
 def fast(machine: None) -> Iterator[Twin]:
-    """The same for all tests that the rate is nothing to."""
+    """One Nginx for all tests that do not depend on the rate."""
     with twin.serving(NGINX_IMAGE, replace(SMALL, requests_per_minute=60_000)) as serving:
         yield serving
 
@@ -68,7 +68,7 @@ def ask(client: openai.OpenAI, max_tokens: int = 0, **more: Any) -> object:
 
 
 def refused(error: openai.APIStatusError, code: str, *words: str) -> bool:
-    """Whether an error is of this kind, with these words in its message, and says when to try again where it can."""
+    """Return True if an error has this code, these words in its message, and Retry-After where that applies."""
     assert error.code == code, error
     assert all(word in str(error.message) for word in words), error
     assert error.response.headers["content-type"] == "application/json"
@@ -78,7 +78,7 @@ def refused(error: openai.APIStatusError, code: str, *words: str) -> bool:
 
 
 def held(nginx: Twin, client: openai.OpenAI, pool: ThreadPoolExecutor) -> list[Future[object]]:
-    """As many requests as one key may have at a time, all of them at vLLM."""
+    """Start as many requests as one key may have at a time, and wait until all are at vLLM."""
     futures = [pool.submit(ask, client, HELD) for _ in range(SMALL.concurrent_requests)]
     end = time.monotonic() + 10
     while nginx.recorder.under_way < SMALL.concurrent_requests:
@@ -87,7 +87,7 @@ def held(nginx: Twin, client: openai.OpenAI, pool: ThreadPoolExecutor) -> list[F
     return futures
 
 
-def test_one_request_too_many_is_refused_at_once_and_the_others_go_on(fast: Twin) -> None:
+def test_one_request_too_many_is_refused_at_once_and_the_others_continue(fast: Twin) -> None:
     ours = client(fast)
     with ThreadPoolExecutor() as pool:
         futures = held(fast, ours, pool)
@@ -99,7 +99,7 @@ def test_one_request_too_many_is_refused_at_once_and_the_others_go_on(fast: Twin
             assert refused(raised.value, "too_many_concurrent_requests", "3 requests at a time")
         assert ask(client(fast, PREVIOUS)), "another key has its own"
         assert all(future.result(30) for future in futures)
-    assert ask(ours), "once they have ended, the next one is let in"
+    assert ask(ours), "once they have ended, the next one is accepted"
     assert fast.recorder.most_under_way == SMALL.concurrent_requests + 1
 
 
@@ -127,7 +127,7 @@ def _refusal(client: openai.OpenAI) -> openai.RateLimitError | None:
 
 @pytest.mark.slow
 def test_the_official_clients_own_retry_gets_through(nginx: Twin) -> None:
-    """It takes as long as Retry-After says."""
+    """The retry waits as long as Retry-After demands."""
     for _ in range(LET_IN):
         client(nginx).models.list()
     with pytest.raises(openai.RateLimitError):
@@ -135,7 +135,7 @@ def test_the_official_clients_own_retry_gets_through(nginx: Twin) -> None:
     assert client(nginx, retries=1).models.list()
 
 
-def test_what_is_refused_for_its_key_costs_no_key_anything(nginx: Twin) -> None:
+def test_requests_with_a_wrong_key_use_up_no_keys_limit(nginx: Twin) -> None:
     for wrong in ["0" * 64, CURRENT.upper()] * (2 * LET_IN):
         with pytest.raises(openai.AuthenticationError):
             client(nginx, wrong).models.list()
@@ -143,7 +143,7 @@ def test_what_is_refused_for_its_key_costs_no_key_anything(nginx: Twin) -> None:
         client(nginx).models.list()
 
 
-def test_health_checks_can_not_flood_vllm_and_cost_no_key_anything(nginx: Twin) -> None:
+def test_health_checks_cannot_flood_vllm_and_use_up_no_keys_limit(nginx: Twin) -> None:
     with httpx2.Client(verify=nginx.server.context, trust_env=False) as http:
         url = f"https://{nginx.server.host}:{nginx.server.port}/healthz"
         found = Counter(http.get(url).status_code for _ in range(300))
@@ -205,17 +205,17 @@ def test_a_slow_client_finds_a_clean_close(fast: Twin, name: str) -> None:
         begun = time.monotonic()
         while True:
             try:
-                # A reset would be an error here.
-                said = tls.recv(1000)
+                # A reset would raise an error here.
+                received = tls.recv(1000)
                 break
             except TimeoutError:
                 assert time.monotonic() - begun < 4, "it is not closed"
                 tls.sendall(more)
-    assert said == b""
+    assert received == b""
     assert time.monotonic() - begun > 0.7, "that was no limit of time"
 
 
-def test_a_body_that_comes_slowly_but_comes_is_taken(fast: Twin) -> None:
+def test_a_slow_but_steady_body_is_accepted(fast: Twin) -> None:
     with fast.server.connect() as tls:
         tls.sendall(request(headers=b"Content-Length: 6\r\nConnection: close\r\n"))
         for _ in range(6):
@@ -224,7 +224,7 @@ def test_a_body_that_comes_slowly_but_comes_is_taken(fast: Twin) -> None:
         assert tls.recv(100).startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_client_that_reads_nothing_is_given_up_and_one_that_waits_is_not(fast: Twin) -> None:
+def test_a_client_that_reads_nothing_is_dropped_and_one_that_waits_is_not(fast: Twin) -> None:
     body = json.dumps({"seed": 30_000_000}).encode()
     with fast.server.connect() as stuck:
         stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -236,11 +236,11 @@ def test_a_client_that_reads_nothing_is_given_up_and_one_that_waits_is_not(fast:
         while fast.recorder.under_way:
             assert time.monotonic() < end, "vLLM is held up by a client that does not read"
             time.sleep(0.05)
-    fast.recorder.silent_seconds = 2.5  # for longer than a reader may be slow
+    fast.recorder.silent_seconds = 2.5  # longer than a reader may pause
     assert ask(client(fast))
 
 
-def test_a_key_is_in_no_log_of_what_limits_refused(nginx: Twin) -> None:
+def test_the_log_of_refused_requests_has_no_key(nginx: Twin) -> None:
     ours = client(nginx)
     for _ in range(2 * LET_IN):
         with suppress(openai.RateLimitError):

@@ -1,6 +1,6 @@
-"""Every route that the running vLLM really has, with every kind of key and method: only the allow-list answers.
+"""Every route of the running vLLM, with every kind of key and method: only the allow-list answers.
 
-On the rehearsed stack with two versions of its key; what got to vLLM is in vLLM's own log.
+The rehearsed stack accepts two versions of its key; vLLM's own log shows which requests reached it.
 """
 
 import http.client
@@ -28,7 +28,7 @@ from tests.integration.hostile.wire import Server, answers, exchange
 AT_A_TIME = 3
 SETTINGS = {"keys": {"default": [2, 1]}, "maxRequestsPerMinute": 600_000, "maxConcurrentRequests": AT_A_TIME}
 METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "PROPFIND")
-# Routes of a vLLM with other arguments or on GPUs, and what Nginx has for itself.
+# Routes of a vLLM with other arguments or on GPUs, and Nginx's internal ones.
 OTHERS = (
     *("/tokenize", "/detokenize", "/invocations", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"),
     *("/generative_scoring", "/scale_elastic_ep", "/inference/v1/generate", "/metrics", "/health", "/ping", "/version"),
@@ -36,20 +36,20 @@ OTHERS = (
     *("/", "/stub_status", "/_error/401", "/_error/503", "/v1", "/v1/", "/v1/models/", "/v1/chat", "/healthz/"),
     *("/V1/models", "/v1/Chat/completions", "/HEALTHZ"),
 )
-# Docker's health check of vLLM (vllm_watch.py) asks as well, now and then, and its lines look the same.
+# Docker's health check of vLLM (vllm_watch.py) sends requests too, and its lines look the same.
 WATCH = Counter({("GET", "/metrics"): 6, ("POST", "/v1/chat/completions"): 3})
 IN_VLLMS_LOG = re.compile(r'"([A-Z]+) (\S+) HTTP/[0-9.]+" (\d{3})')
 
 
 @dataclass(frozen=True)
 class Keyed:
-    """A stack that takes two keys, and all keys that there are."""
+    """A stack that accepts two keys, and all its keys."""
 
     deployed: Deployment
     keys: dict[str, str] = field(repr=False)
-    """What it is -> the key; none: empty."""
+    """Kind of key -> the key; none: empty."""
     containers: tuple[tuple[str, str], tuple[str, str]]
-    """Before the limits and keys were changed."""
+    """Containers before the limits and keys were changed."""
 
     @property
     def accepted(self) -> list[str]:
@@ -58,7 +58,7 @@ class Keyed:
 
 @pytest.fixture(scope="module")
 def keyed(deployed: Deployment) -> Iterator[Keyed]:
-    model = ("--set", f"model={deployed.model}")  # stays, whichever test was before
+    model = ("--set", f"model={deployed.model}")  # keep the model that earlier tests left
     containers = identity(deployed.vllm), identity(deployed.nginx)
     try:
         rehearse_up(*model, *(part for name, value in SETTINGS.items() for part in ("--set", f"{name}={value}")))
@@ -70,7 +70,7 @@ def keyed(deployed: Deployment) -> Iterator[Keyed]:
 
 
 def routes() -> list[str]:
-    """Paths of vLLM's own description of itself, and the others."""
+    """Return the paths of vLLM's OpenAPI description, and the others."""
     with vllm_directly() as vllm:
         described = vllm.get("/openapi.json").json()["paths"]
     assert set(ALLOWED) <= set(described)
@@ -86,7 +86,7 @@ def server_of(deployed: Deployment) -> Server:
 
 
 def reached(deployed: Deployment, since: float) -> Counter[tuple[str, str]]:
-    """What vLLM says that it was asked for, but for the health checks of whoever else is there."""
+    """Count the requests in vLLM's log, without the health checks of other clients."""
     found = Counter((match[1], match[2]) for match in IN_VLLMS_LOG.finditer(vllm_log(deployed, since)))
     del found["GET", "/health"]
     return found
@@ -97,7 +97,7 @@ def test_only_the_allow_list_with_a_right_key_answers(keyed: Keyed) -> None:
     request = {"model": keyed.deployed.model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
     body = json.dumps(request)
     paths = routes()
-    vllm_log(keyed.deployed, time.time())  # it has told its log of that
+    vllm_log(keyed.deployed, time.time())  # wait until its log has the requests for the routes
     since = time.time()
     connection = http.client.HTTPSConnection(server.host, server.port, context=server.context, timeout=60)
     for path, method, (kind, key) in itertools.product(paths, METHODS, keyed.keys.items()):
@@ -113,7 +113,7 @@ def test_only_the_allow_list_with_a_right_key_answers(keyed: Keyed) -> None:
     connection.close()
     assert not wrong
     assert answered == {("POST", "/v1/chat/completions"): 2, ("GET", "/v1/models"): 2}
-    # And nothing else got to vLLM.
+    # Nothing else reached vLLM.
     found = reached(keyed.deployed, since)
     assert answered <= found
     assert found - answered <= WATCH
@@ -144,7 +144,7 @@ def test_neither_keys_nor_limits_replace_a_container(keyed: Keyed) -> None:
 @pytest.mark.slow
 def test_load_beyond_the_limit_is_429_at_once_and_streams_within_it_reach_their_end(keyed: Keyed) -> None:
     client, refused = keyed.deployed.openai(), keyed.deployed.openai()
-    # Its connection is kept: a new one takes computing, which vLLM leaves little of to others just now.
+    # Keep its connection: a new one takes CPU time, of which vLLM leaves little now.
     assert refused.models.list()
 
     flowing = threading.Barrier(AT_A_TIME + 1)
@@ -168,8 +168,8 @@ def test_load_beyond_the_limit_is_429_at_once_and_streams_within_it_reach_their_
             begun = time.monotonic()
             with pytest.raises(openai.RateLimitError, match=f"{AT_A_TIME} requests at a time"):
                 refused.models.list()
-            assert time.monotonic() - begun < 10  # at once, on cores that vLLM has for itself just now
-        assert not any(each.done() for each in streams), "they were over before: this proves nothing"
+            assert time.monotonic() - begun < 10  # at once, as far as the load of vLLM permits
+        assert not any(each.done() for each in streams), "the streams were over before: this proves nothing"
         assert [each.result(120) for each in streams] == ["length"] * AT_A_TIME
     assert client.models.list()
 

@@ -1,4 +1,4 @@
-"""Nginx as a stack has it (image, user, confinement, the program's own configuration) in front of a recorder."""
+"""Nginx as in a stack (image, user, confinement, the program's own configuration), in front of a recorder."""
 
 import socket as unix_socket
 import ssl
@@ -29,23 +29,23 @@ from tests.integration.hostile.wire import Server, answers, exchange
 
 START_SECONDS = 20
 CURRENT, PREVIOUS, DROPPED = "a1" * 32, "b2" * 32, "c3" * 32
-"""Keys: two that are accepted, one that was."""
+"""Keys: two accepted ones and a former one."""
 
 
 @dataclass(frozen=True)
 class Twin:
-    """One that serves."""
+    """A running Nginx with its recorder."""
 
     server: Server
     recorder: Recorder
     container: Container
     socket: Path
     certificate: str
-    """PEM; it is its own CA."""
+    """The self-signed certificate, PEM."""
 
     @contextmanager
     def absent(self, *, socket: bool) -> Iterator[None]:
-        """Meanwhile nobody is behind Nginx, and the `socket` is there or not."""
+        """Remove vLLM from behind Nginx until the block ends; `socket`: leave one that nobody listens on."""
         aside = self.socket.with_name("aside")
         self.socket.rename(aside)
         if socket:
@@ -61,7 +61,7 @@ class Twin:
 
 @contextmanager
 def serving(image: str, limits: Limits, change: Callable[[str], str] = lambda conf: conf) -> Iterator[Twin]:
-    """A twin with these limits until the block ends; `change` makes another configuration of the program's own."""
+    """Run a twin with these limits until the block ends; `change` modifies the program's configuration."""
     with tempfile.TemporaryDirectory(prefix="elastic-vllm-twin-") as directory:
         root = Path(directory)
         current, sockets, metrics = root / "nginx" / "current", root / "socket", root / "metrics"
@@ -98,7 +98,7 @@ def serving(image: str, limits: Limits, change: Callable[[str], str] = lambda co
 
 
 def write_configuration(directory: Path, conf: str) -> None:
-    """All files of a configuration, with a certificate of its own."""
+    """Write all files of a configuration, with a new certificate."""
     certificate = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     files = ["-keyout", "private-key.pem", "-out", "certificate.pem", "-subj", "/CN=twin", "-days", "1"]
     subprocess.run([*certificate, *files], cwd=directory, check=True, capture_output=True)

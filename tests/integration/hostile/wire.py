@@ -1,4 +1,4 @@
-"""Bytes over TLS as no client library would send them, and what comes back, answer by answer."""
+"""Bytes over TLS that no client library would send, and the answers."""
 
 import json
 import re
@@ -9,60 +9,60 @@ from dataclasses import dataclass, field
 
 STATUS_LINE = re.compile(rb"HTTP/1\.1 (\d{3}) [^\r\n]*")
 QUIET_SECONDS = 0.3
-"""Nothing for so long: the other side waits for more of the request."""
+"""Silence after which the other side is waiting for more of the request."""
 HANG_SECONDS = 10
 LAST = b"GET /the-last-one HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-"""Sent behind everything else: with its answer (401) the connection ends, so that nobody waits for more."""
+"""Sent after everything else: its answer (401) ends the connection, so that neither side waits for more."""
 
 
 class HangsError(AssertionError):
-    """The other side neither answers nor closes, though it knows that no more will come."""
+    """The other side neither answers nor closes, although the request has ended."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer; status 0 is one without a head, as HTTP/0.9 has it."""
+    """One answer; status 0 is an answer without a head, as in HTTP/0.9."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
     body: bytes
 
     def header(self, name: str) -> str:
-        """The value, or empty; a header that comes twice is no answer of ours."""
+        """Return the value, or an empty string; a repeated header fails."""
         values = [value for key, value in self.headers if key == name]
         assert len(values) <= 1, f"{name} comes {len(values)} times"
         return values[0] if values else ""
 
     @property
     def error(self) -> dict[str, object]:
-        """What is under `error` in the body."""
+        """Return the value of `error` in the body."""
         found: dict[str, object] = json.loads(self.body)["error"]
         return found
 
 
 @dataclass(frozen=True)
 class Server:
-    """Where Nginx listens."""
+    """Address of Nginx, and its certificate."""
 
     host: str
     port: int
     context: ssl.SSLContext = field(repr=False)
 
     def connect(self, seconds: float = HANG_SECONDS) -> ssl.SSLSocket:
-        """A connection of one's own."""
+        """Open a new connection."""
         plain = socket.create_connection((self.host, self.port), seconds)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return self.context.wrap_socket(plain)
 
 
 def exchange(server: Server, payload: bytes) -> bytes:
-    """All that comes back until the other side closes.
+    """Send bytes and return everything received until the other side closes.
 
-    Raises ConnectionResetError where it does so rudely, HangsError where it does not.
+    Raises ConnectionResetError if it resets the connection, HangsError if it does not close it.
     """
     with server.connect() as tls:
         received = b""
-        with suppress(ConnectionError):  # refused before all of it was there: the answer may still be on its way
+        with suppress(ConnectionError):  # refused before all of it was sent: the answer may still be on its way
             tls.sendall(payload + LAST)
         tls.settimeout(QUIET_SECONDS)
         ended = False
@@ -85,12 +85,12 @@ def exchange(server: Server, payload: bytes) -> bytes:
 
 def _end_of_input(tls: ssl.SSLSocket) -> None:
     with suppress(OSError):
-        # On the connection below TLS: one's own close_notify would make Nginx drop what it still has to say.
+        # On the connection below TLS: our close_notify would make Nginx drop the rest of its answer.
         socket.socket.shutdown(tls, socket.SHUT_WR)
 
 
 def answers(received: bytes) -> list[Answer]:
-    """The bytes of a connection as answers. Fails where they are not well-formed."""
+    """Split the bytes of a connection into answers. Fails if they are malformed."""
     found = []
     while received:
         if not received.startswith(b"HTTP/"):
@@ -110,7 +110,9 @@ def answers(received: bytes) -> list[Answer]:
         elif named.get("transfer-encoding") == "chunked":
             body, rest = _chunks(rest)
         else:
-            assert "content-length" in named or named.get("connection") == "close", f"no end is told: {head!r}"
+            assert "content-length" in named or named.get("connection") == "close", (
+                f"the head declares no end: {head!r}"
+            )
             size = int(named.get("content-length", len(rest)))
             size = 0 if _without_body(rest, size) else size
             assert len(rest) >= size, f"a body was cut off: {received[:300]!r}"
@@ -121,9 +123,9 @@ def answers(received: bytes) -> list[Answer]:
 
 
 def _without_body(rest: bytes, size: int) -> bool:
-    """Whether a head that tells a size answers HEAD: what comes next is no body of that size.
+    """Return True if a head that declares a size answers HEAD: no body of that size follows.
 
-    It is nothing, another head, or an HTTP/0.9 error: JSON without a head, with which the connection ends.
+    Instead there is nothing, another head, or an HTTP/0.9 error: JSON without a head, which ends the connection.
     """
     if not rest or rest.startswith(b"HTTP/"):
         return True
