@@ -82,11 +82,6 @@ def test_the_connector_works_with_the_official_client(connected: list[str], elas
     assert answers(deployed, of_inference["url"], of_inference["api_key"], of_inference["model_id"])
 
 
-def test_kibana_has_tested_the_connector(connected: list[str], elastic: Elastic) -> None:
-    ((_, id_),) = elastic.connectors
-    assert f"POST /api/actions/connector/{id_}/_execute" in elastic.requests
-
-
 def test_a_second_up_changes_nothing(connected: list[str]) -> None:
     assert set(made(connected).values()) == {"unchanged"}
 

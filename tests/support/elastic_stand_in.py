@@ -255,8 +255,10 @@ class _Handler(BaseHTTPRequestHandler):
             raise kibana_error(400, f"[request body.{problems[0]}]")
         config = connector["config"]
         question = json.loads(body["params"]["subActionParams"]["body"])
+        # Kibana adds the connector's model to a request without one since elastic/kibana#260747.
+        model = "" if elastic.version.startswith(("8.", "9.0", "9.1", "9.2", "9.3")) else config["defaultModel"]
         try:
-            said = ask(elastic, config["apiUrl"], connector["secrets"]["apiKey"], config["defaultModel"], question)
+            said = ask(elastic, config["apiUrl"], connector["secrets"]["apiKey"], model, question)
         except httpx2.HTTPError as error:
             said = str(error)
         if said:
@@ -333,7 +335,9 @@ def ask(elastic: Elastic, url: str, key: str, model: str, question: dict[str, An
         return ""
     context = ssl.create_default_context(cadata=elastic.trusts or None)
     with httpx2.Client(verify=context, timeout=60, trust_env=False) as client:
-        answer = client.post(url, json={"model": model, **question}, headers={"Authorization": f"Bearer {key}"})
+        answer = client.post(
+            url, json={**({"model": model} if model else {}), **question}, headers={"Authorization": f"Bearer {key}"}
+        )
     return "" if answer.is_success else f"{answer.status_code} {answer.text[:200]}"
 
 

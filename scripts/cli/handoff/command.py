@@ -119,8 +119,9 @@ def document(
         preconfigured = preconfigured.replace(payloads.base64_or_placeholder(endpoint.ca_certificate), CA_BASE64)
     update = {key: value for key, value in connector.items() if key != "connector_type_id"}
     question = {"messages": [{"role": "user", "content": "Say hello."}]}
-    # Kibana's own test of a connector takes the request as JSON in a text.
-    test = {"params": {"subAction": "test", "subActionParams": {"body": json.dumps(question)}}}
+    # Kibana's own test of a connector takes the request as JSON in a text, and adds no model before 9.4.
+    body = json.dumps({"model": endpoint.model, **question})
+    test = {"params": {"subAction": "test", "subActionParams": {"body": body}}}
     verify = [f"--ca {directory}/{CA_FILE}"] if endpoint.ca_certificate else []
     verify += [f"--client-pem <(cat {directory}/client-*.pem)"] if endpoint.client_certificate else []
     verify += [f"--key-file {directory}/{KEY_FILE}"] + ([] if endpoint.native_function_calling else ["--no-tools"])
