@@ -41,92 +41,154 @@ from components import (
 from components.elastic import agent
 from components.elastic.agent import Observed
 from components.elastic.corpus import forms_to_prove
-from components.machine.host import Host
 from components.settings.stack import read_settings
 
-s = read_settings()
-# fmt: off
-access = ElasticAccess("elastic", ElasticAccessArgs(
-    elastic=s.elastic, client_certificates=bool(s.tls.clients),
-))
+settings = read_settings()
+tls = settings.tls
+access = ElasticAccess("elastic", ElasticAccessArgs(elastic=settings.elastic, client_certificates=bool(tls.clients)))
 machine: ExistingHost | GpuVm
-if isinstance(s.target, Host):
-    machine = ExistingHost("host", ExistingHostArgs(
-        host=s.target, https_port=s.https_port, images=s.images,
-        weights_path=s.weights_path, weights_gb=s.weights_gb, weights_on_host=s.model_source == "host",
-        bundled_images_mb=s.bundle.packed_mb if s.bundle else None,
-        after=access.checks,
-    ))
+if settings.gcp:
+    network = Network(
+        "network", NetworkArgs(settings=settings.gcp, https_port=settings.https_port, acme=tls.acme is not None)
+    )
+    machine = GpuVm(
+        "vm",
+        GpuVmArgs(
+            settings=settings.gcp,
+            network=network,
+            weights_directory=settings.weights_directory,
+            ssh_user=settings.ssh_user,
+            ssh_private_key_path=settings.ssh_private_key_path,
+            prefix=settings.prefix,
+            directory=settings.directory,
+            after=access.checks,
+        ),
+    )
 else:
-    network = Network("network", NetworkArgs(
-        settings=s.target, https_port=s.https_port, acme=s.tls.acme is not None,
-    ))
-    machine = GpuVm("vm", GpuVmArgs(
-        settings=s.target, network=network, weights_directory=s.weights_directory, ssh_user=s.ssh_user,
-        ssh_private_key_path=s.ssh_private_key_path, prefix=s.prefix, directory=s.directory,
-        after=access.checks,
-    ))
-address = s.endpoint_host or machine.address
-secret = SharedSecret("key", SharedSecretArgs(versions=s.key_versions))
-certificate = Certificate("certificate", CertificateArgs(host=address, provided=s.tls.provided, acme=s.tls.acme))
-clients = ClientCertificates("clients", ClientCertificatesArgs(names=s.tls.clients))
+    machine = ExistingHost(
+        "host",
+        ExistingHostArgs(
+            host=settings.server,
+            https_port=settings.https_port,
+            images=settings.images,
+            weights_path=settings.weights_path,
+            weights_gb=settings.weights_gb,
+            weights_on_host=settings.model_source == "host",
+            bundled_images_mb=settings.bundle.packed_mb if settings.bundle else None,
+            after=access.checks,
+        ),
+    )
+address = settings.endpoint_host or machine.address
+secret = SharedSecret("key", SharedSecretArgs(versions=settings.key_versions))
+certificate = Certificate("certificate", CertificateArgs(host=address, provided=tls.provided, acme=tls.acme))
+clients = ClientCertificates("clients", ClientCertificatesArgs(names=tls.clients))
 ready: tuple[pulumi.Resource, ...] = ()
 observed: Observed | None = None
-if machine.host:
-    bundle = ArtifactBundle("bundle", ArtifactBundleArgs(
-        host=machine.host, bundle=s.bundle, weights_path=s.weights_path,
-    )) if s.bundle else None
-    runtime = ContainerRuntime("runtime", ContainerRuntimeArgs(
-        host=bundle.host if bundle else machine.host, images=s.images, gpus=s.gpu_count > 0, bundle=bundle,
-    ))
-    gpus = GpuDriver("gpus", GpuDriverArgs(
-        host=runtime.host, gpu_count=s.gpu_count, image_name=s.images["vllm"], image=runtime.images["vllm"],
-    )).ready if s.gpu_count else None
-    weights = ModelWeights("weights", ModelWeightsArgs(
-        host=runtime.host, model=s.model, source=s.model_source, path=s.weights_path,
-        brought=bundle.brought.get("weights") if bundle else None,
-        hf_endpoint=s.hf_endpoint, hub_revision=s.model_revision, hf_token=s.hf_token,
-    ))
-    vllm = VllmServer("vllm", VllmServerArgs(
-        host=runtime.host, provider=runtime.provider, image=runtime.images["vllm"], weights=weights.resource,
-        model=s.model, alias=s.served_model_name, weights_path=s.weights_path, gpus=gpus,
-        gpu_count=s.vllm_gpu_count, gpu_memory_utilization=s.gpu_memory_utilization,
-        max_model_len=s.max_model_len, extra_args=s.vllm_extra_args,
-        forms=forms_to_prove(
-            s.elastic, native_function_calling=s.model.native_function_calling, client_certificates=bool(s.tls.clients),
+if not settings.parked:
+    host, bundle = machine.host, None
+    if settings.bundle:
+        bundle = ArtifactBundle(
+            "bundle", ArtifactBundleArgs(host=host, bundle=settings.bundle, weights_path=settings.weights_path)
+        )
+        host = bundle.host
+    runtime = ContainerRuntime(
+        "runtime",
+        ContainerRuntimeArgs(host=host, images=settings.images, gpus=settings.gpu_count > 0, bundle=bundle),
+    )
+    host, images = runtime.host, runtime.images
+    gpus = None
+    if settings.gpu_count:
+        driver = GpuDriverArgs(
+            host=host, gpu_count=settings.gpu_count, image_name=settings.images["vllm"], image=images["vllm"]
+        )
+        gpus = GpuDriver("gpus", driver).ready
+    weights = ModelWeights(
+        "weights",
+        ModelWeightsArgs(
+            host=host,
+            model=settings.model,
+            source=settings.model_source,
+            path=settings.weights_path,
+            brought=bundle.brought.get("weights") if bundle else None,
+            hf_endpoint=settings.hf_endpoint,
+            revision=settings.model_revision,
+            hf_token=settings.hf_token,
         ),
-    ))
-    acme = AcmeCertificate("acme", AcmeCertificateArgs(
-        host=runtime.host, name=address, https_port=s.https_port, acme=s.tls.acme,
-    )) if s.tls.acme else None
-    nginx = NginxGateway("nginx", NginxGatewayArgs(
-        host=runtime.host, provider=runtime.provider, image=runtime.images["nginx"], https_port=s.https_port,
-        socket_directory=vllm.socket_directory, directories=vllm.directories, keys=secret.accepted,
-        certificate_pem=certificate.certificate_pem, private_key_pem=certificate.private_key_pem, acme=acme,
-        clients=s.tls.clients, client_ca_pem=clients.ca_pem, limits=s.limits,
-    ))
-    if gpus and "dcgm" in runtime.images:
-        DcgmExporter("dcgm", DcgmExporterArgs(
-            host=runtime.host, provider=runtime.provider, image=runtime.images["dcgm"], gpus=gpus,
-        ))
-    ready, observed = (vllm.ready, nginx.ready), replace(nginx.observed, gpus="dcgm" in runtime.images)
-connector = ElasticConnector("connector", ElasticConnectorArgs(
-    name=s.prefix, host=address, https_port=s.https_port, key=secret.key, ready=ready,
-    ca_certificate=certificate.ca_certificate_pem, model=s.connector_model,
-    max_model_len=s.served_max_model_len, native_function_calling=s.model.native_function_calling,
-    elastic=s.elastic, kibana_version=access.kibana_version,
-    client=clients.of[s.tls.clients[0]] if s.tls.clients else None,
-))
-# fmt: on
+    )
+    vllm = VllmServer(
+        "vllm",
+        VllmServerArgs(
+            host=host,
+            provider=runtime.provider,
+            image=images["vllm"],
+            weights=weights.resource,
+            model=settings.model,
+            alias=settings.served_model_name,
+            weights_path=settings.weights_path,
+            gpus=gpus,
+            gpu_count=settings.vllm_gpu_count,
+            gpu_memory_utilization=settings.gpus.memory_utilization,
+            max_model_len=settings.max_model_len,
+            extra_args=settings.vllm_extra_args,
+            forms=forms_to_prove(
+                settings.elastic,
+                native_function_calling=settings.model.native_function_calling,
+                client_certificates=bool(tls.clients),
+            ),
+        ),
+    )
+    acme = None
+    if tls.acme:
+        acme = AcmeCertificate(
+            "acme", AcmeCertificateArgs(host=host, name=address, https_port=settings.https_port, acme=tls.acme)
+        )
+    nginx = NginxGateway(
+        "nginx",
+        NginxGatewayArgs(
+            host=host,
+            provider=runtime.provider,
+            image=images["nginx"],
+            https_port=settings.https_port,
+            socket_directory=vllm.socket_directory,
+            directories=vllm.directories,
+            keys=secret.accepted,
+            certificate_pem=certificate.certificate_pem,
+            private_key_pem=certificate.private_key_pem,
+            acme=acme,
+            clients=tls.clients,
+            client_ca_pem=clients.ca_pem,
+            limits=settings.limits,
+        ),
+    )
+    if gpus and "dcgm" in images:
+        DcgmExporter("dcgm", DcgmExporterArgs(host=host, provider=runtime.provider, image=images["dcgm"], gpus=gpus))
+    ready, observed = (vllm.ready, nginx.ready), replace(nginx.observed, gpus="dcgm" in images)
+connector = ElasticConnector(
+    "connector",
+    ElasticConnectorArgs(
+        name=settings.prefix,
+        host=address,
+        https_port=settings.https_port,
+        key=secret.key,
+        ready=ready,
+        ca_certificate=certificate.ca_certificate_pem,
+        model=settings.connector_model,
+        max_model_len=settings.served_max_model_len,
+        native_function_calling=settings.model.native_function_calling,
+        elastic=settings.elastic,
+        kibana_version=access.kibana_version,
+        client=clients.of[tls.clients[0]] if tls.clients else None,
+    ),
+)
 
 pulumi.export("endpointUrl", connector.endpoint_url)
 pulumi.export("connectorUrl", connector.url)
 pulumi.export("connectorApiKey", connector.key)
 pulumi.export("apiKeys", secret.named)
-pulumi.export("model", s.model.name)
-pulumi.export("servedModelName", s.served_model_name)
-pulumi.export("nativeFunctionCalling", s.model.native_function_calling)
-pulumi.export("maxModelLen", s.served_max_model_len)
+pulumi.export("model", settings.model.name)
+pulumi.export("servedModelName", settings.served_model_name)
+pulumi.export("nativeFunctionCalling", settings.model.native_function_calling)
+pulumi.export("maxModelLen", settings.served_max_model_len)
 pulumi.export("caCertificate", certificate.ca_certificate_pem)
 pulumi.export(
     "clientCertificates",
@@ -147,13 +209,11 @@ pulumi.export(
     "_internal",
     {
         "acceptedKeys": secret.accepted,
-        "keyVersions": {name: list(versions) for name, versions in s.key_versions.items()},
-        "limits": s.limits.as_output(),
-        "containerRuntime": s.container_runtime,
-        "containers": {"vllm": f"{s.prefix}-vllm", "nginx": f"{s.prefix}-nginx"},
-        "ssh": machine.host.ssh_destination() if machine.host else None,
-        "parked": s.parked,
-        "elasticDeployment": s.elastic.deployment,
-        "elasticVersion": access.kibana_version.apply(lambda version: version or s.elastic.version),
+        "keyVersions": {name: list(versions) for name, versions in settings.key_versions.items()},
+        "limits": settings.limits.as_output(),
+        "containerRuntime": settings.container_runtime,
+        "containers": {"vllm": f"{settings.prefix}-vllm", "nginx": f"{settings.prefix}-nginx"},
+        "ssh": None if settings.parked else machine.host.ssh_destination(),
+        "parked": settings.parked,
     },
 )

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from components import render
-from components.settings.problems import Problems
 
 PODMAN = "podman"
 SOCKET = "/run/podman/podman.sock"
@@ -18,17 +17,6 @@ OWN_TMPFS = dict.fromkeys(("/run", "/var/tmp"), "rw,noexec,nosuid,nodev,size=64k
 # For all users and containers of the server: directories are shared by Nginx and vLLM, weights by stacks.
 RELABEL = "z"
 CATEGORIES = 1024  # SELinux: c0 to c1023
-
-
-def refuse(problems: Problems) -> None:
-    """What can't be had with Podman."""
-    if problems.values["target"] == "gcp":
-        problems.add("containerRuntime", "target gcp sets up Docker on its VM", "remove it, or use target existing")
-    elif problems.values["sshUser"] != "root":
-        problems.add("sshUser", "Podman's API is root's alone (containerRuntime)", "set it to root, or use docker")
-    if problems.values["dcgmImage"]:
-        fix = "remove it, or use docker"
-        problems.add("dcgmImage", "the exporter is started with Docker's GPU requests only (containerRuntime)", fix)
 
 
 def security_options(prefix: str, *, gpus: bool = False) -> list[str]:

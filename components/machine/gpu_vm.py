@@ -54,8 +54,8 @@ class GpuVm(pulumi.ComponentResource):
     change in place replaces the VM. Leaves GPU drivers and containers to others.
     """
 
-    host: Host | None
-    """None while parked."""
+    host: Host
+    """Not set while parked."""
     address: pulumi.Output[str]
     """What clients connect to; it stays when the VM does not."""
 
@@ -85,7 +85,6 @@ class GpuVm(pulumi.ComponentResource):
                     ),
                 ),
             ).name
-        self.host = None
         if not settings.parked:
             instance = self._instance(name, args, host_key, weights, child)
             self.host = self._host(name, args, host_key, instance)

@@ -26,7 +26,7 @@ class ModelWeightsArgs:
     path: str
     """The model's directory on the host."""
     hf_endpoint: str
-    hub_revision: str
+    revision: str
     hf_token: pulumi.Input[str]
     """Secret; empty where none is needed."""
 
@@ -53,7 +53,7 @@ class ModelWeights(pulumi.ComponentResource):
                     prefix=args.host.prefix,
                     weights=args.path,
                     model=args.model.name,
-                    revision=args.hub_revision,
+                    revision=args.revision,
                     endpoint=args.hf_endpoint,
                     unneeded=json.dumps(list(args.model.unneeded_files)),
                     downloader=(render.FILES / "weights/download_weights.py").read_text(),

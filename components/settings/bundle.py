@@ -1,20 +1,31 @@
-"""A bundle in place of the network: its settings, and what it says about the stack that it was made for."""
+"""The settings of a bundle, and what the bundle decides of a stack's other settings."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from components.bundle import manifest as bundle_manifest
 from components.bundle.manifest import SIGNATURE, SUMS, Manifest
 from components.errors import UserError
-from components.settings.problems import DIRECTORY, Problems
+from components.settings.problems import DIRECTORY, Problem, Problems
 
 UNSIGNED = "unsigned"
-ONLY_WITH_BUNDLE = ("bundleKey", "bundleOnHost")
-SAID_BY_BUNDLE = {"model": ("weights", "model"), "modelRevision": ("weights", "revision")} | {
+DECIDED_BY_BUNDLE = {"model": ("weights", "model"), "modelRevision": ("weights", "revision")} | {
     f"{role}Image": (f"image-{role}", "reference") for role in ("vllm", "nginx", "dcgm")
 }
-"""Setting -> the part of a bundle, and what is known of that, which decides it."""
+"""Setting -> the part of a bundle that decides it, and the fact about that part."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleContents:
+    """What a stack's bundle, if there is one, says about the stack."""
+
+    manifest: Manifest | None = None
+    values: Mapping[str, str] = field(default_factory=dict)
+    """Settings that the bundle decides."""
+    undecided: frozenset[str] = frozenset()
+    """Settings that it would decide, if it could be read."""
+    problems: Sequence[Problem] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +35,9 @@ class BundleSettings:
     directory: Path
     """On this machine."""
     on_host: str
-    """Its directory on the server, where its disk is plugged in there; empty: it travels over SSH."""
+    """Its directory on the server, if a disk is plugged in there; empty to send it over SSH."""
     public_key: Path | None
-    """The signer's; None: one that nobody vouches for will do."""
+    """The signer's, or None to accept an unsigned bundle."""
     manifest: Manifest
     manifest_sha256: str
 
@@ -41,72 +52,55 @@ class BundleSettings:
 
     @property
     def weights_directory_name(self) -> str | None:
-        """Of the model's directory on the server; None: the bundle has no weights."""
+        """Name of the model's directory on the server; None if the bundle has no weights."""
         weights = self.manifest.parts.get("weights")
         return PurePosixPath(weights.files[0].path).parts[1] if weights else None
 
     @property
     def packed_mb(self) -> int:
-        """What images and packages take on the server's disk, in 10^6 bytes."""
+        """Size of images and packages on the server's disk, in 10^6 bytes."""
         return (
             sum(self._bytes(name) for name in self.manifest.parts if name.startswith(("image-", "packages"))) // 10**6
         )
 
     @property
     def weights_gb(self) -> float:
-        """Of the weights, in 10^9 bytes; 0 where the bundle has none."""
+        """Size of the weights in 10^9 bytes; 0 if the bundle has none."""
         return self._bytes("weights") / 10**9 if "weights" in self.manifest.parts else 0
 
     def _bytes(self, name: str) -> int:
         return sum(file.bytes for file in self.manifest.parts[name].files)
 
 
-def said_by_bundle(
-    values: Mapping[str, str], defaults: Mapping[str, str], project_directory: Path
-) -> tuple[dict[str, str], Manifest | None, list[tuple[str, str, str]]]:
-    """What the bundle decides of the settings, its manifest, and problems (key, cause, fix).
-
-    So a bundle is changed by one setting, and back. What is set to something else beside it is a problem.
-    """
-    if not values["bundle"]:
-        return {}, None, []
-    directory = _path(values["bundle"], project_directory)
+def read_bundle(given: Mapping[str, str], defaults: Mapping[str, str], project_directory: Path) -> BundleContents:
+    """The bundle's manifest, and what it decides: so a bundle is changed by one setting, and back."""
+    if not given["bundle"]:
+        return BundleContents()
     try:
-        manifest = bundle_manifest.read(directory)
+        manifest = bundle_manifest.read(_path(given["bundle"], project_directory))
     except UserError as error:
-        return {}, None, [("bundle", error.cause, error.fix)]
-    found, problems = {}, []
-    for key, (name, what) in SAID_BY_BUNDLE.items():
-        part = manifest.parts.get(name)
-        said = part.about[what] if part else ""
-        given = values.get(key, "")
-        if part and given not in {defaults[key], said}:
-            problems.append((key, f"the bundle has {said}", f"remove it, or carry a bundle with this {key}"))
-        if part:
-            found[key] = said
-    for role in ("vllm", "nginx"):
-        if f"image-{role}" not in manifest.parts:
-            problems.append(("bundle", f"it has no image for {role}", "rebuild it with scripts/elastic-vllm bundle"))
-    return found, manifest, problems
+        wrong = Problem("bundle", given["bundle"], error.cause, error.fix)
+        return BundleContents(undecided=frozenset(DECIDED_BY_BUNDLE), problems=(wrong,))
+    decided, problems = {}, []
+    for key, (name, what) in DECIDED_BY_BUNDLE.items():
+        if part := manifest.parts.get(name):
+            decided[key] = part.about[what]
+            if given[key] not in {defaults[key], decided[key]}:
+                fix = f"remove it, or carry a bundle with this {key}"
+                problems.append(Problem(key, given[key], f"the bundle has {decided[key]}", fix))
+    problems += [
+        Problem("bundle", given["bundle"], f"it has no image for {role}", "rebuild it with scripts/elastic-vllm bundle")
+        for role in ("vllm", "nginx")
+        if f"image-{role}" not in manifest.parts
+    ]
+    return BundleContents(manifest=manifest, values=decided, problems=tuple(problems))
 
 
-def bundle_settings(
-    problems: Problems, manifest: Manifest | None, project_directory: Path, *, gcp: bool
-) -> BundleSettings | None:
+def bundle_settings(problems: Problems, manifest: Manifest | None, project_directory: Path) -> BundleSettings | None:
     """Check them; None where everything comes from the network."""
     values = problems.values
     if not values["bundle"]:
-        for key in filter(problems.given, ONLY_WITH_BUNDLE):
-            problems.add(key, "set, but bundle is not", "set bundle to the bundle's directory, or remove it")
         return None
-    if gcp:
-        problems.add("bundle", "set, but target is gcp", "set target to existing, or remove it")
-    if values["tls"] == "letsencrypt":
-        problems.add("tls", "nobody can be asked for a certificate without a network", "use private-ca or provided")
-    if values["hfToken"]:
-        problems.add("hfToken", "set, but nothing is downloaded with a bundle", "remove it")
-    if manifest and "weights" not in manifest.parts and values["modelSource"] != "host":
-        problems.add("bundle", "it has no weights", "set modelSource to host if they are on the server already")
     on_host = values["bundleOnHost"]
     if on_host and not DIRECTORY.fullmatch(on_host):
         problems.add("bundleOnHost", "invalid format", "give an absolute path without spaces")

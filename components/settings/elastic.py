@@ -49,10 +49,10 @@ class ElasticSettings:
 def elastic_settings(
     problems: Problems, secrets: Mapping[str, pulumi.Output[str]], project_directory: Path
 ) -> ElasticSettings:
-    """Check them, alone and together."""
+    """Read and check the settings of Kibana and Elasticsearch."""
     deployment = problems.choice("elasticDeployment", DEPLOYMENTS)
     ca = pem.text_or_file(problems, "elasticCa", project_directory)
-    settings = ElasticSettings(
+    return ElasticSettings(
         deployment=deployment,
         version=_version(problems, deployment),
         default_connector=problems.boolean("kibanaDefaultConnector"),
@@ -61,23 +61,6 @@ def elastic_settings(
         elasticsearch=_product(problems, secrets, "elasticsearch"),
         ca=pem.as_text(pem.certificates(problems, "elasticCa", ca)) if ca else "",
     )
-    if settings.space and not settings.kibana.url:
-        problems.add("kibanaSpace", "set, but there is no kibanaUrl", "set kibanaUrl and kibanaApiKey, or remove it")
-    if settings.default_connector and not settings.kibana.url:
-        problems.add(
-            "kibanaDefaultConnector", "set, but there is no kibanaUrl", "set kibanaUrl and kibanaApiKey, or remove it"
-        )
-    if problems.given("elasticCa") and not (settings.kibana.url or settings.elasticsearch.url):
-        problems.add("elasticCa", "set, but there is no kibanaUrl or elasticsearchUrl", "set one of them, or remove it")
-    if deployment in {"hosted", "serverless"}:
-        _public(problems, deployment, settings)
-    if settings.elasticsearch.url and problems.values["clientCertificates"] != "[]":
-        problems.add(
-            "elasticsearchUrl",
-            "set, but an inference endpoint has no client certificate, which clientCertificates asks for",
-            "use the connector (kibanaUrl) alone, or set clientCertificates to []",
-        )
-    return settings
 
 
 def _version(problems: Problems, deployment: str) -> str:
@@ -104,32 +87,11 @@ def _version(problems: Problems, deployment: str) -> str:
     return text
 
 
-def _public(problems: Problems, deployment: str, settings: ElasticSettings) -> None:
-    """Elastic Cloud trusts public certificates only, but for a connector on Hosted, whose settings may name a CA."""
-    staging = problems.values["tls"] == "letsencrypt" and problems.values["acmeServer"] == "staging"
-    private_ca = problems.values["tls"] == "private-ca" or problems.values["tlsCa"] or staging
-    if not private_ca:
-        return
-    fix = "use tls provided, with a certificate that everyone trusts"
-    if settings.elasticsearch.url:
-        problems.add(
-            "elasticsearchUrl", f"set, but Elasticsearch on {deployment} can't be told to trust a private CA", fix
-        )
-    # Together with a client certificate, a connector brings the CA along.
-    if settings.kibana.url and deployment == "serverless" and problems.values["clientCertificates"] == "[]":
-        problems.add("kibanaUrl", "set, but Kibana on serverless can't be told to trust a private CA", fix)
-
-
 def _product(problems: Problems, secrets: Mapping[str, pulumi.Output[str]], product: str) -> ElasticProduct:
     url_key, api_key = f"{product}Url", f"{product}ApiKey"
     url = problems.values[url_key].rstrip("/")
     if url:
         _url(problems, url_key, url)
-    if url and not problems.values[api_key]:
-        fix = f"make an API key there, then `pulumi config set --secret {api_key}`"
-        problems.add(api_key, f"not set, but {url_key} is", fix)
-    if problems.values[api_key] and not url:
-        problems.add(api_key, f"set, but there is no {url_key}", f"set {url_key}, or remove it")
     if re.search(r"[^!-~]", problems.values[api_key]):
         problems.add(
             api_key, "holds spaces or signs that no API key has", "give the text called `encoded`, and no more"

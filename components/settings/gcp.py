@@ -2,14 +2,12 @@
 
 import ipaddress
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from components.catalogue.machine_types import MachineType, load_machine_types
-from components.catalogue.models import Model
 from components.machine.host import STANDARD_SSH_PORT, Bastion
 from components.settings import ssh
 from components.settings.problems import Problems
@@ -23,8 +21,8 @@ BASTION_ADDRESS = re.compile(r"(?P<user>[a-z_][a-z0-9_-]*)@(?P<host>[A-Za-z0-9][
 # Google's Identity-Aware Proxy forwards TCP from these addresses (cloud.google.com/iap/docs/using-tcp-forwarding).
 IAP_SOURCES = ("35.235.240.0/20",)
 PROVISIONING_MODELS = ("STANDARD", "SPOT", "FLEX_START", "RESERVATION_BOUND")
-# Google deletes VMs of these by itself.
-PASSING = PROVISIONING_MODELS[1:]
+DELETED_BY_GOOGLE = PROVISIONING_MODELS[1:]
+"""Those whose VMs Google ends by itself."""
 # Wider ranges are nobody's own.
 LEAST_PREFIX = 8
 EVERYONE = "0.0.0.0/0"
@@ -117,7 +115,7 @@ def gcp_settings(problems: Problems, stack: str, private_key: Path, project_dire
     name = f"elastic-vllm-{stack}"
     if stack.endswith("-"):
         problems.found.append(f"stack name {stack!r}: ends in '-', as no name in Google Cloud may; use another")
-    settings = GcpSettings(
+    return GcpSettings(
         name=name,
         project=text("gcpProject", PROJECT, "set it to the project's id (6 to 30 of a-z, 0-9 and '-')"),
         zone=text("zone", re.compile(r"[a-z]+-[a-z]+\d+-[a-z0-9]+"), "use a zone's name, e.g. us-central1-a"),
@@ -130,7 +128,7 @@ def gcp_settings(problems: Problems, stack: str, private_key: Path, project_dire
         external_address=boolean("externalAddress"),
         https_source_ranges=_sources(problems, "httpsSourceRanges", f"for everyone write {EVERYONE}"),
         ssh_via=problems.choice("sshVia", ("address", "bastion", "iap")),
-        ssh_source_ranges=_sources(problems, "sshSourceRanges", "take a bastion, or sshVia: iap"),
+        ssh_source_ranges=_sources(problems, "sshSourceRanges", "use a bastion, or sshVia: iap"),
         bastion=_bastion(problems, project_directory),
         tunnel_port=integer("tunnelPort", 1024, 65535),
         cloud_nat=boolean("cloudNat"),
@@ -146,8 +144,6 @@ def gcp_settings(problems: Problems, stack: str, private_key: Path, project_dire
         parked=boolean("parked"),
         ssh_public_key=ssh.public_key(problems, private_key),
     )
-    _contradictions(problems, settings)
-    return settings
 
 
 def _machine_type(problems: Problems) -> MachineType:
@@ -211,98 +207,3 @@ def _labels(problems: Problems) -> dict[str, str]:
             fix = "use lower-case letters, digits, '_' and '-', at most 63 each, and a letter first in the name"
             problems.add("labels", f"Google Cloud allows no label {name}: {value}", fix)
     return labels
-
-
-def _contradictions(problems: Problems, s: GcpSettings) -> None:
-    add = problems.add
-    if problems.values["accelerator"] == "none":
-        add("accelerator", "none, but every machine type here has GPUs", "remove it")
-    if not {"zone", "machineType"} & problems.keys and s.zone not in s.machine_type.zones:
-        add("zone", f"has no {s.machine_type.name}", f"use {', '.join(s.machine_type.zones)}")
-    _provisioning_contradictions(problems, s)
-    _network_contradictions(problems, s)
-    _ssh_contradictions(problems, s)
-    _fetch_contradictions(problems, s)
-    for key in ("weightsDiskGb", "keepWeightsDisk"):
-        if s.weights_disk and problems.given(key):
-            add(key, "set, but weightsDisk is not managed", "remove it")
-
-
-def _provisioning_contradictions(problems: Problems, s: GcpSettings) -> None:
-    add, key, model = problems.add, "provisioningModel", s.provisioning_model
-    only = PROVISIONING_OF.get(s.machine_type.name)
-    if only and not {"machineType", key} & problems.keys and model not in only:
-        add(key, f"{s.machine_type.name} is not sold so", f"use {' or '.join(only)}")
-    if model == "RESERVATION_BOUND" and not s.reservation:
-        add("reservation", f"not set, but {key} is RESERVATION_BOUND", "set it to the reservation's name")
-    if model in {"SPOT", "FLEX_START"} and s.reservation:
-        add("reservation", f"set, but {key} is {model}", f"remove it, or set {key} to STANDARD or RESERVATION_BOUND")
-    if model in PASSING and s.deletion_protection:
-        add("deletionProtection", f"true, but Google itself deletes a VM with {key} {model}", "set it to false")
-    if s.parked and s.deletion_protection:
-        add("deletionProtection", "true, but parked deletes the VM", "set one of them to false")
-
-
-def _network_contradictions(problems: Problems, s: GcpSettings) -> None:
-    add = problems.add
-    if s.subnetwork and not s.network:
-        add("subnetwork", "set, but network is not", "name the VPC that it is in")
-    if s.network and not s.subnetwork:
-        add("network", "set, but subnetwork is not", "name the subnetwork in the zone's region")
-    if s.network and s.cloud_nat:
-        add("cloudNat", "true, but the network is not the stack's own", "set up Cloud NAT there, and set it to false")
-    if not s.https_source_ranges and "httpsSourceRanges" not in problems.keys:
-        add(
-            "httpsSourceRanges",
-            "empty: nobody could use the endpoint",
-            "give the CIDR ranges that Elastic connects from",
-        )
-    if problems.values["httpsPort"] == str(STANDARD_SSH_PORT):
-        add("httpsPort", "the port of SSH, which would be open to httpsSourceRanges", "use another, e.g. 443")
-
-
-def _ssh_contradictions(problems: Problems, s: GcpSettings) -> None:
-    add = problems.add
-    if problems.values["sshUser"] == "root" and s.image.startswith("projects/ubuntu-os-"):
-        add("sshUser", "Ubuntu's images do not let root in", "name the user to make, e.g. elastic-vllm")
-    if s.ssh_via == "bastion" and not problems.values["bastion"]:
-        add("bastion", "not set, but sshVia is bastion", "write USER@HOST:PORT")
-    for key in ("bastion", "bastionHostKey"):
-        if s.ssh_via != "bastion" and problems.values[key]:
-            add(key, f"set, but sshVia is {s.ssh_via}", "remove it, or set sshVia to bastion")
-    if s.ssh_via == "iap" and s.ssh_source_ranges:
-        add("sshSourceRanges", "set, but with sshVia iap only Google's proxy connects", "remove it")
-    if s.ssh_via != "iap" and not s.ssh_source_ranges and "sshSourceRanges" not in problems.keys:
-        who = "the bastion" if s.ssh_via == "bastion" else "this machine"
-        add("sshSourceRanges", "empty: the VM could not be set up", f"give the CIDR range that {who} connects from")
-    if s.ssh_via != "iap" and problems.given("tunnelPort"):
-        add("tunnelPort", f"set, but sshVia is {s.ssh_via}", "remove it, or set sshVia to iap")
-
-
-def _fetch_contradictions(problems: Problems, s: GcpSettings) -> None:
-    """A VM without an external address and without Cloud NAT reaches Google's own services only."""
-    if s.external_address or s.cloud_nat or s.network or {"externalAddress", "cloudNat"} & problems.keys:
-        return
-    problems.add(
-        "cloudNat",
-        "the VM could fetch neither packages nor images nor weights: externalAddress is false as well",
-        "set it to true, or use a network of yours that has a way out (network, subnetwork)",
-    )
-
-
-def room_for_weights(problems: Problems, settings: GcpSettings, model: Model) -> None:
-    """Refuse a disk that can't hold the model's weights."""
-    if not settings.weights_disk and not {"weightsDiskGb", "weightsGb", "model"} & problems.keys:
-        # ext4 takes some for itself.
-        least = math.ceil(model.weights_gb * 1.05)
-        if settings.weights_disk_gb < least:
-            why = f"too small for {model.name}, whose weights take {model.weights_gb:g} GB"
-            problems.add("weightsDiskGb", why, f"use {least} or more")
-
-
-def unused(problems: Problems, target: str) -> None:
-    """Refuse settings that belong to the other target: they would silently do nothing."""
-    for key in sorted(OTHERS if target == "gcp" else KEYS):
-        if problems.given(key):
-            why = "has no effect with target " + target
-            problems.add(key, why, "remove it" if target == "gcp" else "remove it, or set target to gcp")

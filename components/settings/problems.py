@@ -1,8 +1,9 @@
-"""What a setting may be. Each check adds its problem (key, value, cause, fix) and goes on with a stand-in."""
+"""Checks of single settings. Each records its problem (key, value, cause, fix) and returns a stand-in."""
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from components.settings.old_names import OLD_SETTINGS, OLD_VALUES, list_as_object
@@ -24,29 +25,43 @@ SECRET_WORDS = re.compile(r"token|key|secret|passw", re.IGNORECASE)
 """In a key that is no setting: what was meant may be one."""
 
 
+@dataclass(frozen=True)
+class Problem:
+    """A setting that is wrong."""
+
+    key: str
+    value: str
+    cause: str
+    fix: str
+
+
 class Problems:
     """The settings' values and what was found wrong with them."""
 
-    def __init__(self, values: Mapping[str, str], defaults: Mapping[str, str]) -> None:
-        """Start with nothing found; `defaults` has all settings that there are."""
+    def __init__(
+        self, values: Mapping[str, str], defaults: Mapping[str, str], undecided: frozenset[str] = frozenset()
+    ) -> None:
+        """Start with nothing found; `defaults` has every setting; problems with those `undecided` are not recorded."""
         self.values = values
         self.defaults = defaults
         self.known = sorted(defaults)
         self.found: list[str] = []
         self.keys: set[str] = set()
-        self.unasked: frozenset[str] = frozenset()
-        """What another setting decides, once that is right."""
+        self.undecided = undecided
 
-    def add(self, key: str, problem: str, fix: str) -> None:
+    def add(self, key: str, cause: str, fix: str) -> None:
+        """Record a problem with a setting as it is."""
+        if key not in self.undecided:
+            self.record(Problem(key, self.values.get(key, ""), cause, fix))
+
+    def record(self, problem: Problem) -> None:
         """Record a problem; the value is shown unless it is secret or empty."""
-        if key in self.unasked:
-            return
-        value = self.values.get(key, "")
+        key, value = problem.key, problem.value
         meant = key not in self.known and SECRET_WORDS.search(key)
         secret = meant or plain(key) in map(plain, SECRETS) or "PRIVATE KEY" in value
         # A certificate would fill the screen.
         shown = "" if secret or not value or "\n" in value else f" = {value!r}"
-        self.found.append(f"{key}{shown}: {problem}; {fix}")
+        self.found.append(f"{key}{shown}: {problem.cause}; {problem.fix}")
         self.keys.add(key)
 
     def unknown_keys(self) -> None:
@@ -61,8 +76,15 @@ class Problems:
             fix = f"did you mean {near[0]}?" if near else "remove it, or see Pulumi.yaml for the settings"
             self.add(key, "no such setting", fix)
 
+    def plain_secrets(self, keys: Collection[str]) -> None:
+        """Refuse secrets in plain text; the path of a file with a private key is none."""
+        for key in sorted(keys):
+            value = self.values[key]
+            if value and (key != "tlsPrivateKey" or "PRIVATE KEY" in value):
+                self.add(key, "stored in plain text", f"encrypt it: `pulumi config set --secret {key}`")
+
     def given(self, key: str) -> bool:
-        """Whether a setting differs from its default."""
+        """True if a setting differs from its default."""
         return self.values[key] != self.defaults[key]
 
     def text(self, key: str, pattern: re.Pattern[str], fix: str) -> str:
@@ -126,7 +148,7 @@ class Problems:
 
 
 def stack_name(problems: Problems, stack: str) -> None:
-    """Names containers, a network and a directory on the server, so it must fit all of these."""
+    """Refuse a name that does not fit containers, a network and a directory on the server."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", stack):
         problems.found.append(
             f"stack name {stack!r}: not usable in names on the server; use up to 40 of a-z, 0-9 and '-'"

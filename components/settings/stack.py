@@ -1,22 +1,21 @@
 """The stack's settings: read here and nowhere else, checked as a whole before any resource exists."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import pulumi
 import yaml
-from pulumi.runtime.config import CONFIG, get_config_env
+from pulumi.runtime.config import CONFIG, get_config_env, is_config_secret
 
 from components.catalogue.models import Model
-from components.containers import podman
 from components.machine.host import Host
 from components.settings import bundle as bundle_settings
 from components.settings import elastic as elastic_settings
-from components.settings import gcp as gcp_settings
-from components.settings import keys, ssh
+from components.settings import keys, rules
 from components.settings import limits as limit_settings
 from components.settings import model as model_checks
 from components.settings import problems as check
@@ -25,14 +24,14 @@ from components.settings.bundle import BundleSettings
 from components.settings.elastic import ElasticSettings
 from components.settings.gcp import GcpSettings
 from components.settings.limits import Limits
+from components.settings.machine import STATE_DIRECTORY, Gpus, machine_settings
 from components.settings.tls import TlsSettings
 
 PROJECT_DIRECTORY = Path(__file__).resolve().parents[2]
-STATE_DIRECTORY = "/var/lib/elastic-vllm"
 
 
 class SettingsError(pulumi.RunError):
-    """All that is wrong with the settings, one line each: the key, the value, the cause and the fix."""
+    """Every problem with the settings, one line each: the key, the value, the cause and the fix."""
 
     def __init__(self, stack: str, problems: list[str]) -> None:
         """Join `problems` under one heading."""
@@ -43,19 +42,16 @@ class SettingsError(pulumi.RunError):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that a stack can say, checked. Pulumi.yaml describes each setting and holds its default."""
+    """A stack's settings, checked. Pulumi.yaml describes each setting and holds its default."""
 
     stack: str
     target: Host | GcpSettings
-    """The server that exists already, or what Google Cloud is to provide."""
+    """The server that exists, or the VM to create."""
     ssh_user: str
     ssh_private_key_path: Path
     container_runtime: str
     """`docker` or `podman`"""
-    gpu_count: int
-    """0 without GPUs."""
-    gpu_memory_utilization: float
-    """Share of the GPUs' memory that vLLM may use."""
+    gpus: Gpus
     model: Model
     served_model_name: str
     model_source: str
@@ -69,7 +65,7 @@ class Settings:
     """0: the model's own."""
     vllm_extra_args: tuple[str, ...]
     images: Mapping[str, str]
-    """Role (vllm, nginx, and dcgm where its exporter is to run) -> reference, or its name once a bundle brought it."""
+    """Role (vllm, nginx, and dcgm for its exporter) -> reference, or name on the server of a bundle's image."""
     bundle: BundleSettings | None
     """None: images, weights and packages come from the network."""
     endpoint_host: str
@@ -87,8 +83,18 @@ class Settings:
         return self.target if isinstance(self.target, GcpSettings) else None
 
     @property
+    def server(self) -> Host:
+        """The server that exists; only with target existing."""
+        return cast(Host, self.target)
+
+    @property
+    def gpu_count(self) -> int:
+        """GPUs of the machine; 0 without any."""
+        return self.gpus.count
+
+    @property
     def prefix(self) -> str:
-        """Of the names of everything on the server."""
+        """Prefix of the names of everything on the server."""
         return f"elastic-vllm-{self.stack}"
 
     @property
@@ -98,7 +104,7 @@ class Settings:
 
     @property
     def parked(self) -> bool:
-        """Whether nothing is to run now."""
+        """True if nothing is to run now."""
         return self.gcp is not None and self.gcp.parked
 
     @property
@@ -144,94 +150,64 @@ def as_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def parse_settings(values: dict[str, str], stack: str, secrets: Mapping[str, pulumi.Output[str]]) -> Settings:
-    """Check `values` (setting -> text, arrays as JSON); `secrets` holds those of them that are secret, as outputs.
+def parse_settings(
+    given: Mapping[str, str],
+    stack: str,
+    secrets: Mapping[str, pulumi.Output[str]],
+    plain: Collection[str] = (),
+) -> Settings:
+    """Check `given` (setting -> text, lists and objects as JSON).
 
+    `secrets` holds the values of secret settings as outputs; `plain` names those of them that are not encrypted.
     Raises SettingsError with every problem found, not only the first.
     """
-    said, manifest, contradicted = bundle_settings.said_by_bundle(values, defaults(), PROJECT_DIRECTORY)
-    problems = check.Problems(values, defaults())
+    contents = bundle_settings.read_bundle(given, defaults(), PROJECT_DIRECTORY)
+    values = {**given, **contents.values}
+    problems = check.Problems(values, defaults(), contents.undecided)
+    for problem in contents.problems:
+        problems.record(problem)
     problems.unknown_keys()
-    for key, cause, fix in contradicted:
-        problems.add(key, cause, fix)
-    problems.values = values = values | said
-    if values["bundle"] and not manifest:
-        problems.unasked = frozenset(bundle_settings.SAID_BY_BUNDLE)
-    choice, text, integer = problems.choice, problems.text, problems.integer
-
+    problems.plain_secrets(plain)
     check.stack_name(problems, stack)
-    target = choice("target", ("existing", "gcp"))
-    accelerator = choice("accelerator", ("nvidia", "none"))
-    container_runtime = choice("containerRuntime", ("docker", podman.PODMAN))
-    if container_runtime == podman.PODMAN:
-        podman.refuse(problems)
-    gcp_settings.unused(problems, target)
-    private_key = ssh.private_key(problems, PROJECT_DIRECTORY)
-    gcp = gcp_settings.gcp_settings(problems, stack, private_key, PROJECT_DIRECTORY) if target == "gcp" else None
-    gpus = model_checks.gpus(problems, gcp.machine_type if gcp else None)
-    gpu_count = gpus.count if accelerator == "nvidia" else 0
+    machine = machine_settings(problems, stack, PROJECT_DIRECTORY)
+    bundle = bundle_settings.bundle_settings(problems, contents.manifest, PROJECT_DIRECTORY)
     arguments = model_checks.vllm_extra_args(problems)
-    model = model_checks.model(problems, model_checks.catalogue(problems, PROJECT_DIRECTORY), arguments)
-    bundle = bundle_settings.bundle_settings(problems, manifest, PROJECT_DIRECTORY, gcp=gcp is not None)
-    source = choice("modelSource", ("hub", "host"))
-    if manifest and "weights" in manifest.parts:
-        source = "bundle"
-    ssh_user = text("sshUser", check.USER, "use a Linux user name")
+    catalogue = model_checks.catalogue(problems, PROJECT_DIRECTORY)
+    text, integer = problems.text, problems.integer
     settings = Settings(
         stack=stack,
-        target=gcp or _server(problems, stack, ssh_user, private_key, container_runtime),
-        ssh_user=ssh_user,
-        ssh_private_key_path=private_key,
-        container_runtime=container_runtime,
-        gpu_count=gpu_count,
-        gpu_memory_utilization=gpus.memory_utilization,
-        model=model,
+        target=machine.target,
+        ssh_user=machine.ssh_user,
+        ssh_private_key_path=machine.ssh_private_key_path,
+        container_runtime=machine.container_runtime,
+        gpus=machine.gpus,
+        model=model_checks.model(problems, catalogue, arguments),
         served_model_name=model_checks.alias(problems),
-        model_source=source,
+        model_source=_model_source(problems, bundle),
         model_revision=values["modelRevision"],
         weights_directory=text("weightsDirectory", check.DIRECTORY, "give an absolute path without spaces"),
         hf_endpoint=text("hfEndpoint", check.URL, "give an https:// address without user and password"),
         hf_token=secrets["hfToken"],
         max_model_len=integer("maxModelLen", 0, 10_000_000),
         vllm_extra_args=arguments,
-        images={
-            role: bundle.images.get(role, image) if bundle else image for role, image in check.images(problems).items()
-        },
+        images={**check.images(problems), **(bundle.images if bundle else {})},
         bundle=bundle,
         endpoint_host=text("endpointHost", check.ADDRESS, "set the name or address") if values["endpointHost"] else "",
         https_port=integer("httpsPort", 1, 65535),
         key_versions=keys.key_versions(problems),
         limits=limit_settings.limits(problems),
-        tls=tls_settings.tls_settings(
-            problems, values["endpointHost"] or ("" if gcp else values["host"]), PROJECT_DIRECTORY
-        ),
+        tls=tls_settings.tls_settings(problems, PROJECT_DIRECTORY),
         elastic=elastic_settings.elastic_settings(problems, secrets, PROJECT_DIRECTORY),
     )
-    if values["dcgmImage"] and not gpu_count:
-        problems.add("dcgmImage", "set, but there are no GPUs", "remove it, or set accelerator to nvidia")
-    model_checks.contradictions(problems, model, gpus if gpu_count else None, source)
-    if gcp:
-        gcp_settings.room_for_weights(problems, gcp, model)
+    rules.check(problems, settings)
     if problems.found:
         raise SettingsError(stack, problems.found)
     return settings
 
 
-def _server(problems: check.Problems, stack: str, user: str, private_key: Path, engine: str) -> Host:
-    """The server that exists already."""
-    host_key = ssh.host_key(problems, PROJECT_DIRECTORY)
-    return Host(
-        address=problems.text("host", check.ADDRESS, "set it to the server's address or name"),
-        port=problems.integer("sshPort", 1, 65535),
-        user=user,
-        private_key_path=private_key,
-        host_key=host_key,
-        identity=host_key,
-        prefix=f"elastic-vllm-{stack}",
-        directory=f"{STATE_DIRECTORY}/{stack}",
-        cleans_up=True,
-        engine=engine,
-    )
+def _model_source(problems: check.Problems, bundle: BundleSettings | None) -> str:
+    source = problems.choice("modelSource", ("hub", "host"))
+    return "bundle" if bundle and bundle.weights_gb else source
 
 
 def read_settings() -> Settings:
@@ -246,4 +222,5 @@ def read_settings() -> Settings:
         key.removeprefix(f"{project}:"): as_text(value) for key, value in given.items() if key.startswith(f"{project}:")
     }
     secrets = {name: config.get_secret(name) or pulumi.Output.secret("") for name in check.SECRETS}
-    return parse_settings(values, pulumi.get_stack(), secrets)
+    plain = [name for name in check.SECRETS if not is_config_secret(f"{project}:{name}")]
+    return parse_settings(values, pulumi.get_stack(), secrets, plain)

@@ -1,4 +1,4 @@
-"""Where the endpoint's certificate comes from, and who has to show one."""
+"""The settings of the endpoint's certificate and of client certificates."""
 
 import re
 import ssl
@@ -27,7 +27,7 @@ USED_BY = {
     "tlsCa": ("provided", "letsencrypt"),
     "acmeServer": ("letsencrypt",),
 }
-"""Setting -> the modes that it belongs to."""
+"""Setting -> the values of tls that it belongs to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +55,12 @@ class TlsSettings:
     """Names of client certificates; none: no client needs one."""
 
 
-def tls_settings(problems: Problems, host: str, project_directory: Path) -> TlsSettings:
-    """Check them; `host` is the name or address that clients connect to, empty where it is not known yet."""
+def tls_settings(problems: Problems, project_directory: Path) -> TlsSettings:
+    """Read and check them; a relative path counts from `project_directory`."""
+    values = problems.values
+    # The VM's own address is not known yet.
+    host = values["endpointHost"] or ("" if values["target"] == "gcp" else values["host"])
     mode = problems.choice("tls", MODES)
-    for key in (key for key, modes in USED_BY.items() if problems.given(key) and mode not in modes):
-        problems.add(key, f"set, but tls is {mode}", f"set tls to {' or '.join(USED_BY[key])}, or remove it")
     return TlsSettings(
         provided=_provided(problems, host, project_directory) if mode == "provided" else None,
         acme=acme_settings(problems, host, project_directory) if mode == "letsencrypt" else None,

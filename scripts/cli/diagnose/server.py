@@ -11,7 +11,7 @@ from typing import Any
 from components import render
 from components.containers.podman import PODMAN
 from components.elastic import agent
-from components.settings.stack import STATE_DIRECTORY
+from components.settings.machine import STATE_DIRECTORY
 from scripts.cli.diagnose.finding import Finding, Look, Rank
 from scripts.lib.errors import ExitCode
 

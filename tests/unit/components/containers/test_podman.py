@@ -44,7 +44,7 @@ def values(arguments: list[str], option: str) -> list[str]:
     ("base", "overrides", "key", "cause"),
     [
         ("prod", {}, "containerRuntime", "target gcp sets up Docker"),
-        ("gpu", {}, "sshUser", "Podman's API is root's alone"),
+        ("gpu", {}, "sshUser", "only root can use Podman's API"),
         ("gpu", {"sshUser": "root", "dcgmImage": f"a/b:1@sha256:{'c' * 64}"}, "dcgmImage", "GPU requests"),
     ],
 )

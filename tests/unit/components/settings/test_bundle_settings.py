@@ -40,7 +40,7 @@ WRONG: list[Any] = [
         "airgap",
         {"tls": "letsencrypt", "endpointHost": "llm.example.com"},
         "tls",
-        "nobody can be asked for a certificate without a network",
+        "no certificate can be requested without a network",
         "use private-ca or provided",
     ),
 ]

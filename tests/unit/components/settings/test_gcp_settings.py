@@ -159,7 +159,7 @@ CONTRADICTIONS: list[Any] = [
     ("prod", {**BASTION, "bastionHostKey": ""}, "bastionHostKey", "not set", "copy the line"),
     ("prod", {**BASTION, "bastionHostKey": "ssh-ed25519 x"}, "bastionHostKey", "not a public key", "copy the line"),
     ("prod", {**BASTION, "sshVia": "address"}, "bastion", "set, but sshVia is address", "set sshVia to bastion"),
-    ("prod", PRIVATE, "cloudNat", "fetch neither packages nor images", "set it to true, or use a network"),
+    ("prod", PRIVATE, "cloudNat", "fetch neither packages nor images", "set it to true, or use an existing network"),
     ("prod", {"sshPrivateKeyPath": "@damaged"}, "sshPrivateKeyPath", "damaged", "ssh-keygen -t ed25519"),
 ]
 

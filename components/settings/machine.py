@@ -1,0 +1,101 @@
+"""The machine: which one, how it is reached, and its GPUs."""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from components.catalogue.machine_types import MachineType
+from components.containers.podman import PODMAN
+from components.machine.host import Host
+from components.settings import gcp as gcp_settings
+from components.settings import problems as check
+from components.settings import ssh
+from components.settings.gcp import GcpSettings
+from components.settings.problems import Problems
+
+STATE_DIRECTORY = "/var/lib/elastic-vllm"
+"""On the server; one directory a stack."""
+LEAST_UTILIZATION, MOST_UTILIZATION = 0.1, 0.99
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """The GPUs of the machine."""
+
+    count: int
+    """0 without GPUs."""
+    memory_gib: int
+    """Memory of one GPU, in GiB."""
+    memory_utilization: float
+    """Share of it that vLLM may use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineSettings:
+    """The machine that the endpoint runs on."""
+
+    target: Host | GcpSettings
+    """A server that exists, or the VM to create."""
+    ssh_user: str
+    ssh_private_key_path: Path
+    container_runtime: str
+    """`docker` or `podman`."""
+    gpus: Gpus
+
+
+def machine_settings(problems: Problems, stack: str, project_directory: Path) -> MachineSettings:
+    """Read and check them; a relative path counts from `project_directory`."""
+    target = problems.choice("target", ("existing", "gcp"))
+    accelerator = problems.choice("accelerator", ("nvidia", "none"))
+    runtime = problems.choice("containerRuntime", ("docker", PODMAN))
+    user = problems.text("sshUser", check.USER, "use a Linux user name")
+    private_key = ssh.private_key(problems, project_directory)
+    machine: Host | GcpSettings
+    if target == "gcp":
+        machine = gcp_settings.gcp_settings(problems, stack, private_key, project_directory)
+        gpus = _gpus(problems, machine.machine_type)
+    else:
+        host_key = ssh.host_key(problems, project_directory)
+        machine = Host(
+            address=problems.text("host", check.ADDRESS, "set it to the server's address or name"),
+            port=problems.integer("sshPort", 1, 65535),
+            user=user,
+            private_key_path=private_key,
+            host_key=host_key,
+            identity=host_key,
+            prefix=f"elastic-vllm-{stack}",
+            directory=f"{STATE_DIRECTORY}/{stack}",
+            cleans_up=True,
+            engine=runtime,
+        )
+        gpus = _gpus(problems, None)
+    return MachineSettings(
+        target=machine,
+        ssh_user=user,
+        ssh_private_key_path=private_key,
+        container_runtime=runtime,
+        gpus=gpus if accelerator == "nvidia" else replace(gpus, count=0),
+    )
+
+
+def _gpus(problems: Problems, machine_type: MachineType | None) -> Gpus:
+    """GPUs of the machine type, or those in the settings, which are checked without GPUs as well."""
+    utilization = _memory_utilization(problems)
+    if machine_type:
+        return Gpus(machine_type.gpus, machine_type.gpu_memory_gib, utilization)
+    count = problems.integer("gpuCount", 1, 16)
+    if count & (count - 1):
+        problems.add("gpuCount", "does not divide a model's attention heads", "use 1, 2, 4, 8 or 16")
+    return Gpus(count, problems.integer("gpuMemoryGib", 1, 1024), utilization)
+
+
+def _memory_utilization(problems: Problems) -> float:
+    key, fix = "gpuMemoryUtilization", f"use {LEAST_UTILIZATION} to {MOST_UTILIZATION}"
+    text = problems.values[key]
+    if not re.fullmatch(r"\d(\.\d{1,3})?", text):
+        problems.add(key, "not a decimal fraction", fix)
+    elif not LEAST_UTILIZATION <= float(text) <= MOST_UTILIZATION:
+        problems.add(key, "out of range", fix)
+    else:
+        return float(text)
+    return LEAST_UTILIZATION

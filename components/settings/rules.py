@@ -1,0 +1,485 @@
+"""Settings that are right by themselves, but not together: one table, checked once everything is read."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from components.catalogue.models import GB, GIB, LEAST_SAFE_VLLM, WEIGHTS_SHARE
+from components.containers.podman import PODMAN
+from components.machine.host import STANDARD_SSH_PORT
+from components.settings.gcp import DELETED_BY_GOOGLE, KEYS, OTHERS, PROVISIONING_OF, GcpSettings
+from components.settings.model import REVISION
+from components.settings.problems import LOCAL_IMAGE, PINNED_IMAGE, Problems
+from components.settings.tls import USED_BY
+
+if TYPE_CHECKING:
+    from components.settings.stack import Settings
+
+PIN_FIX = "run `scripts/elastic-vllm pin --stack STACK`"
+PUBLIC_FIX = "use tls provided, with a certificate from a public CA"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A stack's settings: as read, as written, and what follows from several of them."""
+
+    settings: Settings
+    values: Mapping[str, str]
+    """As written, with the defaults."""
+    given: Callable[[str], bool]
+    """True if a setting differs from its default."""
+
+    @property
+    def gcp(self) -> GcpSettings:
+        """The settings of target gcp; only rules for it ask for them."""
+        return cast(GcpSettings, self.settings.gcp)
+
+    @property
+    def needed_gib(self) -> float:
+        """GPU memory that the model's weights take."""
+        return self.settings.model.weights_gb * GB / GIB
+
+    @property
+    def needed_with_cache_gib(self) -> float:
+        """GPU memory for weights and KV cache."""
+        return self.needed_gib / WEIGHTS_SHARE
+
+    @property
+    def usable_gib(self) -> float:
+        """GPU memory that vLLM may use."""
+        gpus = self.settings.gpus
+        return gpus.count * gpus.memory_gib * gpus.memory_utilization
+
+    @property
+    def memory_percent(self) -> float:
+        """Share of the GPU memory that vLLM may use, in percent."""
+        return self.settings.gpus.memory_utilization * 100
+
+    @property
+    def memory_settings(self) -> str:
+        """The settings that decide how much GPU memory there is."""
+        return "machineType" if self.settings.gcp else "gpuCount, gpuMemoryGib"
+
+    @property
+    def vllm_version(self) -> tuple[int, ...] | None:
+        """Version in the vLLM image's tag; empty if it is no released one, None if the image is wrong anyway."""
+        value = self.values["vllmImage"]
+        match = PINNED_IMAGE.fullmatch(value) or LOCAL_IMAGE.fullmatch(value)
+        return version(match["tag"]) if match else None
+
+    @property
+    def least_vllm(self) -> tuple[int, ...]:
+        """The oldest vLLM that is safe and serves the model."""
+        return max(LEAST_SAFE_VLLM, version(self.settings.model.least_vllm))
+
+    @property
+    def least_vllm_text(self) -> str:
+        """The same as text."""
+        return ".".join(map(str, self.least_vllm))
+
+    @property
+    def machine_zones(self) -> str:
+        """Zones that have the machine type."""
+        return ", ".join(self.gcp.machine_type.zones)
+
+    @property
+    def provisioning_models(self) -> str:
+        """Provisioning models that offer the machine type, where not all do."""
+        return " or ".join(PROVISIONING_OF.get(self.gcp.machine_type.name, ()))
+
+    @property
+    def ssh_client(self) -> str:
+        """Whose address reaches the VM's SSH port."""
+        return "the bastion" if self.gcp.ssh_via == "bastion" else "this machine"
+
+    @property
+    def least_weights_disk_gb(self) -> int:
+        """Disk for the model's weights; ext4 takes some for itself."""
+        return math.ceil(self.settings.model.weights_gb * 1.05)
+
+    @property
+    def has_private_ca(self) -> bool:
+        """True if clients must be configured to trust the endpoint's certificate."""
+        staging = self.values["tls"] == "letsencrypt" and self.values["acmeServer"] == "staging"
+        return self.values["tls"] == "private-ca" or bool(self.values["tlsCa"]) or staging
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A contradiction between settings."""
+
+    key: str
+    """The setting that the message names."""
+    when: Callable[[Facts], object]
+    """True if the settings contradict each other."""
+    cause: str
+    """May name facts: {f.settings.model.name}."""
+    fix: str
+    """As the cause."""
+    unless: tuple[str, ...] = ()
+    """Settings whose own problem hides this one."""
+
+
+def check(problems: Problems, settings: Settings) -> None:
+    """Record every contradiction."""
+    facts = Facts(settings, problems.values, problems.given)
+    for rule in (*RULES, *(GOOGLE_RULES if settings.gcp else ())):
+        if not problems.keys.intersection(rule.unless) and rule.when(facts):
+            problems.add(rule.key, rule.cause.format(f=facts), rule.fix.format(f=facts))
+
+
+def version(text: str) -> tuple[int, ...]:
+    """A released version as numbers; empty if it is none."""
+    match = re.match(r"v?(\d+)\.(\d+)\.(\d+)(?![\d.]*[-.]?(a|b|rc|dev)\d)", text)
+    return tuple(int(part) for part in match.groups()[:3]) if match else ()
+
+
+def _of_other_target(key: str) -> Rule:
+    target, fix = ("gcp", "remove it") if key in OTHERS else ("existing", "remove it, or set target to gcp")
+    return Rule(
+        key, lambda f: f.values["target"] == target and f.given(key), f"has no effect with target {target}", fix
+    )
+
+
+def _of_other_tls(key: str) -> Rule:
+    modes = " or ".join(USED_BY[key])
+    return Rule(
+        key,
+        lambda f: f.values["tls"] not in USED_BY[key] and f.given(key),
+        "set, but tls is {f.values[tls]}",
+        f"set tls to {modes}, or remove it",
+        ("tls",),
+    )
+
+
+def _of_product(product: str) -> list[Rule]:
+    url, key = f"{product}Url", f"{product}ApiKey"
+    make = f"make an API key there, then `pulumi config set --secret {key}`"
+    return [
+        Rule(key, lambda f: f.values[url] and not f.values[key], f"not set, but {url} is", make),
+        Rule(
+            key,
+            lambda f: f.values[key] and not f.values[url],
+            f"set, but there is no {url}",
+            f"set {url}, or remove it",
+        ),
+    ]
+
+
+def _only_with_kibana(key: str) -> Rule:
+    fix = "set kibanaUrl and kibanaApiKey, or remove it"
+    return Rule(key, lambda f: f.given(key) and not f.values["kibanaUrl"], "set, but there is no kibanaUrl", fix)
+
+
+def _only_with_bundle(key: str) -> Rule:
+    fix = "set bundle to the bundle's directory, or remove it"
+    return Rule(key, lambda f: f.given(key) and not f.values["bundle"], "set, but bundle is not", fix)
+
+
+def _only_for_download(key: str) -> Rule:
+    cause = "set, but nothing is downloaded with modelSource host"
+    return Rule(key, lambda f: f.settings.model_source == "host" and f.values[key], cause, "remove it")
+
+
+def _only_with_bastion(key: str) -> Rule:
+    cause, fix = "set, but sshVia is {f.gcp.ssh_via}", "remove it, or set sshVia to bastion"
+    return Rule(key, lambda f: f.gcp.ssh_via != "bastion" and f.values[key], cause, fix)
+
+
+def _only_for_own_disk(key: str) -> Rule:
+    cause = "set, but weightsDisk is not managed"
+    return Rule(key, lambda f: f.gcp.weights_disk and f.given(key), cause, "remove it")
+
+
+RULES: Sequence[Rule] = (
+    *map(_of_other_target, sorted(KEYS | OTHERS)),
+    # Containers
+    Rule(
+        "containerRuntime",
+        lambda f: f.settings.container_runtime == PODMAN and f.settings.gcp,
+        "target gcp sets up Docker on its VM",
+        "remove it, or use target existing",
+    ),
+    Rule(
+        "sshUser",
+        lambda f: f.settings.container_runtime == PODMAN and not f.settings.gcp and f.values["sshUser"] != "root",
+        "only root can use Podman's API (containerRuntime)",
+        "set it to root, or use docker",
+    ),
+    Rule(
+        "dcgmImage",
+        lambda f: f.settings.container_runtime == PODMAN and f.values["dcgmImage"],
+        "the exporter needs Docker's GPU requests (containerRuntime)",
+        "remove it, or use docker",
+    ),
+    Rule(
+        "dcgmImage",
+        lambda f: f.values["dcgmImage"] and not f.settings.gpu_count,
+        "set, but there are no GPUs",
+        "remove it, or set accelerator to nvidia",
+    ),
+    # Bundle
+    *map(_only_with_bundle, ("bundleKey", "bundleOnHost")),
+    Rule(
+        "bundle",
+        lambda f: f.values["bundle"] and f.settings.gcp,
+        "set, but target is gcp",
+        "set target to existing, or remove it",
+    ),
+    Rule(
+        "bundle",
+        lambda f: f.settings.bundle and not f.settings.bundle.weights_gb and f.values["modelSource"] != "host",
+        "it has no weights",
+        "set modelSource to host if they are on the server already",
+    ),
+    Rule(
+        "tls",
+        lambda f: f.values["bundle"] and f.values["tls"] == "letsencrypt",
+        "no certificate can be requested without a network",
+        "use private-ca or provided",
+    ),
+    Rule(
+        "hfToken",
+        lambda f: f.values["bundle"] and f.values["hfToken"],
+        "set, but nothing is downloaded with a bundle",
+        "remove it",
+    ),
+    # Model
+    Rule(
+        "vllmImage",
+        lambda f: f.vllm_version == (),
+        "its tag does not say a released version of vLLM",
+        "tag it like v0.32.0",
+    ),
+    Rule(
+        "vllmImage",
+        lambda f: f.vllm_version and f.vllm_version < LEAST_SAFE_VLLM,
+        "a vLLM this old has known vulnerabilities",
+        "use {f.least_vllm_text} or newer",
+    ),
+    Rule(
+        "vllmImage",
+        lambda f: f.vllm_version and LEAST_SAFE_VLLM <= f.vllm_version < f.least_vllm,
+        "a vLLM this old can't serve {f.settings.model.name}",
+        "use {f.least_vllm_text} or newer",
+    ),
+    Rule(
+        "model",
+        lambda f: (
+            f.settings.gpu_count
+            and f.settings.model.accelerator == "none"
+            and not f.values["vllmImage"].startswith("localhost/")
+        ),
+        "served on the CPU, but a registry's vLLM needs GPUs",
+        "use another model or vllmImage",
+    ),
+    Rule(
+        "model",
+        lambda f: f.settings.vllm_gpu_count and f.needed_with_cache_gib > f.usable_gib,
+        "its weights take {f.needed_gib:.0f} GiB, and with room for the KV cache {f.needed_with_cache_gib:.0f} GiB, "
+        "but {f.settings.gpu_count} x {f.settings.gpus.memory_gib} GiB at {f.memory_percent:g} % are "
+        "{f.usable_gib:.0f} GiB",
+        "use a smaller model or more GPU memory ({f.memory_settings})",
+        ("gpuMemoryGib", "gpuMemoryUtilization", "gpuCount", "machineType"),
+    ),
+    Rule(
+        "modelRevision",
+        lambda f: f.settings.model_source == "hub" and not REVISION.fullmatch(f.values["modelRevision"]),
+        "not a commit of 40 hexadecimal digits",
+        PIN_FIX,
+    ),
+    Rule(
+        "hfToken",
+        lambda f: f.settings.model_source == "hub" and f.settings.model.gated and not f.values["hfToken"],
+        "not set, but {f.settings.model.name} is gated",
+        "accept its licence on the hub, then `pulumi config set --secret hfToken`",
+    ),
+    *map(_only_for_download, ("hfToken", "modelRevision")),
+    Rule(
+        "maxModelLen",
+        lambda f: f.settings.model.max_model_len and f.settings.max_model_len > f.settings.model.max_model_len,
+        "more than the {f.settings.model.max_model_len} that {f.settings.model.name} was made for",
+        "use {f.settings.model.max_model_len} or less",
+    ),
+    Rule(
+        "servedModelName",
+        lambda f: f.settings.served_model_name == f.settings.model.name,
+        "the same as model",
+        "choose a name that stays when the model changes",
+    ),
+    # Certificate
+    *map(_of_other_tls, USED_BY),
+    # Elastic
+    *_of_product("kibana"),
+    *_of_product("elasticsearch"),
+    *map(_only_with_kibana, ("kibanaSpace", "kibanaDefaultConnector")),
+    Rule(
+        "elasticCa",
+        lambda f: f.values["elasticCa"] and not (f.values["kibanaUrl"] or f.values["elasticsearchUrl"]),
+        "set, but there is no kibanaUrl or elasticsearchUrl",
+        "set one of them, or remove it",
+    ),
+    Rule(
+        "elasticsearchUrl",
+        lambda f: f.values["elasticsearchUrl"] and f.settings.tls.clients,
+        "set, but an inference endpoint has no client certificate, which clientCertificates asks for",
+        "use the connector (kibanaUrl) alone, or set clientCertificates to []",
+    ),
+    # Elastic Cloud trusts public CAs only, but for a connector on Hosted, whose settings may name a CA.
+    Rule(
+        "elasticsearchUrl",
+        lambda f: (
+            f.values["elasticsearchUrl"]
+            and f.values["elasticDeployment"] in {"hosted", "serverless"}
+            and f.has_private_ca
+        ),
+        "set, but Elasticsearch on {f.values[elasticDeployment]} can't be told to trust a private CA",
+        PUBLIC_FIX,
+    ),
+    # Together with a client certificate, a connector brings the CA along.
+    Rule(
+        "kibanaUrl",
+        lambda f: (
+            f.values["kibanaUrl"]
+            and f.values["elasticDeployment"] == "serverless"
+            and f.has_private_ca
+            and not f.settings.tls.clients
+        ),
+        "set, but Kibana on serverless can't be told to trust a private CA",
+        PUBLIC_FIX,
+    ),
+)
+
+GOOGLE_RULES: Sequence[Rule] = (
+    Rule(
+        "accelerator",
+        lambda f: f.values["accelerator"] == "none",
+        "none, but every machine type here has GPUs",
+        "remove it",
+    ),
+    Rule(
+        "zone",
+        lambda f: f.gcp.zone not in f.gcp.machine_type.zones,
+        "has no {f.gcp.machine_type.name}",
+        "use {f.machine_zones}",
+        ("zone", "machineType"),
+    ),
+    # How Google provides the VM
+    Rule(
+        "provisioningModel",
+        lambda f: f.provisioning_models and f.gcp.provisioning_model not in f.provisioning_models.split(" or "),
+        "{f.gcp.machine_type.name} is not sold so",
+        "use {f.provisioning_models}",
+        ("machineType", "provisioningModel"),
+    ),
+    Rule(
+        "reservation",
+        lambda f: f.gcp.provisioning_model == "RESERVATION_BOUND" and not f.gcp.reservation,
+        "not set, but provisioningModel is RESERVATION_BOUND",
+        "set it to the reservation's name",
+    ),
+    Rule(
+        "reservation",
+        lambda f: f.gcp.provisioning_model in {"SPOT", "FLEX_START"} and f.gcp.reservation,
+        "set, but provisioningModel is {f.gcp.provisioning_model}",
+        "remove it, or set provisioningModel to STANDARD or RESERVATION_BOUND",
+    ),
+    Rule(
+        "deletionProtection",
+        lambda f: f.gcp.provisioning_model in DELETED_BY_GOOGLE and f.gcp.deletion_protection,
+        "true, but Google itself deletes a VM with provisioningModel {f.gcp.provisioning_model}",
+        "set it to false",
+    ),
+    Rule(
+        "deletionProtection",
+        lambda f: f.gcp.parked and f.gcp.deletion_protection,
+        "true, but parked deletes the VM",
+        "set one of them to false",
+    ),
+    # Network
+    Rule(
+        "subnetwork",
+        lambda f: f.gcp.subnetwork and not f.gcp.network,
+        "set, but network is not",
+        "name the VPC that it is in",
+    ),
+    Rule(
+        "network",
+        lambda f: f.gcp.network and not f.gcp.subnetwork,
+        "set, but subnetwork is not",
+        "name the subnetwork in the zone's region",
+    ),
+    Rule(
+        "cloudNat",
+        lambda f: f.gcp.network and f.gcp.cloud_nat,
+        "true, but the network is not the stack's own",
+        "set up Cloud NAT there, and set it to false",
+    ),
+    # Without them a VM reaches Google's own services only.
+    Rule(
+        "cloudNat",
+        lambda f: not (f.gcp.external_address or f.gcp.cloud_nat or f.gcp.network),
+        "the VM could fetch neither packages nor images nor weights: externalAddress is false as well",
+        "set it to true, or use an existing network that has a way out (network, subnetwork)",
+        ("externalAddress", "cloudNat"),
+    ),
+    Rule(
+        "httpsSourceRanges",
+        lambda f: not f.gcp.https_source_ranges,
+        "empty: nobody could use the endpoint",
+        "give the CIDR ranges that Elastic connects from",
+        ("httpsSourceRanges",),
+    ),
+    Rule(
+        "httpsPort",
+        lambda f: f.settings.https_port == STANDARD_SSH_PORT,
+        "the port of SSH, which would be open to httpsSourceRanges",
+        "use another, e.g. 443",
+    ),
+    # SSH
+    Rule(
+        "sshUser",
+        lambda f: f.values["sshUser"] == "root" and f.gcp.image.startswith("projects/ubuntu-os-"),
+        "Ubuntu's images do not let root in",
+        "name the user to make, e.g. elastic-vllm",
+    ),
+    Rule(
+        "bastion",
+        lambda f: f.gcp.ssh_via == "bastion" and not f.values["bastion"],
+        "not set, but sshVia is bastion",
+        "write USER@HOST:PORT",
+    ),
+    *map(_only_with_bastion, ("bastion", "bastionHostKey")),
+    Rule(
+        "sshSourceRanges",
+        lambda f: f.gcp.ssh_via == "iap" and f.gcp.ssh_source_ranges,
+        "set, but with sshVia iap only Google's proxy connects",
+        "remove it",
+    ),
+    Rule(
+        "sshSourceRanges",
+        lambda f: f.gcp.ssh_via != "iap" and not f.gcp.ssh_source_ranges,
+        "empty: the VM could not be set up",
+        "give the CIDR range that {f.ssh_client} connects from",
+        ("sshSourceRanges",),
+    ),
+    Rule(
+        "tunnelPort",
+        lambda f: f.gcp.ssh_via != "iap" and f.given("tunnelPort"),
+        "set, but sshVia is {f.gcp.ssh_via}",
+        "remove it, or set sshVia to iap",
+    ),
+    # Disks
+    *map(_only_for_own_disk, ("weightsDiskGb", "keepWeightsDisk")),
+    Rule(
+        "weightsDiskGb",
+        lambda f: not f.gcp.weights_disk and f.gcp.weights_disk_gb < f.least_weights_disk_gb,
+        "too small for {f.settings.model.name}, whose weights take {f.settings.model.weights_gb:g} GB",
+        "use {f.least_weights_disk_gb} or more",
+        ("weightsDiskGb", "weightsGb", "model"),
+    ),
+)
