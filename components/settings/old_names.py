@@ -57,24 +57,24 @@ OLD_VALUES: Mapping[str, Mapping[str, str]] = {
 """Setting -> old value -> the value that takes its place."""
 
 OLD_SETTINGS: Mapping[str, Old] = {
-    "maxModelLen": _renamed("maxModelLen"),
-    "gpuMemoryUtilization": Old("is now gpuMemoryUtilization, a fraction", _utilization),
-    "vllmExtraArgs": _renamed("vllmExtraArgs"),
-    "servedModelName": _renamed("servedModelName"),
-    "hfToken": Old("is now hfToken", "remove it, then `pulumi config set --secret hfToken`"),
-    "hfEndpoint": _renamed("hfEndpoint"),
+    "contextTokens": _renamed("maxModelLen"),
+    "gpuMemoryPercent": Old("is now gpuMemoryUtilization, a fraction", _utilization),
+    "vllmArguments": _renamed("vllmExtraArgs"),
+    "modelAlias": _renamed("servedModelName"),
+    "hubToken": Old("is now hfToken", "remove it, then `pulumi config set --secret hfToken`"),
+    "hubEndpoint": _renamed("hfEndpoint"),
     "capacity": Old("is now provisioningModel", _provisioning_model),
-    "httpsSourceRanges": _renamed("httpsSourceRanges"),
-    "sshSourceRanges": _renamed("sshSourceRanges"),
-    "maxBodyMib": _renamed("maxBodyMib"),
+    "httpsSources": _renamed("httpsSourceRanges"),
+    "sshSources": _renamed("sshSourceRanges"),
+    "maxBodyMb": _renamed("maxBodyMib"),
     "keyVersion": Old("is now part of keys", _default_key),
     "acceptPreviousKey": Old(
         "is now part of keys", "write keys: {default: [2, 1]} while version 1 still works, {default: [2]} afterwards"
     ),
     "artifacts": Old("is gone: if bundle is set, nothing is fetched", "remove it, and set or remove bundle"),
     "osImage": Old(
-        "is gone: an option of scripts/elastic-vllm pin chooses the VM's image",
-        "remove it, then run scripts/elastic-vllm pin --os",
+        "is gone: `pin` chooses the VM's image",
+        "remove it, then run scripts/elastic-vllm pin with --os accelerator|plain",
     ),
     "maxRunHours": _gone("a VM with FLEX_START lives 168 hours, the most that Google allows"),
     "subnetCidr": Old(
@@ -107,4 +107,4 @@ def list_as_object(key: str, text: str) -> str | None:
     pairs = [entry.split("=", 1) for entry in entries]
     if key == "keys":
         return "{" + ", ".join(f"{name.strip()}: [{versions.replace(',', ', ')}]" for name, versions in pairs) + "}"
-    return "{" + ", ".join(f"{name}: {value}" for name, value in pairs) + "}"
+    return "{" + ", ".join(f"{name}: {json.dumps(value)}" for name, value in pairs) + "}"

@@ -12,7 +12,10 @@ from scripts.lib.errors import BadInputError
 
 @dataclass(frozen=True, kw_only=True)
 class StackConfig:
-    """`values` by full key (`elastic-vllm:model`), as plain YAML values; `secrets`: the keys that hold secrets."""
+    """`values` by full key (`elastic-vllm:model`), as plain YAML values; `secrets`: keys whose values came from files.
+
+    A value in plain text is no secret to Pulumi either, whatever the project says of its key.
+    """
 
     project: str
     stack: str
@@ -40,8 +43,6 @@ def read_config(directory: Path, stack: str, sets: list[str], set_files: list[st
     secrets: set[str] = set()
     for key, entry in (project_settings.get("config") or {}).items():
         declared = entry if isinstance(entry, dict) else {"value": entry}
-        if declared.get("secret"):
-            secrets.add(_full(project, key))
         value = declared.get("value", declared.get("default"))
         if value is not None:
             values[_full(project, key)] = value

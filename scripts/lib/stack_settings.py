@@ -16,13 +16,14 @@ def load(stack: str, overrides: Mapping[str, str]) -> Settings:
 
     Raises BadInputError for settings that are wrong and for a stack that isn't there.
     """
-    given = [f"{key}={value}" for key, value in {**dict.fromkeys(_encrypted(stack), ENCRYPTED), **overrides}.items()]
+    encrypted = _encrypted(stack)
+    given = [f"{key}={value}" for key, value in {**dict.fromkeys(encrypted, ENCRYPTED), **overrides}.items()]
     config = read_config(PROJECT_DIRECTORY, stack, given, [])
     prefix = f"{config.project}:"
     values = {key.removeprefix(prefix): text for key, text in config.for_pulumi().items() if key.startswith(prefix)}
     secrets = {name: pulumi.Output.secret(values[name]) for name in SECRETS}
     try:
-        return parse_settings(values, stack, secrets)
+        return parse_settings(values, stack, secrets, plain=set(SECRETS) - {*map(_name, encrypted), *overrides})
     except SettingsError as error:
         raise BadInputError(str(error), f"correct what is wrong in stacks/Pulumi.{stack}.yaml") from error
 
@@ -34,6 +35,10 @@ def overrides(given: Iterable[str]) -> dict[str, str]:
     if wrong:
         raise BadInputError(f"--set {wrong[0]}: there is no value", "write --set KEY=VALUE")
     return {key.strip(): value for key, _, value in pairs}
+
+
+def _name(key: str) -> str:
+    return key.rpartition(":")[2]
 
 
 def _encrypted(stack: str) -> list[str]:

@@ -167,7 +167,7 @@ def run(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
 def failures(directory: Path, given: list[str], elastic: Elastic) -> dict[str, str]:
     """Make `up` fail at Elastic, at the hub, and in the settings, and return the output of each."""
     # One value in a setting where it does not belong, and one wrong value in the right setting.
-    failed = {"misspelt": rehearse("up", *given, "--set-file", f"hubtoken={directory / 'hfToken'}", stack=STACK)}
+    failed = {"misspelt": rehearse("up", *given, "--set-file", f"hftoken={directory / 'hfToken'}", stack=STACK)}
     elastic.answers = [(503, {})] * 200
     failed["Elastic"] = rehearse("up", *given, "--set", "servedModelName=another", stack=STACK)
     elastic.answers = []

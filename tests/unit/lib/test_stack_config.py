@@ -43,13 +43,19 @@ def test_defaults_stack_and_options_overlay_each_other(directory: Path) -> None:
     }
     assert config.get("port") == 8443
     assert config.get("token") is None
-    assert config.secrets == {"elastic-vllm:token"}
+    assert config.secrets == set()
 
 
 def test_secrets_come_from_files(directory: Path) -> None:
     (directory / "token").write_text("hf_x\n")
     config = read_config(directory, "prod", [], [f"token={directory / 'token'}"])
     assert config.get("token") == "hf_x"
+    assert config.secrets == {"elastic-vllm:token"}
+
+
+def test_a_secret_setting_in_plain_text_is_no_secret(directory: Path) -> None:
+    """As for Pulumi; so the program can refuse it."""
+    assert read_config(directory, "local", ["token=hf_x"], []).secrets == set()
 
 
 @pytest.mark.parametrize(

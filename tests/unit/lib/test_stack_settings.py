@@ -32,6 +32,14 @@ def test_settings_are_the_files_over_the_defaults(stack: str) -> None:
     assert settings.https_port == 443
 
 
+def test_a_secret_in_plain_text_in_the_file_is_refused(stack: str, tmp_path: Path) -> None:
+    file = tmp_path / "stacks" / "Pulumi.x.yaml"
+    file.write_text(file.read_text().replace("\n    secure: v1:abc", " hf_plain"))
+    with pytest.raises(BadInputError, match="hfToken: stored in plain text; encrypt it: `pulumi config set --secret"):
+        load(stack, {})
+    assert load(stack, {"hfToken": "hf_of_this_run"})
+
+
 def test_overrides_go_over_the_file(stack: str) -> None:
     assert load(stack, {"httpsPort": "8443"}).https_port == 8443
 
@@ -43,7 +51,7 @@ def test_what_is_wrong_is_said_by_the_settings_own_check(stack: str) -> None:
 
 def test_an_encrypted_secret_counts_as_there(stack: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(stack_settings, "parse_settings", lambda values, *_: seen.append(values["hfToken"]))
+    monkeypatch.setattr(stack_settings, "parse_settings", lambda values, *_, **__: seen.append(values["hfToken"]))
     load(stack, {})
     load(stack, {"hfToken": ""})
     assert seen == [ENCRYPTED, ""]

@@ -81,7 +81,7 @@ WRONG: list[Any] = [
     ("prod", "labels", '{"Team": "search"}', "Google Cloud allows no label Team: search", LABEL_FIX),
     ("prod", "labels", json.dumps({"a": "b" * 64}), "Google Cloud allows no label a: bbb", LABEL_FIX),
     ("prod", "labels", '{"centre": 7}', "the value of centre is not text", 'quote it: centre: "7"'),
-    ("prod", "labels", '["team=search", "tier=1"]', "not an object", "write labels: {team: search, tier: 1}"),
+    ("prod", "labels", '["team=search", "tier=1"]', "not an object", 'write labels: {team: "search", tier: "1"}'),
     ("prod", "labels", "team=search", "not an object", "labels: {team: search}"),
     (
         "prod",

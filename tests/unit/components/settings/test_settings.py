@@ -315,17 +315,19 @@ def test_nothing_is_registered_when_a_setting_is_wrong(values_of: Values) -> Non
     assert program == Program()
 
 
+def missed(values: dict[str, str], key: str) -> bool:
+    """True if the settings can't be read without this one."""
+    try:
+        parse_settings({name: value for name, value in values.items() if name != key}, "local", NO_SECRETS)
+    except KeyError:
+        return True
+    return False
+
+
 @pytest.mark.parametrize("key", PROJECT["config"])
 def test_every_declared_setting_is_read(key: str, values_of: Values) -> None:
     stacks = [values_of(base) for base in (ON_GOOGLE if key in KEYS else ON_SERVERS)]
-    for values in (*stacks, values_of("gpu", model="acme/Own", weightsGb=9)):
-        without = {name: value for name, value in values.items() if name != key}
-        try:
-            parse_settings(without, "local", NO_SECRETS)
-        except KeyError as error:
-            assert error.args == (key,)
-            return
-    raise AssertionError(f"{key} is declared and read nowhere")
+    assert any(missed(values, key) for values in (*stacks, values_of("gpu", model="acme/Own", weightsGb=9)))
 
 
 @pytest.mark.parametrize("key", PROJECT["config"])
