@@ -1,4 +1,4 @@
-"""What all tests share: golden files, which `pytest --update-golden` writes anew."""
+"""Fixtures of all tests: golden files, which `pytest --update-golden` rewrites."""
 
 import difflib
 import gc
@@ -14,13 +14,13 @@ from components.settings.stack import defaults
 
 GOLDEN = Path(__file__).with_name("golden")
 LIMITS = limit_settings.limits(Problems(defaults(), defaults()))
-"""As Pulumi.yaml sets them by default."""
+"""Limits with the defaults of Pulumi.yaml."""
 
-# A shell starts what runs in its background with SIGINT ignored, and what that starts inherits it: a shell among them
-# can't trap it then.
+# A shell starts background processes with SIGINT ignored; their children inherit that, and a shell among them could not
+# trap it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# What collecting makes stays until the end: thousands of tests, which nobody need look through for garbage.
+# The collected tests, thousands of objects, stay until the end: the garbage collector need not search them.
 gc.disable()
 
 
@@ -30,7 +30,9 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-golden", action="store_true", help="write tests/golden anew; then look at git diff")
+    parser.addoption(
+        "--update-golden", action="store_true", help="rewrite tests/golden; review the result with git diff"
+    )
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def update_golden(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def golden(update_golden: bool) -> Callable[[str, str], None]:
-    """Compares a text with the golden file of that name, and shows the difference."""
+    """Function that compares a text with the golden file of that name and shows the difference."""
 
     def compare(name: str, text: str) -> None:
         path = GOLDEN / name

@@ -1,4 +1,4 @@
-"""A site without network: bundles that were built outside, the project out of one of them, and a server."""
+"""A site without network: bundles that were built outside, the project from one of them, and a server."""
 
 import hashlib
 import json
@@ -29,14 +29,14 @@ FIRST, SECOND = "rehearsal/tiny", "rehearsal/tiny-2"
 BALLAST = 300_000_000
 LARGE_IMAGE = "localhost/elastic-vllm/vllm-large:0.32.0"
 CHATTER = 1_000_000
-"""More bytes than an `up` that brings nothing sends: scripts, and what Docker is asked."""
+"""Upper bound, in bytes, for the traffic of an `up` that brings nothing: scripts, and requests to Docker."""
 STORE = "/var/lib/elastic-vllm/bundle"
 MODELS = Path("/var/lib/elastic-vllm/models")
 
 
 @dataclass(frozen=True)
 class Factory:
-    """A connected machine that builds bundles; `key` is the signer's, `probe` what was carried out of the site."""
+    """A connected machine that builds bundles; `key` is the signer's, `probe` was carried out of the site."""
 
     directory: Path
     project: Path
@@ -48,12 +48,12 @@ class Factory:
         return self.key.with_suffix(".pub")
 
     def look_at(self, hosts: Hosts) -> None:
-        """Probe their server."""
+        """Probe the server of these hosts."""
         script = (self.project / "scripts" / "cli" / "bundle" / "probe.sh").read_text()
         self.probe.write_text(hosts.server.run("bash", "-c", script))
 
     def build(self, name: str, vllm_image: str, model: str, *arguments: str | Path, runtime: str = "docker") -> Path:
-        """A bundle of that name, built anew or gone on with; returns its directory."""
+        """Build the bundle of that name, or resume its build, and return its directory."""
         settings = {
             "host": SERVER,
             "accelerator": "none",
@@ -76,7 +76,7 @@ class Factory:
 
 
 def _wheels() -> Path:
-    """What requirements.txt names, fetched once and kept: pip takes ten seconds to find the right ones on an index."""
+    """Return a directory with the wheels of requirements.txt, kept because pip needs ten seconds to find them."""
     wanted = collect.wheels(ROOT)
     made = debian_roots.DIRECTORY / f"wheels-{hashlib.sha256(wanted.source.encode()).hexdigest()[:12]}"
     with debian_roots.alone():
@@ -89,9 +89,9 @@ def _wheels() -> Path:
 
 
 def factory(directory: Path, hosts: Hosts) -> Factory:
-    """One for that server, in an empty directory."""
+    """Create a factory for that server in an empty directory."""
     key = directory / "signer"
-    # The second is the first with another tensor: it is for what only serves what it has.
+    # The second image is the first with another tensor, for tests that only need a different one.
     for model in ("rehearsal--tiny", "rehearsal--tiny-2"):
         shutil.copytree(MODELS / "rehearsal--tiny", directory / "models" / model)
     with (directory / "models/rehearsal--tiny-2/model.safetensors").open("r+b") as file:
@@ -105,14 +105,14 @@ def factory(directory: Path, hosts: Hosts) -> Factory:
 
 @dataclass
 class Site:
-    """Where the program runs, by what came on the disk; `settings` are those of its stack file."""
+    """A control machine that has only what came on the disk; `settings` are those of its stack file."""
 
     hosts: Hosts
     project: Path
     settings: dict[str, Any] = field(default_factory=dict)
 
     def set(self, **settings: object) -> None:
-        """Change the stack file; None takes a setting away."""
+        """Change the stack file; None removes a setting."""
         self.settings |= settings
         config = {f"elastic-vllm:{key}": value for key, value in self.settings.items() if value is not None}
         (self.project / "stacks" / f"Pulumi.{STACK}.yaml").write_text(yaml.safe_dump({"config": config}))
@@ -124,35 +124,35 @@ class Site:
         return self.hosts.control.attempt(*self._rehearse(*arguments))
 
     def up(self) -> dict[str, str]:
-        """Which must succeed; resource -> created, unchanged, ..."""
-        code, said = self.rehearse("up")
-        assert code == 0, said
-        return outcomes(said)
+        """Run `up`, which must succeed, and map each resource to created, unchanged, ..."""
+        code, output = self.rehearse("up")
+        assert code == 0, output
+        return outcomes(output)
 
     def start_up(self) -> subprocess.Popen[str]:
         return self.hosts.control.start(*self._rehearse("up"))
 
     def verify(self) -> str:
-        """The report of scripts/elastic-vllm verify's checks, which must all pass."""
-        code, said = self.rehearse("verify")
-        assert code == 0, said
-        return said
+        """Return the report of verify's checks, which must all pass."""
+        code, report = self.rehearse("verify")
+        assert code == 0, report
+        return report
 
     def containers(self) -> dict[str, str]:
-        """Container -> its id and when it was started."""
+        """Map each container to its id and start time."""
         shown = self.hosts.server.run(
             "docker", "ps", "--filter", f"name=elastic-vllm-{STACK}", "--format", "{{.Names}} {{.ID}} {{.CreatedAt}}"
         )
         return {line.split()[0].rpartition("-")[2]: line for line in shown.splitlines()}
 
     def served(self) -> list[str]:
-        """The models that the endpoint names to who has the key."""
+        """Return the models that the endpoint lists for the key."""
         answer = json.loads(self.hosts.control.run(*self._curl("-sS")))
         return [str(model["id"]) for model in answer["data"]]
 
     @contextmanager
     def asked_again_and_again(self) -> Iterator[list[str]]:
-        """A client until the block ends; then the statuses that it got are in the list."""
+        """Run a client until the block ends; the list then has the statuses that it got."""
         command = shlex.join(self._curl("-sS", "-o", "/dev/null", "-w", "%{http_code}\\n"))
         client = self.hosts.control.start("bash", "-c", f"while {command} || echo failed; do sleep 0.2; done")
         statuses: list[str] = []
@@ -164,10 +164,10 @@ class Site:
             statuses += client.stdout.read().splitlines()
 
     def _curl(self, *options: str) -> list[str]:
-        """The command that asks for the models."""
-        code, said = self.rehearse("outputs", "--json", "--show-secrets")
-        assert code == 0, said
-        outputs = json.loads(said)
+        """Return the command that asks for the models."""
+        code, output = self.rehearse("outputs", "--json", "--show-secrets")
+        assert code == 0, output
+        outputs = json.loads(output)
         secret, ca = self.hosts.directory / "curl", self.hosts.directory / "ca.pem"
         secret.write_text(f'header = "Authorization: Bearer {outputs["connectorApiKey"]}"\n')
         ca.write_text(outputs["caCertificate"])
@@ -175,7 +175,7 @@ class Site:
         return ["curl", *options, "--max-time", "20", "--config", str(secret), "--cacert", str(ca), url]
 
     def sent_bytes(self) -> int:
-        """What went over the cable to the server so far."""
+        """Return the number of bytes sent to the server so far."""
         (link,) = json.loads(self.hosts.control.run("ip", "-json", "-statistics", "link", "show", "cable"))
         return int(link["stats64"]["tx"]["bytes"])
 
@@ -184,20 +184,20 @@ class Site:
 
 
 def unpack_project(bundle: Path, directory: Path) -> Path:
-    """The project out of a bundle, as its guide says."""
+    """Unpack the project from a bundle, as its guide describes."""
     directory.mkdir(exist_ok=True)
     subprocess.run(["tar", "-xzf", bundle / "project" / "elastic-vllm.tar.gz", "-C", directory], check=True)
     return directory / "elastic-vllm"
 
 
 def copy_of(bundle: Path, to: Path) -> Path:
-    """A copy that takes no room; files in it are replaced, never written to."""
+    """Copy a bundle by hard links; files in the copy must be replaced, never written to."""
     shutil.copytree(bundle, to, copy_function=os.link)
     return to
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Another content in place of a file that may have several names."""
+    """Replace a file that may have several links by another one with this content."""
     path.unlink()
     path.write_bytes(content)
 
@@ -208,14 +208,14 @@ def manifest(bundle: Path) -> Mapping[str, Any]:
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """All that it started with it; nothing is told to end."""
+    """Kill a process with its whole group, without a chance to clean up."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def wait_until(true: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
-    """Look every 3 ms, while the process runs."""
+    """Poll every 3 ms until the condition holds; the process must keep running."""
     limit = time.monotonic() + seconds
     while not true():
         assert process.poll() is None, process.communicate()[0]
@@ -225,7 +225,7 @@ def wait_until(true: Callable[[], bool], process: subprocess.Popen[str], seconds
 
 @dataclass(frozen=True)
 class Made:
-    """What was built outside: two models, and another image."""
+    """Bundles that were built outside: two models, and another image."""
 
     factory: Factory
     small: str
@@ -235,19 +235,19 @@ class Made:
 
 
 def installed_from(bundle: Path, factory: Factory, hosts: Hosts) -> Site:
-    """What the guide in the bundle says, up to the settings."""
+    """Follow the guide in the bundle up to the settings."""
     site = Site(hosts, unpack_project(bundle, hosts.directory / "site"))
-    code, said = site.bundle("verify", bundle, "--key", factory.public_key)
-    assert code == 0, said
-    code, said = site.bundle("install", bundle)
-    assert code == 0, said
+    code, output = site.bundle("verify", bundle, "--key", factory.public_key)
+    assert code == 0, output
+    code, output = site.bundle("install", bundle)
+    assert code == 0, output
     site.set(**hosts.settings, accelerator="none", bundle=str(bundle))
     site.set(bundleKey=str(factory.public_key))
     return site
 
 
 def back_to_first(site: Site, made: Made) -> None:
-    """As after the first `up`: what another bundle brought is gone from the server."""
+    """Restore the state after the first `up`, without anything that another bundle brought to the server."""
     site.set(bundle=str(made.first), bundleOnHost=None)
     site.up()
     (weights,) = (made.second / "weights").iterdir()
@@ -255,17 +255,17 @@ def back_to_first(site: Site, made: Made) -> None:
 
 
 def bytes_of(bundle: Path, part: str) -> int:
-    """What a part of a bundle takes."""
+    """Return the size of a part of a bundle."""
     return sum(int(file["bytes"]) for file in manifest(bundle)["parts"][part]["files"])
 
 
 def checksums(bundle: Path) -> set[str]:
-    """Of what a bundle brings to a server."""
+    """Return the checksums of all files that a bundle brings to a server."""
     parts = manifest(bundle)["parts"].items()
     brought = [part for name, part in parts if name.startswith(("image-", "weights", "packages"))]
     return {file["sha256"] for part in brought for file in part["files"]}
 
 
 def checksums_on(site: Site) -> set[str]:
-    said = site.hosts.server.shell(f"find {STORE} {MODELS} -type f -exec sha256sum {{}} +")
-    return {line[:64] for line in said.splitlines()}
+    output = site.hosts.server.shell(f"find {STORE} {MODELS} -type f -exec sha256sum {{}} +")
+    return {line[:64] for line in output.splitlines()}

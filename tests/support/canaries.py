@@ -1,4 +1,4 @@
-"""Secrets that are known, all the forms that they could show in, and all files that could hold one."""
+"""Known secrets, all the forms in which they could appear, and all files that could hold one."""
 
 import base64
 import json
@@ -21,7 +21,7 @@ PRUNED = {ROOT / ".venv", ROOT / ".git"}
 
 
 def in_base64(text: bytes) -> set[bytes]:
-    """What of a text's base64 is the same whatever stands before and after it."""
+    """Return the parts of a text's base64 that do not depend on the bytes before and after it."""
     found = set()
     for before in range(3):
         encoded = base64.b64encode(b"\0" * before + text)
@@ -31,7 +31,7 @@ def in_base64(text: bytes) -> set[bytes]:
 
 
 def forms(secret: str) -> set[bytes]:
-    """In clear, escaped, quoted, in base64 among other things; of several lines, each that says something."""
+    """Return the forms of a secret: plain, escaped, quoted, in base64; for several lines, each long one."""
     lines = [line for line in secret.splitlines() if len(line) >= 20 and not line.startswith("-----")]
     found = set()
     for text in {secret.strip(), *lines}:
@@ -41,7 +41,7 @@ def forms(secret: str) -> set[bytes]:
 
 
 def changed_files(since: float, containers: Sequence[Container], besides: Iterable[Path] = ()) -> Iterator[Path]:
-    """All files that were written since then, where anything of this product could have left one."""
+    """Yield all files written since then in the places where this product could leave one."""
     layers = [Path(each.attrs["GraphDriver"]["Data"]["UpperDir"]) for each in containers]
     pruned = PRUNED | {*besides}
     for top in (*SEARCHED, *layers):
@@ -49,7 +49,7 @@ def changed_files(since: float, containers: Sequence[Container], besides: Iterab
             below[:] = [name for name in below if Path(directory, name) not in pruned]
             for name in names:
                 path = Path(directory, name)
-                with suppress(FileNotFoundError):  # gone meanwhile
+                with suppress(FileNotFoundError):  # deleted meanwhile
                     status = path.lstat()
                     if stat.S_ISREG(status.st_mode) and max(status.st_ctime, status.st_mtime) >= since:
                         yield path

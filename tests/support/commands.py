@@ -1,4 +1,4 @@
-"""The operator's commands in this process: `scripts/elastic-vllm` without its launcher."""
+"""The operator's commands, run in this process: `scripts/elastic-vllm` without its launcher."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Root file systems of small Debian machines, made once from this machine's own package sources and kept."""
+"""Root file systems of small Debian machines, made once from this machine's package sources and kept."""
 
 import fcntl
 import hashlib
@@ -19,9 +19,9 @@ RUNTIMES = {
     "docker": ("docker.io", "curl", "ca-certificates", "iptables", "nftables", "logrotate"),
     "podman": ("podman", "curl", "ca-certificates", "iptables", "nftables", "logrotate"),
 }
-# What a server has that once reached the network. The product must not touch it.
+# The source list of a server that once had a network. The product must not touch it.
 SOURCES = "deb http://deb.debian.org/debian {suite} main\n"
-# Of the kernel, which all share, or looking for the network by their own timers: none of a stack's business.
+# Units that change the shared kernel or use the network on timers: no stack depends on them.
 MASKED = (
     "systemd-sysctl.service systemd-modules-load.service systemd-random-seed.service systemd-remount-fs.service "
     "systemd-hwdb-update.service getty.target console-getty.service apt-daily.timer apt-daily-upgrade.timer "
@@ -31,7 +31,7 @@ MASKED = (
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """No other process makes anything in DIRECTORY until the block ends."""
+    """Keep other processes from creating anything in DIRECTORY until the block ends."""
     DIRECTORY.mkdir(exist_ok=True)
     with (DIRECTORY / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -39,7 +39,7 @@ def alone() -> Iterator[None]:
 
 
 def root(*packages: str) -> Path:
-    """A directory with a bare server's files and these packages besides; nothing may be changed in it."""
+    """Return a directory with a bare server's files and these packages; nobody may change anything in it."""
     name, suite = base_system.distribution()
     wanted = sorted({*BARE, *packages})
     mark = hashlib.sha256(repr((name, suite, wanted, SOURCES, MASKED)).encode()).hexdigest()[:12]

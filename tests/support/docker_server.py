@@ -1,4 +1,4 @@
-"""A stack on a server of its own: a Debian booted by systemd, whose Docker and packet filter tests may change.
+"""A stack on a separate server: a Debian booted by systemd, whose Docker and packet filter tests may change.
 
 The program runs in the namespaces beside it, as an engineer's machine would. A small image stands for vLLM.
 """
@@ -39,7 +39,7 @@ class Server:
     hosts: Hosts
     file: Path
     images: Path
-    """What `docker save` wrote of the stack's images."""
+    """Archive of the stack's images, written by `docker save`."""
     settings: dict[str, Any] = field(default_factory=dict)
 
     def shell(self, script: str) -> str:
@@ -47,17 +47,17 @@ class Server:
         return self.hosts.server.shell(script)
 
     def rehearse(self, *arguments: str) -> tuple[int, str]:
-        """Exit code and output of a command on the stack."""
+        """Run a command on the stack and return its exit code and output."""
         return self.hosts.control.attempt(ROOT / "scripts" / "rehearse", *arguments, "--stack", STACK)
 
     def up(self, *arguments: str) -> dict[str, str]:
-        """Which must succeed; resource -> created, unchanged, ..."""
+        """Run `up`, which must succeed, and map each resource to created, unchanged, ..."""
         code, output = self.rehearse("up", *arguments)
         assert code == 0, output
         return outcomes(output)
 
     def refused(self, *arguments: str) -> str:
-        """Output of an `up` that must fail with one message."""
+        """Run an `up` that must fail with one message, and return its output."""
         code, output = self.rehearse("up", *arguments)
         assert code == 1, output
         assert output.count("error:") == 1, output
@@ -68,7 +68,7 @@ class Server:
         assert code == 0, output
 
     def configure_docker(self, daemon: Mapping[str, object], *, load: bool = False) -> None:
-        """Restart Docker with this daemon.json; `load`: it has other directories, so images are loaded again."""
+        """Restart Docker with this daemon.json; `load` loads the images again, for a changed data directory."""
         self.hosts.server.run(
             "bash", "-c", f"mkdir -p /etc/docker && printf %s {shlex.quote(json.dumps(daemon))} >{DAEMON_JSON}"
         )
@@ -83,12 +83,12 @@ class Server:
             )
 
     def inspect(self, role: str) -> dict[str, Any]:
-        """A container as Docker describes it."""
+        """Return the container as Docker describes it."""
         (found,) = json.loads(self.hosts.server.run("docker", "inspect", f"{PREFIX}-{role}"))
         return dict(found)
 
     def wait_for_nginx(self) -> None:
-        """Until Nginx answers its health check again; vLLM may need longer."""
+        """Wait until Nginx answers its health check again; vLLM may need longer."""
         limit = time.monotonic() + DOCKER_SECONDS
         ask = [
             "curl",
@@ -104,7 +104,7 @@ class Server:
             time.sleep(0.2)
 
     def opened_by_nginx(self, *targets: str) -> set[str]:
-        """Those of the targets HOST:PORT that a process in Nginx's container can connect to."""
+        """Return the targets HOST:PORT that a process in Nginx's container can connect to."""
         return set(
             self.hosts.server.run(
                 "docker", "exec", f"{PREFIX}-nginx", "bash", "-c", OPEN_TCP, "probe", *targets
@@ -114,7 +114,7 @@ class Server:
 
 @contextmanager
 def running(*packages: str) -> Iterator[Server]:
-    """The server until the block ends, with Docker and these packages, and a stack that is not up yet."""
+    """Run the server until the block ends, with Docker, these packages, and a stack that is not up yet."""
     with ExitStack() as closing:
         hosts = closing.enter_context(netns_hosts.running(*debian_roots.RUNTIMES["docker"], *packages))
         image = closing.enter_context(vllm_stand_in.small_image(debian_roots.root()))

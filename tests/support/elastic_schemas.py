@@ -1,9 +1,9 @@
-"""What Kibana and Elasticsearch accept, and nothing else, written from their sources: for tests and for stand-ins.
+"""Strict schemas of everything that Kibana and Elasticsearch accept, from their sources, for tests and stand-ins.
 
 elastic/kibana: src/platform/packages/shared/kbn-connector-schemas/openai/schemas/v1.ts,
 x-pack/platform/plugins/shared/actions/server/config.ts, docs/reference/configuration-reference/alerting-settings.md;
 elastic/elasticsearch-specification: specification/inference/{put_openai,update,chat_completion_unified}.
-Of what is not used here (other providers, proxies, email) nothing is accepted.
+Features that are not used here (other providers, proxies, email) are refused.
 """
 
 import json
@@ -22,7 +22,7 @@ CHAT_PATH = "/v1/chat/completions"
 
 
 def strict(required: Mapping[str, Schema], optional: Mapping[str, Schema] | None = None) -> Schema:
-    """An object with these fields and no other."""
+    """Return the schema of an object with exactly these fields."""
     return {
         "type": "object",
         "properties": {**required, **(optional or {})},
@@ -34,7 +34,7 @@ def strict(required: Mapping[str, Schema], optional: Mapping[str, Schema] | None
 HEADERS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
 PKI_FIELDS: dict[str, Schema] = {"verificationMode": VERIFICATION_MODE}
 MODEL_FIELDS: dict[str, Schema] = {
-    # Kibana would take a text of digits as well.
+    # Kibana would accept a string of digits as well.
     "contextWindowLength": {"type": "integer", "minimum": 1},
     "enableNativeFunctionCalling": {"type": "boolean"},
 }
@@ -162,14 +162,14 @@ KIBANA_YML = strict(
 
 
 def problems(schema: Schema, document: Any) -> list[str]:
-    """Why Kibana or Elasticsearch would refuse the document, a line each: `path: cause`; empty where it is accepted."""
+    """Return the reasons why Kibana or Elasticsearch would refuse the document, as `path: cause`; none if accepted."""
     errors = Draft202012Validator(schema).iter_errors(document)
     found = [f"{'.'.join(map(str, error.absolute_path))}: {error.message}" for error in errors]
     return sorted(found + [f"{path}: {cause}" for path, cause in _url_problems(document)])
 
 
 def connector_test_problems(document: Any) -> list[str]:
-    """The same for the body of Kibana's own test of a connector."""
+    """Return the same for the body of Kibana's own test of a connector."""
     found = problems(CONNECTOR_TEST, document)
     if found:
         return found
@@ -182,7 +182,7 @@ def connector_test_problems(document: Any) -> list[str]:
 
 
 def kibana_yml_problems(text: str) -> list[str]:
-    """The same for a kibana.yml. Keys with dots are the same as nested ones there, and none may come twice."""
+    """Return the same for a kibana.yml, where keys with dots equal nested ones and no key may occur twice."""
     try:
         document = yaml.load(text, _Unique)  # noqa: S506 - a safe one
     except yaml.YAMLError as error:
@@ -200,7 +200,7 @@ def kibana_yml_problems(text: str) -> list[str]:
 
 
 class _Unique(yaml.SafeLoader):
-    """Refuses a key that comes twice, as Kibana does; PyYAML takes the last."""
+    """Loader that refuses a repeated key, as Kibana does; PyYAML would use the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -210,7 +210,7 @@ class _Unique(yaml.SafeLoader):
 
 
 def _url_problems(document: Any, path: str = "") -> list[tuple[str, str]]:
-    """URLs that the schemas let pass: what no route answers, and custom host settings that match no request."""
+    """Find bad URLs that the schemas accept: no route answers, or custom host settings match no request."""
     if isinstance(document, list):
         return [each for index, item in enumerate(document) for each in _url_problems(item, f"{path}{index}.")]
     if not isinstance(document, dict):

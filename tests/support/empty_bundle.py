@@ -12,7 +12,7 @@ MODEL = "mistralai/Mistral-Small-3.2-24B-Instruct-2506"
 
 
 def part(paths: Mapping[str, int], about: Mapping[str, str]) -> Part:
-    """A part of files of these sizes; each has a checksum of its own."""
+    """Return a part of files of these sizes, with distinct checksums."""
     files = tuple(
         File(path=path, bytes=size, sha256=hashlib.sha256(path.encode()).hexdigest()) for path, size in paths.items()
     )
@@ -22,7 +22,7 @@ def part(paths: Mapping[str, int], about: Mapping[str, str]) -> Part:
 def parts(
     *, model: str = MODEL, revision: str = PINS["modelRevision"], vllm: str = PINS["vllmImage"], packages: bool = True
 ) -> dict[str, Part]:
-    """What a bundle of a server with GPUs holds."""
+    """Return the parts of a bundle for a server with GPUs."""
     weights = f"weights/{model.replace('/', '--')}--{revision[:12]}"
     images = {"vllm": vllm, "nginx": PINS["nginxImage"]}
     found = {}
@@ -44,7 +44,7 @@ def parts(
 
 
 def write(directory: Path, given: Mapping[str, Part], since: str | None = None) -> Path:
-    """A bundle of these parts."""
+    """Write a bundle of these parts and return its directory."""
     directory.mkdir(parents=True, exist_ok=True)
     about = {"stack": "airgap", "commit": "c", "made": "now", "architecture": "amd64", "python": "3.11"}
     manifest = Manifest(**about, since=since, parts=given)

@@ -1,10 +1,9 @@
-"""The canaries under the real engine: preview, up, diff and debug log show none, and its state has them encrypted only.
+"""The canaries under the real engine: preview, up, diff and debug log show none, and its state only encrypted ones.
 
-From -v=9 on the engine itself writes all that it passes to a provider, secrets in clear, of any program
-(docs/guides/state-and-secrets.md): of that log, everything but those lines is looked at, and the whole of the one
-below.
+From -v=9 on, the engine itself logs everything that it passes to providers, secrets in clear text, for any program
+(docs/guides/state-and-secrets.md): of that log, all other lines are searched, and the whole log at -v=8.
 
-It needs `pulumi` with its plugins on PATH, so no test can run it: `make prove` does where there is one.
+It needs `pulumi` with its plugins on PATH, so no test can run it: `make prove` does where it is installed.
 """
 
 import re
@@ -27,7 +26,7 @@ PASSED_TO_A_PROVIDER = re.compile(rb'"msg":"(Unm|M)arshaling property for RPC\['
 
 
 def main() -> int:
-    """Run it; 1 where a canary shows."""
+    """Run the search; the exit status is 1 if a canary shows."""
     done = rehearse("setup")
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -38,7 +37,7 @@ def main() -> int:
 
 
 def _search() -> int:
-    """The same on a machine that is set up."""
+    """Run the search on a machine that is set up."""
     canaries = new_canaries()
     with tempfile.TemporaryDirectory(prefix="elastic-vllm-engine-") as scratch:
         project = Project(STACK, Path(scratch))
@@ -67,7 +66,7 @@ def _search() -> int:
                     "exported state": ["stack", "export"],
                 }.items():
                     print(f"engine: {title}", flush=True)
-                    texts[title] = _said(project, arguments)
+                    texts[title] = _output_of(project, arguments)
                 lines = texts["fuller log of an up"].splitlines(keepends=True)
                 texts["fuller log of an up"] = b"".join(line for line in lines if not PASSED_TO_A_PROVIDER.search(line))
                 for path in (Path(scratch) / "state").rglob("*"):
@@ -87,12 +86,12 @@ def _search() -> int:
     return 1 if found else 0
 
 
-def _said(project: Project, arguments: list[str]) -> bytes:
+def _output_of(project: Project, arguments: list[str]) -> bytes:
     command = ["pulumi", *arguments, "--stack", STACK, "--non-interactive"]
     done = subprocess.run(command, cwd=project.directory, env=project.environment, capture_output=True, check=False)
     if done.returncode:
-        said = f"{done.stdout.decode()}\n{done.stderr.decode()}"  # its secrets are canaries
-        raise SystemExit(f"{' '.join(command)} failed ({done.returncode}):\n{said}")
+        output = f"{done.stdout.decode()}\n{done.stderr.decode()}"  # its secrets are canaries
+        raise SystemExit(f"{' '.join(command)} failed ({done.returncode}):\n{output}")
     return done.stdout + done.stderr
 
 

@@ -1,4 +1,4 @@
-"""What can be broken on the server of the stack `ailing`, each until its block ends."""
+"""Faults on the server of the stack `ailing`, each until its block ends."""
 
 import subprocess
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ def removed(name: str) -> Iterator[None]:
 
 @contextmanager
 def in_its_place(name: str, *command: str, memory: str = "256m") -> Iterator[None]:
-    """A container of that name that does something else."""
+    """Replace a container by one of the same name that runs another command."""
     image = vllm_stand_in.IMAGE
     docker("rm", "--force", name)
     (OWN / "socket" / "vllm.sock").unlink(missing_ok=True)
@@ -68,7 +68,7 @@ def in_its_place(name: str, *command: str, memory: str = "256m") -> Iterator[Non
 
 @contextmanager
 def without(path: Path) -> Iterator[None]:
-    """As if the file had never been; Nginx and vLLM are started anew at the end."""
+    """Remove a file until the block ends; then Nginx and vLLM are restarted."""
     away = path.with_name(f"{path.name}.away")
     path.rename(away)
     yield

@@ -1,7 +1,7 @@
-"""A stand-in for `gcloud compute start-iap-tunnel`: what the real one (528) does and says, without Google.
+"""A stand-in for `gcloud compute start-iap-tunnel` with the behaviour and messages of the real one (528).
 
-Like the real one it tries the VM first and listens only when that worked. Then it stays, looks for the VM anew at each
-connection, and closes that where there is none.
+Like the real one it first tries the VM, and listens only if that worked. Then it looks for the VM at each connection,
+and closes the connection if there is none.
 """
 
 import os
@@ -66,17 +66,17 @@ with socket.create_server((host, int(port))) as server:
 
 @dataclass(frozen=True)
 class Gcloud:
-    """The stand-in: its directory, and what tests do with it."""
+    """The stand-in, controlled through its directory."""
 
     directory: Path
 
     @property
     def bin(self) -> Path:
-        """What goes on PATH."""
+        """Directory for PATH."""
         return self.directory / "bin"
 
     def vm_is_at(self, port: int | None) -> None:
-        """There is a VM whose SSH is this port of this machine, or none."""
+        """Let the VM's SSH be this port of this machine; None removes the VM."""
         path = self.directory / "vm"
         if port is None:
             path.unlink()
@@ -85,30 +85,30 @@ class Gcloud:
             (self.directory / "new").rename(path)
 
     def says(self, error: str) -> None:
-        """From now on it ends at once with this error."""
+        """Let it exit at once with this error from now on."""
         (self.directory / "error").write_text(error)
 
     @property
     def calls(self) -> list[tuple[int, str]]:
-        """Process id and arguments of each call."""
+        """Return the process id and arguments of each call."""
         path = self.directory / "calls"
         lines = [line.partition(" ") for line in path.read_text().splitlines()] if path.exists() else []
         return [(int(pid), arguments) for pid, _, arguments in lines]
 
     @property
     def running(self) -> list[int]:
-        """The calls that have not ended."""
+        """Return the process ids of the calls that have not ended."""
         return [pid for pid, _ in self.calls if _command_of(pid).find(str(self.bin)) >= 0]
 
     def kill(self) -> None:
-        """End the tunnel as a crash does."""
+        """Kill the tunnel, as in a crash."""
         for pid in self.running:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
 def make(directory: Path) -> Gcloud:
-    """A stand-in that keeps everything in `directory`. There is no VM at first."""
+    """Create a stand-in that keeps everything in `directory`. There is no VM at first."""
     gcloud = Gcloud(directory)
     gcloud.bin.mkdir(parents=True)
     program = gcloud.bin / "gcloud"
@@ -118,7 +118,7 @@ def make(directory: Path) -> Gcloud:
 
 
 def until(condition: Callable[[], object], what: str, seconds: float = 30) -> None:
-    """Wait for something that must come."""
+    """Wait for a condition that must become true."""
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit, f"not within {seconds} s: {what}"
@@ -126,7 +126,7 @@ def until(condition: Callable[[], object], what: str, seconds: float = 30) -> No
 
 
 def _command_of(pid: int) -> str:
-    """Empty for a process that has ended, be it reaped or not."""
+    """Return the command line of a process; it is empty for one that has ended, reaped or not."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
     except (FileNotFoundError, ProcessLookupError):

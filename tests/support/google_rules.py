@@ -1,4 +1,4 @@
-"""What must hold of everything that the program makes in Google Cloud: each rule names the resources that break it."""
+"""Rules for everything that the program creates in Google Cloud: each yields the resources that break it."""
 
 import ipaddress
 import re
@@ -11,22 +11,22 @@ from tests.support.registered import INSTANCE, Registered, Secret
 
 FIREWALL = "gcp:compute/firewall:Firewall"
 DISK = "gcp:compute/disk:Disk"
-# RFC 1035, as Google wants names: cloud.google.com/compute/docs/naming-resources
+# RFC 1035, which Google demands of names: cloud.google.com/compute/docs/naming-resources
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
-# What Google changes only while the VM is stopped, which Local SSD forbids; and what cloud-init reads only once.
+# Inputs that Google changes only while the VM is stopped, which Local SSD forbids, or that cloud-init reads only once.
 NEEDS_ANOTHER_VM = {
     *("machineType", "scheduling", "shieldedInstanceConfig", "serviceAccount", 'metadata["user-data"]'),
     *("attachedDisks", "networkInterfaces", "reservationAffinity"),
 }
 SSH = "22"
 WIDEST_SSH = 8
-"""Bits that every range for SSH must fix at least."""
+"""Shortest prefix of a range for SSH, in bits."""
 
 Rule = Callable[[Program], Iterator[str]]
 
 
 def content(value: Any) -> Any:
-    """A value, secret or not."""
+    """Return a value, secret or not."""
     return value.value if isinstance(value, Secret) else value
 
 
@@ -108,7 +108,7 @@ def serial_port_off(program: Program) -> Iterator[str]:
 
 
 def no_startup_script(program: Program) -> Iterator[str]:
-    """What must be on the VM comes over SSH, where failures show."""
+    """Everything on the VM is installed over SSH, where failures show."""
     for instance in program.of_type(INSTANCE):
         if "startup-script" in metadata(instance) or instance.inputs.get("metadataStartupScript"):
             yield instance.name
@@ -153,7 +153,7 @@ def redone_with_the_vm(program: Program) -> Iterator[str]:
 
 
 def nothing_asks_a_vm_that_may_be_gone(program: Program) -> Iterator[str]:
-    """Neither a command's delete nor Docker's: with the VM everything on it is gone."""
+    """No delete of a command or of Docker contacts a lost VM: everything on it is gone with it."""
     for resource in program.leaves:
         if resource.is_command and resource.inputs.get("delete"):
             yield resource.name
@@ -162,7 +162,7 @@ def nothing_asks_a_vm_that_may_be_gone(program: Program) -> Iterator[str]:
 
 
 def what_needs_another_vm_replaces_it(program: Program) -> Iterator[str]:
-    """Name, address, disk and quota are exclusive, so the old VM goes first."""
+    """Name, address, disk and quota are exclusive, so the old VM is deleted first."""
     for instance in program.of_type(INSTANCE):
         if not instance.delete_before_replace or set(instance.replace_on_changes) != NEEDS_ANOTHER_VM:
             yield instance.name
@@ -179,7 +179,7 @@ def names_fit(program: Program) -> Iterator[str]:
 
 
 def one_project(program: Program) -> Iterator[str]:
-    """Said by each resource: the provider alone would leave them where they are when the setting changes."""
+    """Each resource sets the project: with the provider's alone, a changed setting would leave them where they are."""
     for resource in program.leaves:
         (provider,) = program.of_type("pulumi:providers:gcp")
         if resource.is_google and (resource.inputs.get("project"), resource.provider) != (
@@ -218,7 +218,7 @@ RULES: list[Rule] = [
     googles_services_without_an_address,
 ]
 
-# Rule, base, and what breaks it: an input (or with a dot in front an option) of a resource, and its value.
+# Rule, base, and a change that breaks it: an input (or, with a leading dot, an option) of a resource, and its value.
 EXAMPLES: list[tuple[Rule, str, str, str, Any]] = [
     (no_public_ssh, "prod", "network-ssh", "sourceRanges", ["0.0.0.0/0"]),
     (no_public_ssh, "prod", "network-ssh", "sourceRanges", ["203.0.113.7/32", "128.0.0.0/1"]),

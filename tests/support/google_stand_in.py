@@ -1,7 +1,7 @@
-"""Google's REST APIs on loopback, as far as preflight asks them: one server for all hosts, /API-HOST/PATH.
+"""Google's REST APIs on loopback, as far as preflight uses them: one server for all hosts, /API-HOST/PATH.
 
-Strict: no answer without the right token, errors in Google's own form (google.rpc.Status), 404 for all else. With it a
-hub (/hub) that has one gated model. All prices are made up.
+It is strict: the token must be right, errors have Google's form (google.rpc.Status), other paths get 404. The server
+also has a hub (/hub) with one gated model. All prices are invented.
 """
 
 import json
@@ -23,22 +23,22 @@ COMPUTE = "compute.googleapis.com"
 MANAGER = "cloudresourcemanager.googleapis.com"
 USAGE = "serviceusage.googleapis.com"
 SKUS = "cloudbilling.googleapis.com/v1/services/6F81-5844-456A/skus"
-# What the real catalog says of a month: gibibytes of 2^30 bytes for 31 days, in byte seconds.
+# The real catalog's factor for a month: gibibytes of 2^30 bytes for 31 days, in byte seconds.
 GIB_MONTH = 2.8759101014016e15
 
 
 @dataclass
 class Cloud:
-    """What Google knows and how it behaves. Tests change it."""
+    """Contents and behaviour of the cloud, for tests to change."""
 
     things: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Host and path of a GET -> the answer."""
     errors: dict[str, tuple[int, dict[str, Any]]] = field(default_factory=dict)
-    """Host and path -> the status and body that are sent in place of an answer."""
+    """Host and path -> status and body that replace the answer."""
     busy: dict[str, int] = field(default_factory=dict)
-    """Host and path -> how often a 503 is sent first."""
+    """Host and path -> number of 503 answers that come first."""
     denied: set[str] = field(default_factory=set)
-    """Permissions that the user has not."""
+    """Permissions that the user lacks."""
     skus: list[dict[str, Any]] = field(default_factory=list)
     email: str = "ada@example.com"
     token: str = TOKEN
@@ -48,11 +48,11 @@ class Cloud:
     base: str = ""
 
     def compute(self, path: str, project: str = "acme-llm") -> str:
-        """The key of a thing of Compute Engine."""
+        """Return the key of an object in Compute Engine."""
         return f"{COMPUTE}/compute/v1/projects/{project}/{path}".rstrip("/")
 
     def refuse(self, path: str, status: int, reason: str, message: str) -> None:
-        """Answers `path` with an error in Google's form."""
+        """Answer `path` with an error in Google's form."""
         self.errors[path] = (status, error(status, message, reason))
 
 
@@ -80,7 +80,7 @@ def quotas(**limits: float) -> list[dict[str, Any]]:
 
 
 def fill(cloud: Cloud, gcp: GcpSettings) -> None:
-    """A project in which the stack can be brought up."""
+    """Fill the cloud with a project in which the stack can be brought up."""
     compute, kind = cloud.compute, gcp.machine_type
     region, zone = f"regions/{gcp.region}", f"zones/{gcp.zone}"
     cloud.things = {
@@ -118,13 +118,13 @@ def fill(cloud: Cloud, gcp: GcpSettings) -> None:
         sku("Nvidia Tesla A100 80GB GPU running in Americas", "h", 4.0, there),
         sku("SSD backed Local Storage", "GiBy.mo", 0.0744, there),
         sku("Balanced PD Capacity", "GiBy.mo", 0.0744, there),
-        # What must not be taken for these:
+        # Entries that must not be mistaken for these:
         sku("Reserved Nvidia Tesla A100 80GB GPU in Americas", "h", 0.0, there),
         sku("Nvidia Tesla A100 GPU running in Americas", "h", 3.0, there),
         sku("Commitment v1: A2 Cpu in Americas for 1 Year", "h", 0.01, there),
         sku("Regional Balanced PD Capacity", "GiBy.mo", 0.15, there),
         sku("Nvidia Tesla A100 80GB GPU running in Singapore", "h", 5.0, elsewhere),
-        # Of another capacity:
+        # Entries of another capacity:
         sku("Spot Preemptible A2 Instance Core running in Americas", "h", 0.01, there),
         sku("Spot Preemptible A2 Instance Ram running in Americas", "GiBy.h", 0.001, there),
         sku("Nvidia Tesla A100 80GB GPU attached to Spot Preemptible VMs running in Americas", "h", 2.0, there),
@@ -185,7 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def list_skus(self, query: dict[str, list[str]]) -> None:
         assert query["currencyCode"] == ["USD"]
-        start, size = int(query.get("pageToken", ["0"])[0]), 5  # smaller pages than were asked for
+        start, size = int(query.get("pageToken", ["0"])[0]), 5  # smaller pages than requested
         more = {"nextPageToken": str(start + size)} if start + size < len(self.cloud.skus) else {"nextPageToken": ""}
         self.send(200, {"skus": self.cloud.skus[start : start + size], **more})
 
@@ -215,7 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def running() -> Iterator[Cloud]:
-    """An empty cloud until the block ends."""
+    """Run an empty cloud until the block ends."""
     cloud = Cloud()
     handler = type("Handler", (_Handler,), {"cloud": cloud})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

@@ -1,4 +1,4 @@
-"""A machine for the GPU scripts: a real bash, with stand-ins for all that would touch this machine."""
+"""A machine for the GPU scripts: a real bash, with stand-ins for everything that would touch this machine."""
 
 import shutil
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from tests.support.shell import Result, bash
 
 KERNEL = "6.17.0-1021-gcp"
 MODULE = f"linux-modules-nvidia-580-server-open-{KERNEL}"
-# What the scripts may use of this machine; everything else is a stand-in or not there.
+# The scripts may use these tools of this machine; all others are stand-ins or absent.
 TOOLS = "bash awk cat cut dirname grep install mkdir mktemp rm sed seq sort tail"
 
 CHANGES = ("apt-get", "modprobe", "systemctl", "systemd-run", "docker", "nvidia-ctk")
@@ -18,7 +18,7 @@ CHANGES = ("apt-get", "modprobe", "systemctl", "systemd-run", "docker", "nvidia-
 
 @dataclass
 class Machine:
-    """A PATH of few tools and stand-ins, which write down how they are called; and a /sys."""
+    """A PATH of a few tools and of stand-ins that record their calls, and a /sys."""
 
     root: Path
 
@@ -59,7 +59,7 @@ class Machine:
             (device / "class").write_text(f"{device_class}\n")
 
     def nvidia_smi(self, *, directory: str = "bin", **values: str) -> None:
-        """Two healthy A100 with driver 580, or as told."""
+        """Add an nvidia-smi that shows two healthy A100 with driver 580; `values` change that."""
         links = "".join(f"\t Link {link}: 25 GB/s\\n" for link in range(12))
         gpu = {
             "driver": "580.95.05",
@@ -87,7 +87,7 @@ class Machine:
         self.stand_in("nvidia-smi", script, directory=directory)
 
     def apt(self, *, offers: str = "*", update: int = 0) -> None:
-        """Offers packages if what is asked for matches; installing brings the programs of the directory `new`."""
+        """Add an apt-get that offers packages matching `offers`; an install adds the programs in `new`."""
         new = self.root / "new"
         self.stand_in(
             "apt-get",
@@ -104,7 +104,7 @@ class Machine:
         return [line for line in lines if line.split()[0] in (names or CHANGES)]
 
     def installed(self) -> list[str]:
-        """The packages of the one `apt-get install` that is no simulation; none if there was none."""
+        """Return the packages of the only real `apt-get install`; none if there was none."""
         calls = [line.split(" install ")[1] for line in self.calls("apt-get") if " install " in line]
         real = [packages for packages in calls if not packages.startswith("--simulate")]
         assert len(real) <= 1

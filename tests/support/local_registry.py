@@ -27,14 +27,14 @@ ANY = {"Accept": pin.MANIFEST_TYPES}
 
 
 class Registry:
-    """A registry that runs, and the images that tests put there."""
+    """A running registry, and methods to push images."""
 
     def __init__(self, host: str) -> None:
         self.host = host
         self.docker = docker.from_env(timeout=120)
 
     def push(self, name: str, content: bytes) -> str:
-        """An image with one file, under HOST/NAME; returns its digest, as Docker has it from the registry."""
+        """Push an image with one file as HOST/NAME and return the digest that the registry reports to Docker."""
         stream = io.BytesIO()
         with tarfile.open(fileobj=stream, mode="w") as tar:
             entry = tarfile.TarInfo("file")
@@ -49,7 +49,7 @@ class Registry:
         return digests[-1]
 
     def push_index(self, name: str, *digests: str) -> str:
-        """An index (one image for many platforms) over images of the same repository; returns its digest."""
+        """Push an index (one image for many platforms) over images of the same repository and return its digest."""
         repository, _, tag = name.rpartition(":")
         platforms = [{"architecture": "amd64", "os": "linux"}, {"architecture": "arm64", "os": "linux"}]
         manifests = []
@@ -65,7 +65,7 @@ class Registry:
 
 @contextmanager
 def running(directory: Path) -> Iterator[Registry]:
-    """An empty one, until the block ends."""
+    """Run an empty registry until the block ends."""
     installed("docker-registry", "docker-registry")
     host = f"127.0.0.1:{free_port()}"
     (directory / "config.yml").write_text(CONFIG.format(directory=directory, host=host))

@@ -1,4 +1,4 @@
-"""A server to reach over SSH: this machine, behind an sshd of a test's own, with users that come and go."""
+"""A server to reach over SSH: this machine, behind an sshd and with users that tests create."""
 
 import shutil
 import socket
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scripts.lab import machine
 
-UID = 54321  # of the users that tests make: nothing else has it, in containers neither
+UID = 54321  # of the users that tests create: nothing else uses it, not even in containers
 CONFIG = """\
 Port {port}
 ListenAddress 127.0.0.1
@@ -32,7 +32,7 @@ UNLIMITED = "MaxStartups 100\nMaxSessions 100\n"
 
 @dataclass(frozen=True)
 class Server:
-    """How it is reached: what a stack's settings say."""
+    """Address and keys of the server, for a stack's settings."""
 
     port: int
     directory: Path
@@ -46,7 +46,7 @@ class Server:
         return self.directory / "host.pub"
 
     def new_key(self, name: str) -> Path:
-        """Another key pair; returns the private key's file."""
+        """Create another key pair and return the private key's file."""
         path = self.directory / name
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
         return path
@@ -59,8 +59,8 @@ def free_port() -> int:
 
 @contextmanager
 def running(options: str = UNLIMITED) -> Iterator[Server]:
-    """The server until the block ends; `options` are further lines of its sshd_config."""
-    # Not pytest's directory, which no other user may enter: sshd reads authorized_keys as the user who comes.
+    """Run the server until the block ends; `options` are further lines of its sshd_config."""
+    # Not pytest's directory, which no other user may enter: sshd reads authorized_keys as the user who logs in.
     directory = Path(tempfile.mkdtemp(prefix="elastic-vllm-sshd-"))
     directory.chmod(0o755)
     server = Server(free_port(), directory)
@@ -100,7 +100,7 @@ def _wait_for(server: Server, process: subprocess.Popen[bytes]) -> None:
 def user(
     name: str, *, sudo: bool | str, groups: tuple[str, ...] = (), login_shell: str = "/bin/bash", home: str = "/"
 ) -> Iterator[str]:
-    """A Linux user whom the server lets in, until the block ends; `sudo` may be further lines of sudoers."""
+    """Create a Linux user who may log in until the block ends; `sudo` may be further lines of sudoers."""
     rights = Path("/etc/sudoers.d/elastic-vllm-test")  # sudo reads no file with a dot in its name
     if f"\n{name}:" in Path("/etc/passwd").read_text():  # left by a run that was killed
         _remove(name)
@@ -128,7 +128,7 @@ def user(
 
 
 def _remove(name: str) -> None:
-    """Once the last process of the user is gone: sshd's own ends a moment after the connection."""
+    """Remove the user once its last process is gone: sshd's process ends a moment after the connection."""
     limit = time.monotonic() + 60
     while (done := subprocess.run(["userdel", name], capture_output=True, text=True, check=False)).returncode:
         assert time.monotonic() < limit, done.stderr

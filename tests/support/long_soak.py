@@ -1,7 +1,7 @@
-"""The soak of `make prove`: half an hour, on a stack of its own, so that nobody else's is changed or taken down.
+"""The soak of `make prove`: half an hour on a separate stack, so that no other stack is changed or taken down.
 
-It stays up, for what runs beside it: taking it down ends Docker where no other stack is up at that moment. Who began it
-takes it down: `scripts/rehearse down --stack soaked`.
+The stack stays up for proofs that run beside it: taking it down ends Docker if no other stack is up. The caller takes
+it down: `scripts/rehearse down --stack soaked`.
 """
 
 import subprocess
@@ -16,7 +16,7 @@ STACK = "soaked"
 
 
 def main() -> int:
-    """Run it; the exit status of scripts.maintain.soak."""
+    """Run the soak and return the exit status of scripts.maintain.soak."""
     stacks = ROOT / "stacks"
     config = yaml.safe_load((stacks / "Pulumi.local.yaml").read_text())["config"]
     own = stacks / f"Pulumi.{STACK}.yaml"

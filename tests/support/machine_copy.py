@@ -1,4 +1,4 @@
-"""A copy of this machine's files to install into and change, with processes of its own."""
+"""A copy of this machine's files to install into and change, with separate processes."""
 
 import os
 import subprocess
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tests.support.shell import Result
 
-# A writable layer over all of this machine's files. It is in memory, and so gone with the last process in here. An
-# empty /run keeps what packages do from this machine's services, Docker among them.
+# A writable layer over all of this machine's files. It is in memory, so it disappears with the last process inside. An
+# empty /run keeps packages away from this machine's services, such as Docker.
 LAYER = """
 set -e
 mount -t tmpfs layer "$1"
@@ -27,7 +27,7 @@ exec "$2" -c 'import signal; signal.pause()'
 
 @dataclass(frozen=True)
 class Copy:
-    """This machine's files, to be changed; the network is this machine's own."""
+    """A changeable copy of this machine's files; it shares this machine's network."""
 
     pid: int
     layer: Path
@@ -48,7 +48,7 @@ class Copy:
         )
 
     def changes(self) -> str:
-        """Every file that was changed, its time and size."""
+        """List every changed file with its time and size."""
         return self.inside("find", self.layer / "changes", "-type", "f", "-printf", "%P %T@ %s\\n")
 
     def inside(self, *command: str | Path) -> str:
@@ -60,7 +60,7 @@ class Copy:
 
 @contextmanager
 def running(directory: Path) -> Iterator[Copy]:
-    """A copy until the block ends; `directory` is empty."""
+    """Run a copy until the block ends; `directory` must be empty."""
     apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"]
     init = [*apart, "sh", "-c", LAYER, "sh", str(directory), sys.executable]
     with subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *init], stdout=subprocess.PIPE, text=True) as process:

@@ -1,4 +1,4 @@
-"""Stacks that tests make for themselves: their files, weights that look complete, what they leave on this machine."""
+"""Stacks that tests create: their files, weights that look complete, and traces on this machine."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 @contextmanager
 def stack_file(name: str, settings: Mapping[str, Any]) -> Iterator[Path]:
-    """A stack of that name until the block ends; then whatever is up of it goes."""
+    """Write a stack's file until the block ends; then take down anything of the stack that is up."""
     path = ROOT / "stacks" / f"Pulumi.{name}.yaml"
     path.write_text(yaml.safe_dump({"config": {f"elastic-vllm:{key}": value for key, value in settings.items()}}))
     try:
@@ -33,7 +33,7 @@ def stack_file(name: str, settings: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def make_weights(directory: Path, model: str = MODEL) -> Path:
-    """A model in the shape that the check of weights wants, in a weightsDirectory; returns the model's directory."""
+    """Write a model that passes the check of weights into a weightsDirectory and return the model's directory."""
     weights = directory / model.replace("/", "--")
     weights.mkdir(parents=True)
     header = json.dumps({"t": {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}}).encode()
@@ -49,9 +49,9 @@ def make_weights(directory: Path, model: str = MODEL) -> Path:
 
 
 def traces(stack: str, *directories: Path) -> dict[str, list[str]]:
-    """All that a stack could leave on a server or in `directories`, by kind: what is there but for other stacks' own.
+    """List by kind what a stack could leave on a server or in `directories`, without items of other stacks.
 
-    Containers and networks by name, packet filters, files (with mode, owner and size), packages and groups.
+    The kinds are containers, networks, packet filters, files (with mode, owner and size), packages and groups.
     """
     client = docker.from_env()
     found = {
@@ -66,7 +66,7 @@ def traces(stack: str, *directories: Path) -> dict[str, list[str]]:
 
 
 def _is_ours(container: Container) -> bool:
-    """Whether this project made it, by name or label: people may run others beside."""
+    """Return True if this project created the container, by name or label: others may run beside it."""
     return any("elastic-vllm" in text for text in (str(container.name), *container.labels))
 
 
@@ -84,7 +84,7 @@ def _files(directory: Path) -> list[str]:
     for path in [directory, *directory.rglob("*")]:
         try:
             status = path.lstat()
-        except FileNotFoundError:  # not there, or of another stack that is changing
+        except FileNotFoundError:  # missing, or deleted by another stack meanwhile
             continue
         size = status.st_size if path.is_file() else 0
         found.append(f"{path} {status.st_mode:o} {status.st_uid}:{status.st_gid} {size}")

@@ -1,8 +1,8 @@
-"""Two machines on this one, joined by one cable: where the program runs, and a server. Nothing else can be reached.
+"""Two machines on this one, joined by one cable: the control machine and a server. They reach nothing else.
 
-`control` has this machine's files, but its network, processes, /run and rehearsals are its own. `server` is a Debian of
-its own: another root file system, booted by systemd, with its own sshd and container runtime. `trapped` gives both a
-default gateway and a resolver that lead into a trap (own_trap).
+`control` has this machine's files, but a separate network, processes, /run and rehearsals. `server` is a separate
+Debian: another root file system, booted by systemd, with its own sshd and container runtime. `trapped` gives both a
+default gateway and a resolver that lead into a trap (packet_trap).
 """
 
 import fcntl
@@ -25,12 +25,12 @@ from tests.support.netns_server import BOOT_SECONDS, PREFIX, Boot, hierarchies, 
 from tests.support.packet_trap import Trap
 
 CONTROL, SERVER = "198.51.100.1", "198.51.100.2"
-# Machine -> addresses between it and the trap: the trap's, its own.
+# Machine -> addresses between it and the trap: the trap's address, then the machine's.
 TO_TRAP = {
     "control": (("203.0.113.1/30", "fd00:1::1/64"), ("203.0.113.2/30", "fd00:1::2/64")),
     "server": (("203.0.113.5/30", "fd00:2::1/64"), ("203.0.113.6/30", "fd00:2::2/64")),
 }
-# Not tmpfs, and not an overlay: container runtimes make overlays of their own there.
+# Neither tmpfs nor an overlay: container runtimes create overlays in it.
 DIRECTORY = debian_roots.DIRECTORY / "servers"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CLEAN = {"PATH": PATH, "HOME": str(Path.home()), "LC_ALL": "C.UTF-8", "TERM": "dumb"}
@@ -47,7 +47,7 @@ exec "$3" -c "$4"
 
 @dataclass(frozen=True)
 class Space:
-    """A machine's namespaces, by the process that is its first."""
+    """A machine's namespaces, identified by its first process."""
 
     pid: int
 
@@ -58,7 +58,7 @@ class Space:
     def start(
         self, *command: str | Path, environment: Mapping[str, str] | None = None, takes_data: bool = False
     ) -> subprocess.Popen[str]:
-        """Start a command there, with what it prints (errors too) in one pipe."""
+        """Start a command there, with its output and errors in one pipe."""
         return subprocess.Popen(
             [*self.enter, *command],
             env={**CLEAN, **(environment or {})},
@@ -76,33 +76,30 @@ class Space:
         data: str | None = None,
         timeout: float = 600,
     ) -> tuple[int, str]:
-        """Run a command there to its end, whatever that is; returns its exit code and all that it said.
-
-        `data` is its standard input.
-        """
+        """Run a command there until it exits, and return its exit code and output; `data` is its standard input."""
         process = self.start(*command, environment=environment, takes_data=data is not None)
         try:
-            said = process.communicate(data, timeout=timeout)[0]
+            output = process.communicate(data, timeout=timeout)[0]
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            said = process.communicate()[0]
-            raise AssertionError(f"{command} takes over {timeout} s; it said:\n{said}") from None
-        return process.returncode, said
+            output = process.communicate()[0]
+            raise AssertionError(f"{command} takes over {timeout} s; its output:\n{output}") from None
+        return process.returncode, output
 
     def run(self, *command: str | Path, environment: Mapping[str, str] | None = None, timeout: float = 600) -> str:
-        """Run a command there, which must succeed; returns what it said."""
-        code, said = self.attempt(*command, environment=environment, timeout=timeout)
-        assert code == 0, f"{' '.join(map(str, command))} ended with {code}:\n{said}"
-        return said
+        """Run a command there, which must succeed, and return its output."""
+        code, output = self.attempt(*command, environment=environment, timeout=timeout)
+        assert code == 0, f"{' '.join(map(str, command))} ended with {code}:\n{output}"
+        return output
 
     def shell(self, script: str) -> str:
-        """The same with a script of bash."""
+        """Run a script of bash there, which must succeed, and return its output."""
         return self.run("bash", "-c", script)
 
 
 @dataclass
 class Hosts:
-    """Both machines, up; `settings` tells a stack how the server is reached."""
+    """Both machines, running; `settings` lead a stack to the server."""
 
     directory: Path
     control: Space
@@ -131,7 +128,7 @@ class Hosts:
         return ["ssh", "-i", str(self.private_key), *(f"-o{each}" for each in options), f"root@{SERVER}"]
 
     def files(self, path: str) -> Path:
-        """Where a file of the server's lies on this machine, mounts in it left out."""
+        """Return the path on this machine of a file of the server, without its mounts."""
         inner = Path(path).relative_to("/")
         library = Path("var/lib")
         if inner.is_relative_to(library):
@@ -139,9 +136,9 @@ class Hosts:
         return Path("/proc") / str(self.server.pid) / "root" / inner
 
     def reboot(self) -> None:
-        """The server's power fails and comes back: its processes and mounts go, its disk stays."""
+        """Cut the server's power and restore it: its processes and mounts are lost, its disk stays."""
         self._boot.off()
-        _unplug(self.control.pid, "cable")  # it may take a moment to go with its other end
+        _unplug(self.control.pid, "cable")  # it may take a moment to disappear with its other end
         self.server = Space(self._boot.on())
         self._plug()
         if self._trap:
@@ -156,17 +153,17 @@ class Hosts:
     def _wait_for_ssh(self) -> None:
         limit = time.monotonic() + BOOT_SECONDS
         while True:
-            code, said = self.control.attempt(*self.ssh, "-oConnectTimeout=2", "true")
+            code, output = self.control.attempt(*self.ssh, "-oConnectTimeout=2", "true")
             if code == 0:
                 return
             if time.monotonic() > limit:
                 journal = self.server.attempt("journalctl", "--no-pager", "--lines", "40")[1]
-                raise AssertionError(f"the server does not let anyone in: {said}\n{journal}")
+                raise AssertionError(f"the server does not let anyone in: {output}\n{journal}")
             time.sleep(0.1)
 
     @contextmanager
     def trapped(self) -> Iterator[Trap]:
-        """Both have a default gateway and a resolver until the block ends: the trap."""
+        """Make the trap the default gateway and resolver of both machines until the block ends."""
         machines = {"control": self.control, "server": self.server}
         with packet_trap.running() as trap:
             for name, machine in machines.items():
@@ -182,7 +179,7 @@ class Hosts:
 
 @contextmanager
 def running(*packages: str) -> Iterator[Hosts]:
-    """Both machines until the block ends; `packages`: what the server has besides the bare system."""
+    """Run both machines until the block ends; the server has these packages besides the bare system."""
     root = debian_roots.root(*packages)
     DIRECTORY.mkdir(mode=0o755, exist_ok=True)
     with ExitStack() as closing:
@@ -201,7 +198,7 @@ def running(*packages: str) -> Iterator[Hosts]:
 
 @contextmanager
 def _directory() -> Iterator[Path]:
-    """A new one, which goes at the end; those of runs that were killed, and their control groups, go before."""
+    """Create a directory until the block ends, after removing those of killed runs and their control groups."""
     with ExitStack() as closing:
         with (debian_roots.DIRECTORY / "lock").open("w") as all_of_them:
             fcntl.flock(all_of_them, fcntl.LOCK_EX)
@@ -215,12 +212,12 @@ def _directory() -> Iterator[Path]:
 
 def _sweep() -> None:
     for left in DIRECTORY.iterdir():
-        # One that is just going away is gone in the meantime.
+        # Another run may remove its directory meanwhile.
         with suppress(BlockingIOError, FileNotFoundError), (left / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(left, ignore_errors=True)
     for left in [group for hierarchy in hierarchies() for group in hierarchy.glob(f"{PREFIX}*")]:
-        with suppress(OSError):  # there are processes in it
+        with suppress(OSError):  # it still has processes
             for group in inner_first(left):
                 group.rmdir()
 
@@ -246,7 +243,7 @@ def _control(directory: Path) -> Iterator[Space]:
 
 
 def _server(root: Path, directory: Path) -> Boot:
-    """A server that is off, with its keys."""
+    """Prepare a server, which is off, with its keys."""
     place = directory / "server"
     roots_keys = place / "changes" / "root" / ".ssh"
     for path in (place / "changes/etc/ssh", place / "work", place / "tree", roots_keys):
@@ -274,12 +271,12 @@ def _unplug(pid: int, name: str) -> None:
 
 
 def _set_resolver(machine: Space, text: str) -> None:
-    """In place: it may be mounted."""
+    """Write the file in place: it may be a mount point."""
     machine.run("sh", "-c", 'printf %s "$1" >/etc/resolv.conf', "sh", text)
 
 
 def _cable(*ends: tuple[str, int, Sequence[str]]) -> None:
-    """Between two ends, each with its name, the process whose network it is in, and its addresses."""
+    """Lay a cable between two ends, each with its name, a process in its network, and its addresses."""
     (name, pid, _), (peer, peers_pid, _) = ends
     _ip(pid, "link", "add", name, "type", "veth", "peer", "name", peer, "netns", str(peers_pid))
     for device, at, addresses in ends:

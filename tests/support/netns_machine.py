@@ -1,6 +1,6 @@
-"""Almost a machine of its own for a rehearsal: its processes and its files are apart from all others; Docker is shared.
+"""A nearly separate machine for a rehearsal: its processes and files are isolated, Docker is shared.
 
-So a test sees every process that the rehearsal leaves behind, and other stacks keep their sshd and state.
+A test can thus see every process that the rehearsal leaves behind, and other stacks keep their sshd and state.
 """
 
 import json
@@ -19,13 +19,13 @@ from typing import Any
 
 from tests.integration.conftest import REHEARSAL, ROOT
 
-# The first process: adopts what others leave, and is all that stays.
+# The first process: it adopts the orphans of others, and is the only one that stays.
 INIT = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
 
 
 @dataclass
 class Run:
-    """A `scripts/rehearse` that was started."""
+    """A started `scripts/rehearse`."""
 
     process: subprocess.Popen[bytes]
     output: Path
@@ -34,23 +34,23 @@ class Run:
 
     @property
     def text(self) -> str:
-        """What it has printed so far, errors too."""
+        """Return its output so far, errors included."""
         return self.output.read_text()
 
     @property
     def exit_code(self) -> int:
-        """Waits for its end."""
+        """Wait for its end and return the exit code."""
         code = self.process.wait(300)
         self.seconds = self.seconds or time.monotonic() - self.started
         return code
 
     @property
     def outcomes(self) -> dict[str, str]:
-        """Resource -> created, unchanged, ... of all that has ended; what is set up for them is left out."""
+        """Map each finished resource to created, unchanged, ..., without the set-up of the machine."""
         return outcomes(self.text)
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to the rehearsal itself, not to what it started."""
+        """Send a signal to the rehearsal itself, not to its children."""
         with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
             children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
             for child in children:
@@ -60,7 +60,7 @@ class Run:
 
 
 def outcomes(text: str) -> dict[str, str]:
-    """Resource -> outcome, from what an `up` or `down` printed."""
+    """Map each resource to its outcome in the output of an `up` or `down`."""
     lines = [line.split() for line in text.splitlines()]
     # OUTCOME NAME PROVIDER:TYPE SECONDS s
     ended = [fields for fields in lines if len(fields) == 5 and ":" in fields[2] and fields[4] == "s"]
@@ -69,7 +69,7 @@ def outcomes(text: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where rehearsals run; `directory` is what they see as their own directory."""
+    """A machine for rehearsals; they see `directory` as the rehearsal's directory."""
 
     pid: int
     directory: Path
@@ -86,13 +86,13 @@ class Machine:
         return Run(process, Path(name))
 
     def run(self, *arguments: str, stack: str) -> Run:
-        """Run it to its end."""
+        """Run `scripts/rehearse ARGUMENTS --stack STACK` here until it exits."""
         run = self.start(*arguments, stack=stack)
         assert run.exit_code is not None
         return run
 
     def state(self, stack: str) -> dict[str, Any]:
-        """The rehearsal's state of a stack; empty where there is none."""
+        """Return the rehearsal's state of a stack; empty if there is none."""
         try:
             found: dict[str, Any] = json.loads((self.directory / "stacks" / stack / "state.json").read_text())
         except FileNotFoundError:
@@ -100,7 +100,7 @@ class Machine:
         return found
 
     def processes(self) -> list[str]:
-        """The command lines of all processes here but the first."""
+        """Return the command lines of all processes here except the first."""
         listed = subprocess.run(
             ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--", "ps", "-wweo", "pid=,stat=,args="],
             capture_output=True,
@@ -113,7 +113,7 @@ class Machine:
 
 @contextmanager
 def running() -> Iterator[Machine]:
-    """The machine until the block ends; then all its processes are killed."""
+    """Run the machine until the block ends; then all its processes are killed."""
     had_directory = REHEARSAL.exists()
     REHEARSAL.mkdir(mode=0o700, exist_ok=True)
     directory, outputs = (Path(tempfile.mkdtemp(prefix=f"elastic-vllm-{name}-")) for name in ("machine", "outputs"))
@@ -135,8 +135,8 @@ def running() -> Iterator[Machine]:
 
 
 def wait_until(true: Callable[[], object], seconds: float = 60) -> None:
-    """Look every 5 ms until it is true."""
+    """Poll every 5 ms until the condition is true."""
     limit = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < limit, "it did not come true"
+        assert time.monotonic() < limit, "the condition did not become true"
         time.sleep(0.005)

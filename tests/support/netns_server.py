@@ -1,4 +1,4 @@
-"""A server that is switched on: a root file system with what it writes over it, systemd, namespaces of its own."""
+"""A running server: a root file system under a layer for changes, systemd, and separate namespaces."""
 
 import os
 import subprocess
@@ -12,8 +12,8 @@ CGROUPS = Path("/sys/fs/cgroup")
 PREFIX = "elastic-vllm-tests-"
 BOOT_SECONDS = 60
 
-# Its files: what the root file system holds, and over it a directory of its own for what it writes. /var/lib is a plain
-# directory, since container runtimes make overlays of their own there.
+# Its files: the root file system, and over it a layer for the files that it writes. /var/lib is a plain directory,
+# since container runtimes create overlays there.
 SERVER_START = """
 set -e
 tree=$1/tree
@@ -56,7 +56,7 @@ pivot_root . .
 umount -l .
 exec env -i container=elastic-vllm-test /sbin/init
 """
-# Joins control groups of its own, which the namespace then makes the uppermost.
+# Joins new control groups, which the namespace then makes the root of its hierarchy.
 IN_CGROUPS = """
 set -e
 name=$1
@@ -101,7 +101,7 @@ class Boot:
         return _first(self.process, "systemd", self.directory / "console")
 
     def off(self) -> None:
-        """Killed with its first process; what it ran is gone when this returns."""
+        """Kill the server with its first process; all its processes are gone on return."""
         if not self.process:
             return
         self.process.kill()
@@ -111,20 +111,20 @@ class Boot:
             while group.exists():
                 try:
                     group.rmdir()
-                except OSError:  # a process is not quite gone
+                except OSError:  # a process is still exiting
                     assert time.monotonic() < limit, f"{group} stays"
                     time.sleep(0.05)
 
 
 def _first(process: subprocess.Popen[bytes], name: str, console: Path) -> int:
-    """The process id of a machine's first process, once it is what it is to be."""
+    """Return the process id of a machine's first process, once it runs the program of this name."""
     limit = time.monotonic() + BOOT_SECONDS
     while True:
         try:
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             if children and Path(f"/proc/{children[0]}/comm").read_text().strip() == name:
                 return int(children[0])
-        except (FileNotFoundError, ProcessLookupError):  # ended before it was looked at, or while
+        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
             pass
         assert process.poll() is None, console.read_text()
         assert time.monotonic() < limit, console.read_text()
@@ -132,7 +132,7 @@ def _first(process: subprocess.Popen[bytes], name: str, console: Path) -> int:
 
 
 def hierarchies() -> list[Path]:
-    """Where this machine's control groups are mounted."""
+    """Return the mount points of this machine's control groups."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     return [
         Path(fields[1])

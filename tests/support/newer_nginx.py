@@ -1,4 +1,4 @@
-"""Nginx from Debian's next release: 1.27.4 or newer, which leaves idle connections open when it is reloaded."""
+"""Nginx from Debian's next release: 1.27.4 or newer, which leaves idle connections open during a reload."""
 
 import tempfile
 from pathlib import Path
@@ -13,7 +13,7 @@ SUITE = "forky"
 
 
 def image() -> str:
-    """The image's name, built where it is missing; empty where it can't be had, as on Ubuntu."""
+    """Return the image's name and build it if missing; empty where it can't be built, as on Ubuntu."""
     client = docker.from_env(timeout=120)
     if client.images.list(name=IMAGE):
         return IMAGE

@@ -15,7 +15,7 @@ class Directive:
     children: list["Directive"] = field(default_factory=list)
 
     def walk(self) -> Iterator["Directive"]:
-        """This one and all inside."""
+        """Yield this directive and all nested ones."""
         yield self
         for child in self.children:
             yield from child.walk()
@@ -24,12 +24,12 @@ class Directive:
         return [directive for directive in self.walk() if directive.name == name]
 
     def own(self, name: str) -> list[list[str]]:
-        """The arguments of each child of that name."""
+        """Return the arguments of each child of that name."""
         return [child.arguments for child in self.children if child.name == name]
 
 
 def parse(text: str) -> Directive:
-    """The whole file as one directive without a name."""
+    """Parse a whole file into one directive without a name."""
     root = Directive("", [])
     open_blocks, words, position = [root], list[str](), 0
     while position < len(text):
@@ -54,6 +54,6 @@ def parse(text: str) -> Directive:
 
 
 def _unescape(text: str) -> str:
-    r"""What Nginx makes of a quoted text (ngx_conf_read_token): \n, \r and \t too, so JSON's own do not survive."""
+    r"""Unescape a quoted text as Nginx does (ngx_conf_read_token): \n, \r and \t too, so JSON's own do not survive."""
     known = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "'": "'", "\\": "\\"}
     return re.sub(r"""\\([nrt"'\\])""", lambda match: known[match[1]], text)

@@ -1,4 +1,4 @@
-"""A gateway and resolver that leads nowhere, and remembers every packet that was sent to it."""
+"""A gateway and resolver that leads nowhere and records every packet sent to it."""
 
 import ctypes
 import os
@@ -16,29 +16,29 @@ SO_RCVBUFFORCE = 33
 SOL_PACKET, PACKET_STATISTICS = 263, 6
 ARP, IPV4, IPV6 = 0x0806, 0x0800, 0x86DD
 HOP_BY_HOP, ICMP6 = 0, 58
-# Neighbour discovery and multicast listeners: what any interface says of itself.
+# Neighbour discovery and multicast listeners: every interface sends these by itself.
 OF_THE_LINK = {*range(133, 138), 130, 131, 132, 143}
 PROTOCOLS = {1: "ICMP", 2: "IGMP", 6: "TCP", 17: "UDP", 58: "ICMPv6"}
 
 
 class Trap:
-    """Its namespace's packets, as they come in."""
+    """Packets that arrive in the trap's namespace."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self._socket = _in_network_of(pid)
 
     def seen(self) -> list[str]:
-        """Every packet since the last time, ARP, ND and MLD aside: the machine that it came from, and where to."""
+        """Return the origin and destination of every packet since the last call, except ARP, ND and MLD."""
         found = []
         while True:
             try:
                 packet, (machine, kind, direction, *_) = self._socket.recvfrom(65535)
             except BlockingIOError:
                 break
-            told = _described(kind, packet)
-            if direction != PACKET_OUTGOING and machine != "lo" and told:
-                found.append(f"{machine}: {told}")
+            description = _described(kind, packet)
+            if direction != PACKET_OUTGOING and machine != "lo" and description:
+                found.append(f"{machine}: {description}")
         lost = struct.unpack("II", self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))[1]
         assert not lost, f"{lost} packets came too fast"
         return found
@@ -49,7 +49,7 @@ class Trap:
 
 @contextmanager
 def running() -> Iterator[Trap]:
-    """A namespace that answers to every address, with a refusal; machines are connected to it by others."""
+    """Create a namespace that refuses connections to every address; callers connect machines to it."""
     with subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "sh", "-c", NETWORK],
         stdin=subprocess.PIPE,
@@ -68,7 +68,7 @@ def running() -> Iterator[Trap]:
             process.kill()
 
 
-# Every address is its own: so whoever comes is refused at once, and does not wait for an answer.
+# Every address is local: connections are refused at once instead of waiting for an answer.
 NETWORK = """
 set -e
 ip link set lo up
@@ -80,7 +80,7 @@ exec cat
 
 
 def _in_network_of(pid: int) -> socket.socket:
-    """A socket that gets all packets of a process's network namespace; it stays there, whoever reads it."""
+    """Return a socket that receives all packets of a process's network namespace, from any thread."""
     made: list[socket.socket] = []
 
     def open_it() -> None:
@@ -90,7 +90,7 @@ def _in_network_of(pid: int) -> socket.socket:
         os.close(descriptor)
         made.append(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)))
 
-    thread = threading.Thread(target=open_it)  # a namespace is a thread's own
+    thread = threading.Thread(target=open_it)  # each thread has its own namespace
     thread.start()
     thread.join()
     (opened,) = made
@@ -100,7 +100,7 @@ def _in_network_of(pid: int) -> socket.socket:
 
 
 def _described(kind: int, packet: bytes) -> str:
-    """Empty for what belongs to the link."""
+    """Describe a packet; the text is empty for packets of the link layer."""
     payload = packet[14:]
     if kind == ARP:
         return ""

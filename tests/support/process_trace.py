@@ -1,4 +1,4 @@
-"""What processes are started with, their arguments and environments: strace on whatever starts them, and /proc."""
+"""Arguments and environments of started processes: strace on the processes that start them, and /proc."""
 
 import shutil
 import subprocess
@@ -16,14 +16,14 @@ STRACE = ["strace", "--follow-forks", "--no-abbrev", "--string-limit=1000000", "
 
 
 def install_strace() -> None:
-    """Debian and Ubuntu have it as a package; nothing but these tests needs it."""
+    """Install strace from Debian's or Ubuntu's package; only these tests need it."""
     if not shutil.which("strace"):
         subprocess.run(["apt-get", "-q", "update"], check=True)
         subprocess.run(["apt-get", "-q", "-y", "install", "--no-install-recommends", "strace"], check=True)
 
 
 def starters() -> list[int]:
-    """All processes that run one of the STARTERS."""
+    """Return all processes that run one of the STARTERS."""
     found = []
     for path in Path("/proc").glob("[0-9]*/comm"):
         with suppress(OSError):  # ended meanwhile
@@ -33,13 +33,13 @@ def starters() -> list[int]:
 
 
 def launcher(output: Path) -> list[str]:
-    """To be put before a command: every program that it starts is written to `output`."""
+    """Return a command prefix that records every program started by the command in `output`."""
     return [*STRACE, "--seccomp-bpf", f"--output={output}"]
 
 
 @contextmanager
 def attached(processes: Sequence[int], output: Path) -> Iterator[None]:
-    """Meanwhile, every program that these processes and their children start is written to `output`."""
+    """Record every program that these processes and their children start in `output` until the block ends."""
     tracer = subprocess.Popen(
         [*STRACE, f"--output={output}", *(f"--attach={process}" for process in processes)],
         stdout=subprocess.DEVNULL,
@@ -53,12 +53,12 @@ def attached(processes: Sequence[int], output: Path) -> Iterator[None]:
             time.sleep(0.05)
         yield
     finally:
-        tracer.terminate()  # it lets go of them, and they go on
+        tracer.terminate()  # strace detaches from them, and they continue
         try:
             tracer.wait(LET_GO_SECONDS)
         except subprocess.TimeoutExpired:
-            # It waits for a process that waits for its child to begin (vfork), which waits for strace. Once strace is
-            # gone the kernel lets all of them go on; what it has seen is written, line by line.
+            # strace waits for a process that waits for its child to start (vfork), which waits for strace. Once it is
+            # killed, the kernel resumes them all; the record is complete, because strace writes line by line.
             tracer.kill()
             tracer.wait(LET_GO_SECONDS)
 
@@ -71,7 +71,7 @@ def _is_traced(process: int) -> bool:
 
 
 class Watcher(threading.Thread):
-    """Reads the arguments and environments of all processes in /proc, again and again."""
+    """Thread that keeps reading the arguments and environments of all processes in /proc."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Runs the unmodified __main__.py under Pulumi's mocks and records what it registers.
+"""Runs of the unmodified __main__.py under Pulumi's mocks, with a record of all registered resources.
 
-Each run has an event loop, a context and a configuration of its own, so runs in one process never see each other.
+Each run has a separate event loop, context and configuration, so runs in one process never affect each other.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from tests.support.registered import INSTANCE, Registered, Secret
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())
-# Those of the repository only: people keep stack files of their own beside them.
+# Only the repository's stack files: users keep their own beside them.
 STACKS = sorted(
     Path(name).stem.removeprefix("Pulumi.")
     for name in subprocess.run(
@@ -39,21 +39,21 @@ STACKS = sorted(
 HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
 HUB_TOKEN = "hf_TokenOfTheTests"
 
-# What scripts/elastic-vllm pin records in a stack file for its model and for images of registries.
+# Values that `pin` records in a stack file for its model and for images of registries.
 PINS = {
     "modelRevision": "95a6d26c4bfb886c58daf9d3f7332c857cb27b87",
     "vllmImage": f"docker.io/vllm/vllm-openai:v0.32.0@sha256:{'a' * 64}",
     "nginxImage": f"docker.io/library/nginx:1.30.2@sha256:{'b' * 64}",
 }
 VM_IMAGE = "projects/ubuntu-os-accelerator-images/global/images/ubuntu-accelerator-2404-amd64-with-nvidia-580-v20261101"
-"""What scripts/elastic-vllm pin records besides in a stack file for Google Cloud."""
-# What people fill in where a stack file for Google Cloud leaves a value empty.
+"""Further values that `pin` records in a stack file for Google Cloud."""
+# Values that users fill in where a stack file for Google Cloud leaves them empty.
 FILLED_IN = {
     "gcpProject": "acme-search",
     "httpsSourceRanges": ["198.51.100.0/24"],
     "sshSourceRanges": ["203.0.113.7/32"],
 }
-# A server with two GPUs that downloads its model: what no stack file describes.
+# A server with two GPUs that downloads its model, which no stack file describes.
 GPU = {
     "host": "llm.example",
     "sshUser": "ops",
@@ -64,20 +64,20 @@ GPU = {
 
 @dataclass
 class Program:
-    """What a run registered and exported."""
+    """Resources and outputs of a run."""
 
     resources: dict[str, Registered] = field(default_factory=dict)
     outputs: dict[str, Any] = field(default_factory=dict)
     secret_outputs: set[str] = field(default_factory=set)
     outputs_wait_for: dict[str, set[str]] = field(default_factory=dict)
-    """Output -> the resources that it comes from."""
+    """Output -> the resources that it depends on."""
 
     def of_type(self, token: str) -> list[Registered]:
         return [resource for resource in self.resources.values() if resource.type == token]
 
     @property
     def leaves(self) -> list[Registered]:
-        """All but components and providers."""
+        """Return all resources except components and providers."""
         return [r for r in self.resources.values() if not r.type.startswith(("elastic-vllm:", "pulumi:"))]
 
     @property
@@ -91,7 +91,7 @@ class Program:
 
     @property
     def machine(self) -> str:
-        """What is another text when the machine behind the address is another one."""
+        """Identity of the machine behind the address: it changes with the machine."""
         return instance_id(self.resources["vm-instance"]) if self.on_google else HOST_KEY
 
     @property
@@ -103,7 +103,7 @@ class Program:
         return [resource for resource in self.resources.values() if resource.is_command]
 
     def waits_for(self, name: str) -> set[str]:
-        """All resources that must exist before this one: what it depends on, through however many others."""
+        """Return all resources that must exist before this one: its direct and indirect dependencies."""
         found: set[str] = set()
         ahead = [name]
         while ahead:
@@ -115,23 +115,23 @@ class Program:
 
 
 def key_of(resource: str) -> str:
-    """The random key that the mocks give the resource of this name."""
+    """Return the random key that the mocks give the resource of this name."""
     return hashlib.sha256(f"key {resource}".encode()).hexdigest()
 
 
 def tls_key_of(resource: str) -> str:
-    """The private key that the mocks give the resource of this name."""
+    """Return the private key that the mocks give the resource of this name."""
     return f"-----BEGIN PRIVATE KEY-----\n{key_of(resource)}\n-----END PRIVATE KEY-----\n"
 
 
 def ssh_key_of(resource: str) -> tuple[str, str]:
-    """The private and the public key, in OpenSSH's form, that the mocks give the resource of this name."""
+    """Return the private and public key, in OpenSSH's format, that the mocks give the resource of this name."""
     private = f"-----BEGIN OPENSSH PRIVATE KEY-----\n{key_of(resource)}\n-----END OPENSSH PRIVATE KEY-----\n"
     return private, f"ssh-ed25519 {base64.b64encode(key_of(f'public {resource}').encode()).decode()}"
 
 
 def instance_id(instance: Registered) -> str:
-    """The number that the mocks give this VM; another VM of the same name has another."""
+    """Return the number that the mocks give this VM; another VM of the same name gets another number."""
     return str(int(_digest(instance.identity)[:12], 16))
 
 
@@ -140,7 +140,7 @@ def _digest(value: Any) -> str:
 
 
 class _Mocks(mocks.Mocks):
-    """What the monitor needs of the kind; it makes the outputs itself, from more than mocks get to see."""
+    """Mocks that the monitor requires but never asks: it makes the outputs itself, since mocks see too little."""
 
     def call(self, args: mocks.MockCallArgs) -> Any:
         raise AssertionError(f"the program calls {args.token}")
@@ -150,9 +150,9 @@ class _Mocks(mocks.Mocks):
 
 
 def _outputs(resource: Registered) -> tuple[str, dict[str, Any]]:
-    """An id, and outputs that look like the real ones.
+    """Return an id and outputs that look like real ones.
 
-    What is made anew when an input changes has another id or content then.
+    A resource that is replaced when an input changes then gets another id or content.
     """
     name = resource.name
     made = _digest([name, resource.identity])
@@ -183,7 +183,7 @@ def _outputs(resource: Registered) -> tuple[str, dict[str, Any]]:
 
 
 class _Monitor(mocks.MockMonitor):
-    """Notes each registration, then answers it."""
+    """Monitor that records each registration, then answers it."""
 
     def __init__(self, program: Program, outputs: Mapping[str, Mapping[str, Any]]) -> None:
         super().__init__(_Mocks())
@@ -218,7 +218,7 @@ class _Monitor(mocks.MockMonitor):
 
 
 class _AtOnce(ThreadPoolExecutor):
-    """Answers in the thread that asks: the mocks never wait, and threads would cost more than they do."""
+    """Executor that runs calls in the calling thread: the mocks never wait, and threads would cost more time."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         done: Future[Any] = Future()
@@ -251,7 +251,7 @@ def _mark(value: Any) -> Any:
 
 
 def changes(old: Program, new: Program) -> dict[str, list[str]]:
-    """What an update from one run to the other does to which resources, as the engine plans it; without components."""
+    """Map each kind of change between two runs to its resources, as the engine plans it; without components."""
 
     def replaced(name: str) -> bool:
         before, after = old.resources[name], new.resources[name]
@@ -276,13 +276,13 @@ _parsed = functools.cache(yaml.safe_load)
 
 
 def written(stack_file: str) -> dict[str, Any]:
-    """What a stack's file says."""
+    """Return the settings in a stack's file."""
     document = copy.deepcopy(_parsed((ROOT / "stacks" / f"Pulumi.{stack_file}.yaml").read_text()))
     return {key.removeprefix("elastic-vllm:"): value for key, value in document["config"].items()}
 
 
 def configuration(stack_file: str | None, overrides: Mapping[str, Any]) -> dict[str, str]:
-    """The values of a stack as Pulumi gives them to the program: defaults, the stack's file, then `overrides`."""
+    """Return a stack's values as Pulumi passes them to the program: defaults, the stack's file, then `overrides`."""
     values = {key: entry["default"] for key, entry in PROJECT["config"].items()}
     values |= (written(stack_file) if stack_file else {}) | dict(overrides)
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
@@ -296,10 +296,10 @@ def run(
     outputs: Mapping[str, Mapping[str, Any]] | None = None,
     program: Program | None = None,
 ) -> Program:
-    """Run __main__.py with these values (or `main` in its place).
+    """Run __main__.py with these values (or `main` instead).
 
-    `outputs` gives resources, by name, other outputs than the mocks would. `program` is filled as the run goes on,
-    for those who want to see what a run that fails has done.
+    `outputs` replaces the mocks' outputs of resources, by name. `program` is filled during the run, to show how far a
+    failing run came.
     """
     found = Program() if program is None else program
     monitor = _Monitor(found, outputs or {})
@@ -309,7 +309,7 @@ def run(
         config = {f"elastic-vllm:{key}": value for key, value in values.items()}
         pulumi.runtime.set_all_config(config, [f"elastic-vllm:{name}" for name in SECRETS])
         mocks.set_mocks(monitor.mocks, project="elastic-vllm", stack=stack, monitor=monitor)
-        # Outputs that were made outside of a run belong to no loop that goes on, and would be waited for.
+        # Outputs created outside of a run belong to no running loop, and waiting for them would never end.
         pulumi.runtime.settings.SETTINGS.outputs.clear()
         await run_pulumi_func(main or (lambda: _discard(runpy.run_path(str(ROOT / "__main__.py")))))
         root = pulumi.runtime.settings.get_root_resource()
@@ -321,11 +321,11 @@ def run(
                 found.secret_outputs.add(name)
             found.outputs_wait_for[name] = {str(resource._name) for resource in await output.resources()}
 
-    # A thread of its own has an empty context. And its stack is short: Pulumi reads all of it for each resource.
+    # A new thread has an empty context and a short stack: Pulumi reads the whole stack for each resource.
     with ThreadPoolExecutor(1) as thread:
         thread.submit(asyncio.run, everything()).result()
     return found
 
 
 def _discard(_: Any) -> None:
-    """What a program's module holds at its end is of no interest."""
+    """Discard the program's module."""

@@ -1,4 +1,4 @@
-"""A `pulumi` on PATH that answers as it is told, and keeps what it was asked."""
+"""A stub for `pulumi` on PATH with configurable answers, which records its calls."""
 
 import json
 import os
@@ -17,10 +17,10 @@ LOGIN_ERROR = "error: PULUMI_ACCESS_TOKEN must be set for login during non-inter
 
 
 class PulumiStub:
-    """The program; every question gets the same answer."""
+    """The stub; every call gets the same answer."""
 
     def __init__(self, directory: Path) -> None:
-        """Put it into `directory`, which is made."""
+        """Create `directory` with the stub in it."""
         self._directory = directory
         directory.mkdir()
         program = directory / "pulumi"
@@ -30,21 +30,21 @@ class PulumiStub:
 
     @property
     def path(self) -> str:
-        """PATH with the stub first."""
+        """Return PATH with the stub first."""
         return f"{self._directory}:{os.environ['PATH']}"
 
     @property
     def asked(self) -> list[str]:
-        """The arguments of each call."""
+        """Return the arguments of each call."""
         calls = self._directory / "asked"
         return calls.read_text().splitlines() if calls.exists() else []
 
     def answers(self, outputs: Mapping[str, Any] | str) -> None:
-        """Print these outputs, or this text."""
+        """Let it print these outputs, or this text."""
         self._set(outputs if isinstance(outputs, str) else json.dumps(outputs), "", 0)
 
     def fails(self, error: str = LOGIN_ERROR, code: int = 255) -> None:
-        """Print the error, and end with the code."""
+        """Let it print the error and exit with the code."""
         self._set("", f"{error}\n", code)
 
     def _set(self, answer: str, error: str, code: int) -> None:

@@ -1,4 +1,4 @@
-"""Runs the scripts of components/files in a real bash."""
+"""Functions to run the scripts of components/files in a real bash."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ NO_DOCKER = {"DOCKER_HOST": "unix:///nonexistent/docker.sock"}
 
 
 def bash(script: str, data: str = "", **environment: str) -> Result:
-    """Run a script with data behind it on standard input, as Host.command does."""
+    """Run a script, followed by data, on standard input, as Host.command does."""
     return subprocess.run(
         ["bash", "-s"],
         input=f"{{\n{script}\nexit\n}}\n{data}",
@@ -24,7 +24,7 @@ def bash(script: str, data: str = "", **environment: str) -> Result:
 
 
 def failed(result: Result, *words: str) -> bool:
-    """Whether it failed with one cause that has these words, and a fix."""
+    """Return True if it failed with one cause, with these words, and a fix."""
     cause, fix = result.stderr.splitlines()
     assert fix.startswith("  fix: ")
     return (

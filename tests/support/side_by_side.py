@@ -1,8 +1,8 @@
-"""`make test`'s three processes (pytest-xdist), for two cores: much of what integration tests do is to wait.
+"""Schedule of `make test`'s three processes (pytest-xdist) on two cores: integration tests mostly wait.
 
-One has the stacks that share this machine, one the site without network; the third begins with what needs nothing of
-what set-up makes, and what has a stack or a machine to itself goes to who is through first. They share Docker and what
-set-up makes. `-p tests.support.side_by_side --numprocesses 3`.
+One process runs the tests of stacks that share this machine, one those of the site without network; the third begins
+with tests that need no set-up. Tests with a stack or a machine to themselves go to the first process that is free. All
+share Docker and the set-up. Use: `-p tests.support.side_by_side --numprocesses 3`.
 """
 
 import os
@@ -12,21 +12,21 @@ from xdist.scheduler import LoadScopeScheduling
 
 HERE = "here"
 FIRST = ("integration/test_secrets.", "integration/test_soak.")
-"""Of those: the first traces Docker, which slows down whoever has containers meanwhile, and the others have none yet.
-The second is one long test, and the last two of a part are not waited for before the next is handed out."""
+"""First files of the shared part. The first traces Docker, which would slow down other containers, but none exist yet.
+The second is one long test: xdist hands out the next part before the last two tests of a part have ended."""
 SITE = "integration/airgap/"
 NO_IMAGES = tuple(f"integration/test_{name}." for name in ("gpu_install", "cloud_init", "tunnel"))
-"""They and the unit tests need nothing of what set-up makes, which takes minutes where it is not there yet."""
+"""Like the unit tests, these need no set-up, which takes minutes on a new machine."""
 UNIT = "unit/"
 APART = tuple(
     f"integration/test_{name}."
-    for name in ("diagnose", "rotate", "elastic", "bundle", "google_cloud", "certificates", "hub", "own_hosts")
+    for name in ("diagnose", "rotate", "elastic", "bundle", "google_cloud", "certificates", "hub", "netns_hosts")
 )
-"""What has a stack or a machine to itself, the longest first. None may leave anything on this machine that has not its
-stack's name, be it only for a while: packages, groups or containers, which others look for after a stack is gone."""
+"""Tests with a stack or a machine to themselves, the longest first. None may leave anything on this machine, even for a
+while, that does not have its stack's name: other tests search packages, groups and containers after a stack is gone."""
 ORDER = (HERE, SITE, *NO_IMAGES, UNIT, *APART)
 POLITE = 5
-"""Niceness of all but the stacks that share this machine, above theirs: tests of those look at the clock."""
+"""Added niceness of all other parts than the shared stacks, whose tests measure time."""
 NICENESS = os.getpriority(os.PRIO_PROCESS, 0)
 
 
@@ -39,7 +39,7 @@ def _part(nodeid: str) -> str:
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
-    """Hands out parts in their order; unit tests file by file."""
+    """Scheduler that hands out parts in their order; unit tests file by file."""
 
     def _split_scope(self, nodeid: str) -> str:
         part = _part(nodeid)
@@ -47,22 +47,22 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Parts are handed out as they are sorted below, not the one with the most tests first."""
+    """Hand out parts as they are sorted below, not the one with the most tests first."""
     config.option.loadscopereorder = False
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """In that order."""
+    """Sort the tests by their part."""
     items.sort(key=lambda item: (ORDER.index(_part(item.nodeid)), not _path(item.nodeid).startswith(FIRST)))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Scheduling:
-    """What pytest-xdist asks for where it is given a number of processes."""
+    """Return the scheduler for pytest-xdist."""
     return Scheduling(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Whatever the test starts inherits it."""
+    """Set the niceness, which all processes of the test inherit."""
     os.setpriority(os.PRIO_PROCESS, 0, NICENESS + (0 if _part(item.nodeid) == HERE else POLITE))

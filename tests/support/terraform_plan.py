@@ -1,4 +1,4 @@
-"""A program's resources in Google Cloud as Terraform would plan them, for tools that check such plans."""
+"""A program's resources in Google Cloud in the format of Terraform's plans, for tools that check these."""
 
 import re
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from tests.support.program import Program
 from tests.support.registered import Secret
 
-# Where Pulumi's name for a block is more than its singular in another case.
+# Blocks whose name in Pulumi differs by more than case and plural.
 BLOCKS = {
     "access_configs": "access_config",
     "allows": "allow",
@@ -19,7 +19,7 @@ MAPS = {"labels", "metadata"}
 
 
 def terraform_plan(program: Program) -> dict[str, Any]:
-    """What `terraform show -json` would say of a plan that makes these resources."""
+    """Return what `terraform show -json` would print for a plan that creates these resources."""
     resources = []
     for resource in program.leaves:
         if resource.is_google:
@@ -58,7 +58,7 @@ def _blocks(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _value(name: str, value: Any) -> Any:
-    """Nested objects are blocks, which a plan has as lists; maps are not."""
+    """Convert a value: nested objects are blocks, which a plan has as lists, but maps are not."""
     if isinstance(value, Secret):
         return _value(name, value.value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Tools whose own pins contradict ours have virtual environments of their own, made where they are not there yet."""
+"""Separate virtual environments, created on demand, for tools whose pins contradict ours."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ from tests.integration.conftest import ROOT
 
 
 def programs(name: str) -> Path:
-    """The directory of programs of the environment that requirements-NAME.txt describes."""
+    """Return the directory of programs of the environment that requirements-NAME.txt describes."""
     requirements = Path(__file__).with_name(f"requirements-{name}.txt")
     environment = ROOT / ".venv" / name
     stamp = environment / "requirements.txt"

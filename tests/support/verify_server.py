@@ -81,7 +81,7 @@ def new_authority(name: str = "Test CA") -> Authority:
 
 
 def issue(authority: Authority, path: Path, *, names: list[x509.GeneralName] | None = None, days: float = 365) -> Path:
-    """Writes a server's certificate and key to `path`, by default for 127.0.0.1."""
+    """Write a server's certificate and key to `path`, by default for 127.0.0.1."""
     key = ec.generate_private_key(ec.SECP256R1())
     names = names or [x509.IPAddress(ip_address("127.0.0.1"))]
     certificate = (
@@ -98,7 +98,7 @@ def issue(authority: Authority, path: Path, *, names: list[x509.GeneralName] | N
 
 
 class Gateway(ThreadingHTTPServer):
-    """The server; `fault` names what it does wrong."""
+    """The server; `fault` names its fault, if any."""
 
     daemon_threads = True
 
@@ -107,7 +107,7 @@ class Gateway(ThreadingHTTPServer):
         self.fault = ""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
-        # The handshake is left to the connection's thread, lest one that fails stop the others.
+        # The handshake is left to the connection's thread, so that a failing one does not stop the others.
         self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
 
     @property
@@ -115,7 +115,7 @@ class Gateway(ThreadingHTTPServer):
         return f"https://127.0.0.1:{self.server_port}/v1/chat/completions"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that refuse the certificate are what some tests want."""
+        """Ignore clients that refuse the certificate, as some tests intend."""
 
 
 @contextmanager
@@ -131,7 +131,7 @@ def serving(certificate: Path) -> Iterator[Gateway]:
 
 
 def _short_call_id(body: dict[str, Any]) -> str:
-    """An id of a tool call that vLLM refuses for some of Mistral's tokenizers; empty: none."""
+    """Return an id of a tool call that vLLM refuses for some of Mistral's tokenizers; empty if there is none."""
     ids = (call["id"] for message in body["messages"] for call in message.get("tool_calls", []))
     return next((each for each in ids if len(each) < 9), "")
 
@@ -257,7 +257,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _stream(self, body: dict[str, Any]) -> None:
         tools, usage = "tools" in body, bool(body.get("stream_options"))
-        # Only the check of the stream itself, which asks for a long answer, looks at times.
+        # Only the check of the stream itself, which asks for a long answer, measures times.
         pause = STREAM_PAUSE if body.get("max_tokens", 0) > LONG_ANSWER and not tools else 0
         chunk: dict[str, Any] = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": MODEL}
         choices: list[dict[str, Any]] = [

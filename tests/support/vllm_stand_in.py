@@ -1,7 +1,7 @@
-"""Stands for vLLM where only its place in a stack matters: answers on its socket after a second, a word each 20 ms.
+"""Stand-in for vLLM in tests of everything around it: ready after a second, it generates a word each 20 ms.
 
-`image` makes an image of it from vLLM's, so that everything but the server itself is the real thing; `small_image` one
-of a hundredth of that, with Python alone.
+`image` builds an image of it from vLLM's, so that everything except the server itself is real; `small_image` builds one
+of a hundredth of that size, with Python alone.
 """
 
 import argparse
@@ -30,17 +30,17 @@ SMALL = (
     "bin sbin lib lib64 usr/bin/*sh usr/bin/rm usr/bin/env usr/bin/python3* usr/lib64 usr/lib/python3* etc/passwd "
     "usr/lib/*/ld-* usr/lib/*/libc.* usr/lib/*/libm.* usr/lib/*/libz.* usr/lib/*/libexpat.* usr/lib/*/libtinfo.*"
 ).split()
-"""What Python and a shell need of a Debian root file system."""
+"""Files of a Debian root file system that Python and a shell need."""
 VLLM_IMAGE = "localhost/elastic-vllm/vllm-cpu:0.32.0"
-# In front of the real package.
+# Python finds the stand-in before the real package.
 MODULE = "vllm/entrypoints/openai/api_server.py"
 DOCKERFILE = f"FROM {VLLM_IMAGE}\nCOPY vllm /stand-in/vllm\nENV PYTHONPATH=/stand-in\n"
 START_SECONDS = 1
 PAUSE_SECONDS = 0.02  # before each word
-# Whoever offers tools gets the call that scripts/elastic-vllm verify hopes for.
+# A request with tools gets the call that `verify` expects.
 CALL = {"id": "call-1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
 NAMES: list[str] = []
-"""Of the served model."""
+"""Names of the served model."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -73,15 +73,15 @@ class _Handler(BaseHTTPRequestHandler):
         most = 5000 if asked.get("ignore_eos") else 100
         words = ["word "] * min(int(asked.get("max_tokens") or asked.get("max_completion_tokens") or 5), most)
         parts: list[dict[str, object]] = [{"content": word} for word in words]
-        said: dict[str, object] = {"content": "".join(words)}
+        message: dict[str, object] = {"content": "".join(words)}
         if asked.get("tools"):
-            said = {"content": None, "tool_calls": [{**CALL, "index": 0}]}
-            words, parts = ["call"], [said]
+            message = {"content": None, "tool_calls": [{**CALL, "index": 0}]}
+            words, parts = ["call"], [message]
         base = {"id": "chatcmpl-1", "created": int(time.time()), "model": model}
         usage = {"prompt_tokens": 1, "completion_tokens": len(words), "total_tokens": len(words) + 1}
         if not asked.get("stream"):
             time.sleep(PAUSE_SECONDS * len(words))
-            choice = {"index": 0, "message": {"role": "assistant", **said}, "finish_reason": "stop"}
+            choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": "stop"}
             body = {**base, "object": "chat.completion", "choices": [choice], "usage": usage}
             self._whole(200, json.dumps(body))
             return
@@ -145,7 +145,7 @@ def serve() -> None:
 
 @contextmanager
 def image() -> Iterator[str]:
-    """Its name; it is removed at the end."""
+    """Build the image, yield its name, and remove it at the end."""
     import docker  # noqa: PLC0415 - not there where it serves
 
     client = docker.from_env(timeout=120)
@@ -155,7 +155,7 @@ def image() -> Iterator[str]:
 
 
 def build(client: "docker.DockerClient") -> None:
-    """Make the image where vLLM's is."""
+    """Build the image in the Docker that has vLLM's."""
     packages = [str(parent / "__init__.py") for parent in list(Path(MODULE).parents)[:-1]]
     files = {"Dockerfile": DOCKERFILE, MODULE: Path(__file__).read_text(), **dict.fromkeys(packages, "")}
     context = io.BytesIO()
@@ -168,7 +168,7 @@ def build(client: "docker.DockerClient") -> None:
 
 @contextmanager
 def small_image(root: Path, *, name: str = SMALL_IMAGE, ballast_bytes: int = 0) -> Iterator[str]:
-    """The same with the Python of `root`, a Debian root file system; random bytes make it as large as is wanted."""
+    """Do the same with the Python of `root`, a Debian root file system, plus `ballast_bytes` random bytes."""
     with tempfile.TemporaryFile() as packed:
         with tarfile.open(fileobj=packed, mode="w") as tar:
             for pattern in SMALL:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import side_by_side
 from tests.support.program import ROOT, Program
 from tests.support.registered import texts
 
@@ -101,3 +102,8 @@ def test_nothing_names_a_home_or_this_checkout() -> None:
         if path != Path(__file__) and (homes.search(text) or f"{ROOT}/" in text):
             found.append(str(path.relative_to(ROOT)))
     assert not found
+
+
+def test_the_schedule_of_parallel_tests_names_tests_that_exist() -> None:
+    named = (*side_by_side.FIRST, side_by_side.SITE, *side_by_side.NO_IMAGES, *side_by_side.APART)
+    assert not [part for part in named if not list((ROOT / "tests").glob(f"{part}*"))]
