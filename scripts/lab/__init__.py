@@ -2,4 +2,4 @@
 
 
 class RehearsalError(Exception):
-    """Something the user can put right; the message names the cause and the fix and is shown as it is."""
+    """Error that the user can correct; the message names the cause and the fix and is shown unchanged."""

@@ -2,8 +2,8 @@
 
 import gc
 
-# A run keeps nearly all that it makes until its end, which is near: looking for garbage is a seventh of an `up` that
-# has nothing to do.
+# A run is short and keeps nearly all its objects to the end: collecting garbage would take a seventh of an `up` without
+# changes.
 gc.disable()
 
 from scripts.lab.cli import app  # noqa: E402 (importing makes most of it)

@@ -1,4 +1,4 @@
-"""A small root file system of this machine's own distribution, from this machine's own package sources."""
+"""A small root file system of this machine's distribution, from this machine's package sources."""
 
 import shutil
 import subprocess
@@ -9,7 +9,7 @@ from typing import IO
 from scripts.lab.errors import SetupError
 
 _ENTRY_FORMAT = "$(SOURCESENTRY)|$(RELEASE)|$(ORIGIN)|"
-# Nothing that apt needs, and nothing that names this machine or its mirrors, stays in an image.
+# Removed from an image: apt's own needs, and everything that names this machine or its mirrors.
 _FORGET = (
     "etc/apt/sources.list etc/apt/sources.list.d etc/apt/apt.conf.d/99mmdebstrap etc/dpkg/dpkg.cfg.d/99mmdebstrap "
     "etc/hostname etc/resolv.conf var/log/apt var/cache/debconf"
@@ -25,7 +25,7 @@ _NO_DOCS = (
 
 
 def distribution() -> tuple[str, str]:
-    """This machine's distribution and suite, such as ("debian", "bookworm"), from /etc/os-release."""
+    """Return this machine's distribution and suite, such as ("debian", "bookworm"), from /etc/os-release."""
     text = Path("/etc/os-release").read_text()
     release = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
     name, suite = (release.get(key, "").strip('"') for key in ("ID", "VERSION_CODENAME"))
@@ -42,10 +42,10 @@ def build_base(
 ) -> Path:
     """Bootstrap the distribution's essential packages and `packages` into a tar below `directory`.
 
-    `newer` is another suite of the distribution, on the same mirror; mirrors that are not fresh offer it as well.
+    `newer` is another suite of the distribution, on the same mirror; outdated mirrors offer it as well.
 
     The lock is inherited by the children, so that it stays held until the last of them is gone even if this
-    process is killed. Raises SetupError with mmdebstrap's own words.
+    process is killed. Raises SetupError with mmdebstrap's message.
     """
     if not shutil.which("mmdebstrap"):
         raise SetupError("mmdebstrap is missing: run `apt-get update && apt-get install -y mmdebstrap`.")
@@ -54,7 +54,7 @@ def build_base(
     scratch = directory / "tmp"
     scratch.mkdir()
     options.write_text(_apt_options())
-    # In a mount namespace of its own: what it mounts below the new root goes away with it, however it ends.
+    # In a separate mount namespace: its mounts below the new root disappear with it, however it ends.
     command = [
         "unshare",
         "--mount",
@@ -94,12 +94,12 @@ def build_base(
 
 
 def _source_files(name: str, suite: str) -> list[str]:
-    """The apt source files that hold the distribution itself; other vendors' are left out where possible."""
+    """Return the apt source files of the distribution itself, without other vendors' where possible."""
     command = ["apt-get", "indextargets", "--format", _ENTRY_FORMAT, "Created-By: Packages"]
     listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     entries = [line.split("|") for line in listed.splitlines() if line.count("|") == _ENTRY_FORMAT.count("|")]
     fitting = [entry for entry in entries if entry[1] == suite or entry[1].startswith(f"{suite}-")]
-    # Some vendors name their suites after the distribution's. apt knows an origin once its lists are there.
+    # Some vendors name their suites after the distribution's. apt knows an origin once it has its lists.
     own = [entry for entry in fitting if entry[2].lower() == name] or fitting
     files = sorted({entry[0].rsplit(":", 1)[0] for entry in own})
     if not files:
@@ -108,7 +108,7 @@ def _source_files(name: str, suite: str) -> list[str]:
 
 
 def _mirror(suite: str) -> str:
-    """The address that this machine has the suite from."""
+    """Return the address of this machine's mirror of the suite."""
     command = ["apt-get", "indextargets", "--format", "$(SITE)|$(RELEASE)", "Created-By: Packages"]
     listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     sites = [line.rpartition("|")[0] for line in listed.splitlines() if line.endswith(f"|{suite}")]
@@ -118,7 +118,7 @@ def _mirror(suite: str) -> str:
 
 
 def _apt_options() -> str:
-    """This machine's own apt settings for reaching its mirrors: proxies, certificates, credentials."""
+    """Return this machine's apt settings for reaching its mirrors: proxies, certificates, credentials."""
     dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True).stdout
     about_indexes = ("IndexTargets", "Languages", "GzipIndexes", "CompressionTypes", "cdrom", "Changelogs")
     kept = [

@@ -1,5 +1,5 @@
-"""What the rehearsal raises when this machine cannot do what is asked of it."""
+"""Errors of a rehearsal on an unsuitable machine."""
 
 
 class SetupError(Exception):
-    """The machine lacks something; the message names the cause and the fix and is shown as it is."""
+    """The machine lacks something; the message names the cause and the fix and is shown unchanged."""

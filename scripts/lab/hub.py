@@ -1,7 +1,7 @@
-"""A hub on loopback that speaks the Hugging Face Hub's protocol as huggingface_hub asks it, and notes what it is asked.
+"""A hub on loopback with the part of the Hugging Face Hub's protocol that huggingface_hub uses; it records requests.
 
-As on the real one: large files (LFS) are a redirect to another host with a signed address, small ones a redirect
-within the hub; the description of a gated model is public, its files are not.
+Like the real one, it redirects large files (LFS) to a signed address on another host, and small ones within the hub;
+the description of a gated model is public, its files are not.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ COMMIT = "a1" * 20
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked."""
+    """Request of a client."""
 
     server: str
-    """`hub`, or `cdn`: the host that large files are redirected to."""
+    """`hub`, or `cdn` for the host that large files are redirected to."""
     method: str
     path: str
     authorization: str | None
@@ -31,48 +31,48 @@ class Request:
 
 @dataclass
 class Hub:
-    """One model and how the hub treats it. Tests change it while it runs."""
+    """One model, and the hub's behaviour, which tests change while it runs."""
 
     model: str
     files: dict[str, bytes] = field(repr=False)
     commit: str = COMMIT
     token: str | None = None
-    """Who has it may read the files; None: everyone may."""
+    """Token that gives access to the files; None: everyone has access."""
     sent_instead: dict[str, bytes] = field(default_factory=dict, repr=False)
-    """Other bytes than those that were published."""
+    """Files whose bytes differ from the published ones."""
     drop_after: dict[str, int] = field(default_factory=dict)
     """Bytes of a file after which the connection is dropped, once."""
     hold_after: dict[str, int] = field(default_factory=dict)
-    """Bytes of a file after which nothing more comes until `release` is set."""
+    """Bytes of a file after which the hub sends nothing until `release` is set."""
     held: threading.Event = field(default_factory=threading.Event)
     release: threading.Event = field(default_factory=threading.Event)
     out_of_order: bool = False
-    """Answers 503 to everything."""
+    """True to answer every request with 503."""
     requests: list[Request] = field(default_factory=list)
     endpoint: str = ""
     cdn: str = ""
 
     def fetched(self) -> list[Request]:
-        """The requests for files' contents."""
+        """Return the requests for files' contents."""
         return [r for r in self.requests if r.method == "GET" and not r.path.startswith("/api/models/")]
 
     def ranges(self, name: str) -> list[str | None]:
-        """The Range of each request for a file's content, in order."""
+        """Return the Range of each request for a file's content, in order."""
         return [request.range for request in self.fetched() if request.path.endswith(name)]
 
 
 def is_large(name: str) -> bool:
-    """Whether the hub keeps a file as LFS does."""
+    """Return True if the hub stores a file in LFS."""
     return name.endswith((".safetensors", ".bin", ".pth"))
 
 
 def blob_id(content: bytes) -> str:
-    """Git's hash of a file."""
+    """Return Git's hash of a file."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # noqa: S324 - git's own hash
 
 
 def sha256(content: bytes) -> str:
-    """LFS's hash of a file."""
+    """Return LFS's hash of a file."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -194,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def running(model: str, files: dict[str, bytes], *, commit: str = COMMIT, port: int = 0) -> Iterator[Hub]:
-    """A hub with this model until the block ends; `port` 0 takes a free one."""
+    """Run a hub with this model until the block ends; `port` 0 chooses a free one."""
     hub = Hub(model=model, files=files, commit=commit)
     servers = []
     for name, own_port in (("hub", port), ("cdn", 0)):

@@ -43,7 +43,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class _Image:
-    """How one image is had: where to pull it from, and what to build it of."""
+    """Source of one image: where to pull it from, and how to build it."""
 
     title: str
     registry_image: str
@@ -60,9 +60,9 @@ class _Image:
 
 
 def ensure_vllm_image(client: docker.DockerClient, name: str, say: Say) -> None:
-    """Make sure that image `name` is a vLLM for CPUs with `python3 -m vllm.entrypoints.openai.api_server`.
+    """Ensure that image `name` is a vLLM for CPUs with `python3 -m vllm.entrypoints.openai.api_server`.
 
-    Takes seconds if it is there, otherwise a pull (about 2 GB) or a build (about 6 minutes on two cores).
+    This takes seconds if the image exists, otherwise a pull (about 2 GB) or a build (about 6 minutes on two cores).
     Raises SetupError with cause and fix.
     """
     _ensure(
@@ -82,7 +82,7 @@ def ensure_vllm_image(client: docker.DockerClient, name: str, say: Say) -> None:
 
 
 def ensure_nginx_image(client: docker.DockerClient, name: str, say: Say) -> None:
-    """Make sure that image `name` is an Nginx; as `ensure_vllm_image`, about 60 MB or one minute."""
+    """Ensure that image `name` is an Nginx; like `ensure_vllm_image`, by a pull of 60 MB or a build of one minute."""
     _ensure(
         client,
         name,
@@ -114,7 +114,7 @@ def _ensure(client: docker.DockerClient, name: str, say: Say, image: _Image) -> 
 
 
 def _is_there(client: docker.DockerClient, name: str, image: _Image) -> bool:
-    """Whether `name` was pulled from the registry or built from this very recipe."""
+    """Return True if `name` was pulled from the registry or built from this exact recipe."""
     try:
         found = client.images.get(name)
     except ImageNotFound:
@@ -124,12 +124,12 @@ def _is_there(client: docker.DockerClient, name: str, image: _Image) -> bool:
     if any(digest.startswith(f"{_familiar(repository)}@") for digest in map(_familiar, digests)):
         return True
     label = found.labels.get(RECIPE)
-    # A carried-in image (docker load) has no label of ours: whoever put it under this name wants it used.
+    # An image from `docker load` has no label of ours: it was given this name in order to be used.
     return label is None or bool(label == image.recipe())
 
 
 def _familiar(reference: str) -> str:
-    """Docker Hub's images go by short names in Docker and by full ones in Podman: compare the short ones."""
+    """Return the short name of a Docker Hub image: Docker uses short names, Podman full ones."""
     return reference.removeprefix("docker.io/").removeprefix("library/")
 
 
@@ -137,7 +137,7 @@ def _familiar(reference: str) -> str:
 
 
 def _pull(client: docker.DockerClient, name: str, image: _Image, say: Say) -> bool:
-    """Pull by digest and tag as `name`; False, with the reason said, where the registry gives nothing."""
+    """Pull by digest and tag as `name`; report why and return False if the registry has no answer or no image."""
     repository, tag = parse_repository_tag(image.registry_image)
     registry = repository.split("/")[0]
     if not client.info().get("HttpsProxy") and not _answers(registry):
@@ -159,7 +159,7 @@ def _pull(client: docker.DockerClient, name: str, image: _Image, say: Say) -> bo
 
 
 def _show_pull(events: Iterator[dict[str, Any]], say: Say) -> None:
-    """Note megabytes downloaded and unpacked over all layers; raises what the daemon reports."""
+    """Show the megabytes downloaded and unpacked over all layers. Raises errors that the daemon reports."""
     done: dict[tuple[str, str], int] = {}
     for event in events:
         if "error" in event:
@@ -176,7 +176,7 @@ def _show_pull(events: Iterator[dict[str, Any]], say: Say) -> None:
 
 @cache
 def _answers(registry: str) -> bool:
-    """Whether the registry's host accepts a connection within 3 s; asked once a process."""
+    """Return True if the registry's host accepts a connection within 3 s; cached for the process."""
     host, _, port = ("registry-1.docker.io" if registry == "docker.io" else registry).partition(":")
     connected = threading.Event()
 
@@ -184,7 +184,7 @@ def _answers(registry: str) -> bool:
         with suppress(OSError), socket.create_connection((host, int(port or 443)), timeout=2):
             connected.set()
 
-    # In a thread, because resolving a name has no time limit of its own.
+    # In a thread, because resolving a name has no time limit.
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(3)
@@ -205,7 +205,7 @@ def _time_limit(client: docker.DockerClient, seconds: int) -> Iterator[None]:
 
 @contextmanager
 def _lock(say: Say) -> Iterator[IO[str]]:
-    """One build at a time on this machine; the lock dies with its last holder, so it is never stale."""
+    """Allow one build at a time on this machine; the lock ends with its last holder, so it is never stale."""
     WORK.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (WORK.parent / "image-build.lock").open("w") as lock:
         try:
@@ -234,11 +234,11 @@ def _build(client: docker.DockerClient, name: str, image: _Image, say: Say, lock
 
 
 def _clean(client: docker.DockerClient) -> None:
-    """Remove what a build leaves behind, this one or one that was killed, and images whose name was taken over."""
+    """Remove the remains of this build and of killed ones, and images that lost their name to a newer one."""
     for container in client.containers.list(all=True, filters={"label": f"{STAGE}=build"}):
         container.remove(force=True, v=True)
     client.images.prune(filters={"dangling": True, "label": STAGE})
-    # rm, because it can be told to leave other file systems alone.
+    # rm, because it has an option to leave other file systems alone.
     subprocess.run(["rm", "-rf", "--one-file-system", str(WORK)], check=False)
     WORK.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -281,9 +281,9 @@ def _run_script(client: docker.DockerClient, base: str, image: _Image, say: Say)
         detach=True,
         labels={STAGE: "build"},
         network_mode="host",
-        hostname="build",  # or a commit would record this machine's
+        hostname="build",  # otherwise a commit would record this machine's
         tmpfs={"/tmp": "rw,exec,mode=1777"},  # noqa: S108 - in the container
-        # Not `volumes=`: those would enter the container's configuration, and the image's with it.
+        # Not `volumes=`: it would enter the configuration of the container, and so of the image.
         mounts=[Mount(inside, host, type="bind", read_only=True) for host, inside in access.mounts.items()],
     )
     try:

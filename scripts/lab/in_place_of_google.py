@@ -1,4 +1,4 @@
-"""What differs when a stack for Google Cloud is rehearsed: a tiny model, images of this machine, values left empty."""
+"""Settings that a rehearsal replaces in a stack for Google Cloud: a tiny model, local images, empty values."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,16 +12,16 @@ from scripts.lib.stack_config import StackConfig
 
 MODEL = "rehearsal/tiny"
 HUB_PORT = 22080
-WHERE = "203.0.113.0/24"  # for documentation (RFC 5737): nobody's
+WHERE = "203.0.113.0/24"  # for documentation (RFC 5737): no real network
 
 
 def is_for_google(config: StackConfig) -> bool:
-    """Whether the stack's host is a VM in Google Cloud."""
+    """Return True if the stack's host is a VM in Google Cloud."""
     return str(config.get("target")) == "gcp"
 
 
 def rehearsed(config: StackConfig, given: set[str]) -> StackConfig:
-    """The configuration that can be rehearsed here; what was `given` for this run (full keys) stays as it is."""
+    """Return the configuration for a rehearsal; settings `given` for this run (full keys) stay unchanged."""
     values = {**_own_settings(config), **_for_empty_ones(config)}
     full = {f"{config.project}:{key}": value for key, value in values.items()}
     return replace(config, values={**config.values, **{key: full[key] for key in full.keys() - given}})
@@ -44,7 +44,7 @@ def _own_settings(config: StackConfig) -> dict[str, Any]:
         "vllmImage": "localhost/elastic-vllm/vllm-cpu:0.32.0",
         "nginxImage": "localhost/elastic-vllm/nginx:debian",
         "vmImage": "projects/rehearsal/global/images/this-machine",
-        # cloud-init would make the user: this machine has root.
+        # On a real VM cloud-init creates the user; this machine has root.
         "sshUser": "root",
         "sshPrivateKeyPath": str(ROOT / "ssh" / "id_ed25519"),
     }
@@ -58,13 +58,13 @@ def _for_empty_ones(config: StackConfig) -> dict[str, Any]:
 
 
 def revision(model: str) -> str:
-    """In place of a commit: it changes with the tiny model."""
+    """Return a stand-in for a commit, which changes with the tiny model."""
     return recipe_of(model)[:40]
 
 
 @contextmanager
 def serving_hub(config: StackConfig) -> Iterator[None]:
-    """A hub on loopback that has the tiny model, for as long as an `up` runs."""
+    """Serve the tiny model from a hub on loopback until the block ends."""
     model = str(config.get("model"))
     directory = MODELS / model.replace("/", "--")
     if config.get("hfEndpoint") != f"http://127.0.0.1:{HUB_PORT}" or not directory.is_dir():

@@ -24,8 +24,8 @@ DOCKER_SOCKET = Path("/var/run/docker.sock")
 START_SECONDS = 60
 SESSION_MARK = "ELASTIC_VLLM_REHEARSAL=session"
 NO_BASHRC = "SHLVL=1"
-"""In a session's environment, bash takes itself for one below the first and leaves ~/.bashrc alone. What people start
-there (pyenv, conda) takes longer than most commands, and is on no server."""
+"""Value in a session's environment that keeps bash from reading ~/.bashrc: programs in there (pyenv, conda) take longer
+than most commands, and no server has them."""
 
 SSHD_CONFIG = """\
 # An sshd of the rehearsal's own; scripts/rehearse writes and removes it.
@@ -51,21 +51,21 @@ SetEnv {environment}
 
 
 def require_root() -> None:
-    """Raises RehearsalError unless this process is root's."""
+    """Raise RehearsalError unless this process runs as root."""
     if os.geteuid() != 0:
         raise RehearsalError("the rehearsal needs root (packages, dockerd, sshd): run it with sudo")
 
 
 def is_private(config: StackConfig) -> bool:
-    """Whether the stack's host is the sshd that the rehearsal runs itself; else it is a real host."""
+    """Return True if the stack's host is the sshd that the rehearsal runs itself, False for a real host."""
     key = str(config.get("sshPrivateKeyPath") or "")
     return config.get("host") in {LOOPBACK, "localhost"} and Path(key).is_relative_to(ROOT)
 
 
 def set_up(config: StackConfig, state: State, display: Display) -> None:
-    """All that the stack finds on its host. Each step is quick when it was done before.
+    """Prepare the host for the stack. Each step is quick if it was done before.
 
-    `ssh_port` is 0 where the stack makes its host itself. Raises RehearsalError or SetupError with cause and fix.
+    `ssh_port` is 0 if the stack creates its host itself. Raises RehearsalError or SetupError with cause and fix.
     """
     ssh_port = int(config.get("sshPort")) if is_private(config) else 0
     with _machine_lock(), display.task("packages", "set-up") as task:
@@ -79,7 +79,7 @@ def set_up(config: StackConfig, state: State, display: Display) -> None:
     start_daemons(ssh_port, display, with_podman=with_podman)
     state.on_this_machine, state.ssh_port = True, ssh_port
     state.save()
-    # These bring the larger libraries along, and only a private host needs them.
+    # These modules import the larger libraries, and only a private host needs them.
     from scripts.lab.images import ensure_nginx_image, ensure_vllm_image  # noqa: PLC0415
 
     client = docker.DockerClient(base_url=f"unix://{DOCKER_SOCKET}", timeout=600)
@@ -106,7 +106,7 @@ def set_up(config: StackConfig, state: State, display: Display) -> None:
 
 
 def start_daemons(ssh_port: int, display: Display, *, with_podman: bool) -> None:
-    """See to it that dockerd, where it is wanted Podman's API and, where it has a port, the private sshd run."""
+    """Start dockerd, Podman's API if asked for, and the private sshd if it has a port, unless they run."""
     with _machine_lock():
         with display.task("dockerd", "set-up") as task:
             _start_dockerd(task)
@@ -121,13 +121,13 @@ def start_daemons(ssh_port: int, display: Display, *, with_podman: bool) -> None
 
 
 def end_sessions(stack: str) -> None:
-    """End the commands that a run which was cut off left running, unless another stack runs some just now."""
+    """End commands left over from an interrupted run, unless another stack is running commands now."""
     if not _others(stack, running_only=True):
         processes.end(processes.marked(SESSION_MARK), 10)
 
 
 def tear_down(stack: str, display: Display) -> None:
-    """Once no other stack needs them: end our sshd and dockerd, remove keys and logs."""
+    """Stop our sshd and dockerd and remove keys and logs, once no other stack needs them."""
     with _machine_lock():
         if _others(stack):
             return
@@ -151,13 +151,13 @@ def tear_down(stack: str, display: Display) -> None:
 
 
 def is_set_up() -> bool:
-    """Whether anything of ours runs or lies on this machine."""
+    """Return True if any of our processes or files is on this machine."""
     return (ROOT / "ssh").exists() or _dockerd_pid_file().exists()
 
 
 @contextmanager
 def _machine_lock() -> Iterator[None]:
-    """Stacks that start at the same time set the machine up one after the other."""
+    """Let stacks that start at the same time set the machine up one after the other."""
     ROOT.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (ROOT / "machine.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -233,9 +233,9 @@ def _sshd_pid(directory: Path) -> int | None:
 
 
 def start_sshd(directory: Path, port: int, path: str = "") -> None:
-    """See to it that an sshd with the keys in `directory` listens on this port of loopback.
+    """Start an sshd with the keys in `directory` on this port of loopback, unless it runs.
 
-    `path` is the PATH of its sessions, where it is not sshd's own. Raises RehearsalError with cause and fix.
+    `path` is the PATH of its sessions, if not sshd's default. Raises RehearsalError with cause and fix.
     """
     environment = " ".join([SESSION_MARK, NO_BASHRC, *([f"PATH={path}"] if path else [])])
     config = directory / "sshd_config"
@@ -253,17 +253,17 @@ def start_sshd(directory: Path, port: int, path: str = "") -> None:
     sshd, log = shutil.which("sshd") or "/usr/sbin/sshd", directory / "sshd.log"
     done = subprocess.run([sshd, "-f", config, "-E", log], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        said = done.stderr.strip() or log.read_text(errors="replace")[-500:]
-        raise RehearsalError(f"the rehearsal's sshd doesn't start: {said}")
+        reason = done.stderr.strip() or log.read_text(errors="replace")[-500:]
+        raise RehearsalError(f"the rehearsal's sshd doesn't start: {reason}")
     end = time.monotonic() + START_SECONDS
-    while _sshd_pid(directory) is None:  # it has its port by now, and writes its pid a moment later
+    while _sshd_pid(directory) is None:  # it has its port already, and writes its PID a moment later
         if time.monotonic() > end:
             raise RehearsalError(f"the rehearsal's sshd ended at once; see {log}")
         time.sleep(0.05)
 
 
 def stop_sshd(directory: Path) -> None:
-    """End the sshd with the keys in `directory`, if it runs."""
+    """Stop the sshd with the keys in `directory`, if it runs."""
     pid = _sshd_pid(directory)
     if pid:
         processes.end([pid], 10)
@@ -271,7 +271,7 @@ def stop_sshd(directory: Path) -> None:
 
 
 def _pam() -> str:
-    """Without PAM sshd refuses a locked root (Ubuntu); with it, it may need more than a container has."""
+    """Return sshd's PAM option: without PAM it refuses a locked root (Ubuntu), with PAM it may fail in containers."""
     try:
         entries = Path("/etc/shadow").read_text().splitlines()
     except OSError:

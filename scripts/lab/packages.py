@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scripts.lab import RehearsalError
 
-# A program (or file) -> the package that brings it.
+# A program (or file) -> the package that contains it.
 PROGRAMS = {
     "ssh": "openssh-client",
     "/usr/sbin/sshd": "openssh-server",
@@ -26,7 +26,7 @@ LOCK_SECONDS = 300  # how long apt waits for another apt
 def install_missing(
     say: Callable[[str], None], *, need_docker: bool, need_podman: bool = False, log: Path
 ) -> list[str]:
-    """Install what is missing, without starting a service; returns the packages installed.
+    """Install what is missing, without starting a service, and return the installed packages.
 
     Raises RehearsalError with cause and fix. Apt's output goes to `log`, so that apt survives this process.
     """
@@ -38,18 +38,18 @@ def install_missing(
         return []
     if not shutil.which("apt-get"):
         raise RehearsalError(
-            f"this machine lacks {', '.join(missing)} and is no Debian or Ubuntu: install them in its own way"
+            f"this machine lacks {', '.join(missing)} and is not Debian or Ubuntu: install them with its package manager"
         )
     say(f"installing {' '.join(missing)}")
     options = ["-q", "-o", f"DPkg::Lock::Timeout={LOCK_SECONDS}", "-o", "Acquire::Retries=2"]
     install = ["apt-get", *options, "install", "-y", "--no-install-recommends", *missing]
     _run(["apt-get", *options, "update"], say, log)
-    code, said = _run(install, say, log)
-    if "dpkg was interrupted" in said:
+    code, output = _run(install, say, log)
+    if "dpkg was interrupted" in output:
         _run(["dpkg", "--configure", "-a"], say, log)
-        code, said = _run(install, say, log)
+        code, output = _run(install, say, log)
     if code != 0:
-        raise RehearsalError(f"apt-get can't install {', '.join(missing)}: {_cause(said)}; all it said: {log}")
+        raise RehearsalError(f"apt-get can't install {', '.join(missing)}: {_cause(output)}; its output: {log}")
     return missing
 
 
@@ -72,12 +72,12 @@ def _run(command: list[str], say: Callable[[str], None], log: Path) -> tuple[int
     return process.returncode, log.read_text(errors="replace")
 
 
-def _cause(said: str) -> str:
-    if "Could not get lock" in said or "Unable to acquire the dpkg" in said:
+def _cause(output: str) -> str:
+    if "Could not get lock" in output or "Unable to acquire the dpkg" in output:
         return f"another apt or dpkg has been running for over {LOCK_SECONDS} s: wait until it is done"
-    if any(sign in said for sign in ("Temporary failure resolving", "Could not connect", "Failed to fetch")):
+    if any(sign in output for sign in ("Temporary failure resolving", "Could not connect", "Failed to fetch")):
         return "the package servers can't be reached: check the network, or install these packages by hand"
-    if "Unable to locate package" in said or "has no installation candidate" in said:
+    if "Unable to locate package" in output or "has no installation candidate" in output:
         return "no apt source has such a package: check /etc/apt/sources.list.d"
-    errors = [line for line in said.splitlines() if line.startswith("E:")]
-    return " ".join(errors) or said[-300:].strip()
+    errors = [line for line in output.splitlines() if line.startswith("E:")]
+    return " ".join(errors) or output[-300:].strip()

@@ -1,4 +1,4 @@
-"""How this machine's pip reaches its packages, made usable inside a build container and nowhere else."""
+"""Access of this machine's pip to packages, made usable inside a build container and nowhere else."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ class PipAccess:
 
 
 def pip_access(directory: Path) -> PipAccess:
-    """Write the host's effective pip settings to `directory` (0700, the caller's to delete) and say how to use them.
+    """Write the host's effective pip settings to `directory` (0700; the caller deletes it) and return how to use them.
 
     Credentials stay in files: the environment of a container, even of an exec, can be read with `inspect`.
     Sources: pip's configuration files, PIP_* and *_proxy variables, ~/.netrc, the system's CA bundle.
@@ -57,7 +57,7 @@ def pip_access(directory: Path) -> PipAccess:
 
 
 def _settings() -> dict[str, str]:
-    """pip's settings of this machine that are about where packages come from, and not about its own installs."""
+    """Return pip's settings for the source of packages, without those for installs on this machine."""
     local = {"config-file", "target", "user", "prefix", "root", "require-virtualenv", "cache-dir", "log", "no-index"}
-    # An indented continuation is how pip.conf holds several values.
+    # pip.conf holds several values as indented continuation lines.
     return {key: value.replace("\n", "\n  ") for key, value in pip_settings().items() if key not in local}

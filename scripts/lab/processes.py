@@ -1,4 +1,4 @@
-"""Processes found and ended by what they are, never by a number alone: a stale pid may be someone else's by now."""
+"""Functions to find and end processes by their properties, never by PID alone: a stale PID may have been reused."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def pid_of(pid_file: Path, program: str, argument: str) -> int | None:
-    """The running process that a pid file names, if it is that program and its command line holds `argument`."""
+    """Return the process in a PID file if it runs that program and its command line contains `argument`."""
     try:
         pid = int(pid_file.read_text())
         command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
@@ -19,17 +19,17 @@ def pid_of(pid_file: Path, program: str, argument: str) -> int | None:
 
 
 def marked(mark: str) -> list[int]:
-    """All processes whose environment holds `mark` (NAME=value), with or without a living parent."""
+    """Return all processes whose environment contains `mark` (NAME=value), with or without a living parent."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):  # ended meanwhile
+        with suppress(OSError):  # it ended meanwhile
             if mark.encode() in path.read_bytes().split(b"\0"):
                 found.append(int(path.parent.name))
     return found
 
 
 def end(pids: Iterable[int], seconds: float) -> None:
-    """Ask processes to end, and kill those that have not after so many seconds."""
+    """Ask processes to end, and kill those that still run after this number of seconds."""
     pids = list(pids)
     for number in (signal.SIGTERM, signal.SIGKILL):
         for pid in pids:

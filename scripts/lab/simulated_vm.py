@@ -1,8 +1,8 @@
-"""What stands for a VM in Google Cloud: this machine, behind an sshd of its own at an address of its own.
+"""Simulated VM in Google Cloud: this machine, behind a dedicated sshd at a dedicated address.
 
-cloud-init's part is read from the VM's user-data: the host's key and who is let in. Where there is no GPU, stand-ins
-take the place of nvidia-smi and NVIDIA's container toolkit, for sessions of this sshd only. All that a stack puts on
-the "VM" goes with it, as a boot disk would; disks that outlive a VM are files with a file system of their own.
+The simulation reads cloud-init's part from the VM's user-data: the host's key and the users' keys. Without a GPU,
+stand-ins replace nvidia-smi and NVIDIA's container toolkit in sessions of this sshd. Everything that a stack installs
+on the "VM" disappears with it, like a boot disk; disks that outlive a VM are files with their own file system.
 """
 
 import json
@@ -28,31 +28,31 @@ from scripts.lib.private_files import write_private
 STAND_INS = Path(__file__).parent / "stand_ins"
 DISKS = Path("/var/lib/elastic-vllm/disks")
 BY_ID = Path("/dev/disk/by-id")
-# Sparse, whatever the settings say: weights of a rehearsal take some megabytes.
+# A sparse file, whatever the settings say: weights of a rehearsal take some megabytes.
 DISK_BYTES = 2 * 2**30
 SSH_PORT = 22
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vm:
-    """A simulated VM that exists."""
+    """An existing simulated VM."""
 
     instance_id: str
     address: str
-    """Where clients reach it: an address of this machine while the rehearsal runs."""
+    """Address for clients: this machine has it while the rehearsal runs."""
     ssh_port: int
-    """Of its sshd on loopback."""
+    """Port of its sshd on loopback."""
     disk: str
     device: str
 
 
 def directory(stack: str) -> Path:
-    """Where the stack's VM lies."""
+    """Return the directory of the stack's VM."""
     return stack_directory(ROOT, stack) / "vm"
 
 
 def find(stack: str) -> Vm | None:
-    """The stack's VM, if it exists."""
+    """Return the stack's VM, if it exists."""
     try:
         return Vm(**json.loads((directory(stack) / "vm.json").read_text()))
     except FileNotFoundError:
@@ -60,7 +60,7 @@ def find(stack: str) -> Vm | None:
 
 
 def create(stack: str, vm: Vm, user_data: str, gpus: Mapping[str, Any]) -> None:
-    """Boot it. `gpus` fills the stand-ins: GPUS, NAME, MEMORY (MiB)."""
+    """Create and boot a VM. `gpus` fills the stand-ins: GPUS, NAME, MEMORY (MiB)."""
     destroy(stack)
     home = directory(stack)
     binaries = home / "bin"
@@ -79,7 +79,7 @@ def create(stack: str, vm: Vm, user_data: str, gpus: Mapping[str, Any]) -> None:
 
 
 def start(stack: str, vm: Vm) -> None:
-    """See to it that it is on, as after a reboot of this machine. Quick where it is."""
+    """Start the VM if it is off, as after a reboot of this machine."""
     home = directory(stack)
     _run("ip", "address", "replace", f"{vm.address}/32", "dev", "lo")
     device = BY_ID / f"google-{vm.device}"
@@ -102,7 +102,7 @@ table ip {_table(stack)} {{
 
 
 def destroy(stack: str) -> None:
-    """Delete it with all that is on it; the disk for weights stays. Nothing happens where there is none."""
+    """Delete the VM, if it exists, with everything on it except the disk for weights."""
     home = directory(stack)
     pid = processes.pid_of(home / "sshd.pid", "sshd", str(home / "sshd_config"))
     if pid:
@@ -123,19 +123,19 @@ def destroy(stack: str) -> None:
         path.unlink(missing_ok=True)
     shutil.rmtree(Path("/var/lib/elastic-vllm") / stack, ignore_errors=True)
     shutil.rmtree(Path("/var/log/elastic-vllm") / stack, ignore_errors=True)
-    with suppress(OSError):  # others' files are in them
+    with suppress(OSError):  # other stacks' files are in them
         Path("/etc/elastic-vllm").rmdir()
         Path("/var/log/elastic-vllm").rmdir()
     shutil.rmtree(home, ignore_errors=True)
 
 
 def disk_file(name: str) -> Path:
-    """The file that stands for a disk."""
+    """Return the file of a disk."""
     return DISKS / f"{name}.img"
 
 
 def create_disk(name: str) -> None:
-    """Make an empty disk; one of that name that is there already is as in Google Cloud: an error."""
+    """Create an empty disk; as in Google Cloud, an existing one of that name is an error."""
     file = disk_file(name)
     if file.exists():
         raise RehearsalError(
@@ -147,7 +147,7 @@ def create_disk(name: str) -> None:
 
 
 def _first_boot(home: Path, user_data: str) -> None:
-    """What cloud-init does with the user-data: sshd's host key and the users' keys."""
+    """Do cloud-init's work with the user-data: install sshd's host key and the users' keys."""
     config = yaml.safe_load(user_data)
     write_private(home / "ssh_host_ed25519_key", config["ssh_keys"]["ed25519_private"])
     keys = [key for user in config["users"] for key in user["ssh_authorized_keys"]]
@@ -179,7 +179,7 @@ def _detach(vm: Vm) -> None:
 
 
 def _loop(disk: str) -> str:
-    """The loop device of a disk's file, or empty."""
+    """Return the loop device of a disk's file, or an empty string."""
     listed = _run("losetup", "--noheadings", "--output", "NAME", "--associated", str(disk_file(disk)), check=False)
     return listed.split()[0] if listed.split() else ""
 
@@ -189,7 +189,7 @@ def _table(stack: str) -> str:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on."""
+    """Return a port on loopback that nothing listens on."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])

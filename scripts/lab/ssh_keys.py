@@ -1,4 +1,4 @@
-"""The private sshd's own keys: a host key, and a client key that it lets in."""
+"""Keys of the private sshd: a host key, and a client key that it accepts."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ CLIENT, HOST, AUTHORIZED = "id_ed25519", "ssh_host_ed25519_key", "authorized_key
 
 
 def write_keys(directory: Path) -> None:
-    """Make the keys that aren't there yet, and what is derived from them. Quick; needs no program."""
+    """Create missing keys and the files derived from them, quickly and without any program."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     for name in (CLIENT, HOST):
         path = directory / name

@@ -1,10 +1,10 @@
-"""`make bench`, its third part: what carrying a bundle costs, against `scp` and `sha256sum`, into docs/benchmarks.md.
+"""`make bench`, part three: the cost of carrying a bundle, against `scp` and `sha256sum`, for docs/benchmarks.md.
 
     python -m scripts.maintain.bench_transfer [--rounds N] [--gb N]
 
-A file of random bytes travels over an sshd of this machine: with scp, and as `up` sends it (files/bundle/transfer.py),
+A file of random bytes is sent over an sshd on this machine: by scp, and as `up` sends it (files/bundle/transfer.py),
 with its checksum taken on arrival. Then the same bytes, in two files, are checked by two sha256sum side by side, and by
-scripts/elastic-vllm bundle verify. Each has its turn in each round. Memory is the most that any process of it had.
+`scripts/elastic-vllm bundle verify`. Each runs once per round. Memory is the peak of the largest process.
 """
 
 import json
@@ -43,18 +43,18 @@ HELD = (
     "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)\n"
     "sys.exit(code)"
 )
-"""Runs a command, then says the most memory (KiB) that a process of it had."""
+"""Program that runs a command, then prints the peak memory (KiB) of its largest process."""
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 console = Console(highlight=False)
 
 
 @app.command()
 def main(
-    rounds: Annotated[int, typer.Option(help="How often each has its turn; the median counts.", min=1)] = 3,
+    rounds: Annotated[int, typer.Option(help="Runs of each; the median counts.", min=1)] = 3,
     gb: Annotated[float, typer.Option(help="Size of the file in GB.", min=0.1)] = 2,
 ) -> None:
     """Measure transfer against scp, and verify against sha256sum."""
-    # Not in /tmp: sshd takes no keys from below a directory that all may write to.
+    # Not in /tmp: sshd accepts no keys below a world-writable directory.
     REHEARSAL.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=REHEARSAL, prefix="transfer-") as scratch, ExitStack() as cleanup:
         place = Path(scratch)
@@ -84,7 +84,7 @@ def main(
 
 
 def _bundle(directory: Path, size: int) -> Path:
-    """Two files of random bytes and their checksums, as a bundle."""
+    """Make a bundle of two files of random bytes, with their checksums."""
     directory.mkdir()
     console.print(f"two files of {size / 1e9:g} GB ...")
     for name in ("one", "two"):
@@ -137,7 +137,7 @@ def _transfer(place: Path, bundle: Path, size: int) -> list[str]:
 
 
 def _timed(command: Sequence[str]) -> tuple[float, int]:
-    """Seconds of a command, and the most KiB that one of its processes had."""
+    """Return the seconds of a command, and the peak memory (KiB) of its largest process."""
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", HELD, *command], capture_output=True, text=True, check=False)
     seconds = time.monotonic() - began

@@ -1,7 +1,7 @@
-"""Mutation testing: what renders, reads settings and writes payloads is changed, and the unit tests must notice.
+"""Mutation testing: unit tests must notice changes in code that renders, reads settings and writes payloads.
 
-mutmut makes the mutants, in a copy of the project; a sample of them, the same for the same seed, is tried in the time
-that there is. What survived is listed with its difference, to be looked at.
+mutmut makes the mutants, in a copy of the project; a sample of them, the same for the same seed, is tried within the
+time limit. Surviving mutants are listed with their difference, for review.
 """
 
 import json
@@ -57,7 +57,7 @@ TESTS = (
     "lib/test_stack_settings",
     "components/settings/test_tls_settings",
 )
-"""Those that are about this code; tests of the whole program would take too long for each mutant."""
+"""The tests of this code; tests of the whole program would take too long for each mutant."""
 COPIED = (
     ".git",
     ".gitignore",
@@ -79,7 +79,7 @@ pytest_add_cli_args = ["--quiet", "-p", "no:cacheprovider", "-p", "no:xdist"]
 pytest_add_cli_args_test_selection = [{tests}]
 process_isolation = "forkserver"
 """
-# Resources, which tests of the whole program hold and this sample's do not.
+# Classes of resources, which only tests of the whole program cover.
 LEFT_OUT = ("NginxGatewayǁ", "VllmServerǁ", "x__config_files__")
 SURVIVED, UNTESTED, UNDECIDED = 0, 33, (None, 34, 35, -11, 255)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -89,18 +89,18 @@ console = Console(highlight=False, soft_wrap=True)
 @app.command()
 def main(
     *,
-    minutes: Annotated[int, typer.Option(help="Time for all of it.", min=2)] = 30,
+    minutes: Annotated[int, typer.Option(help="Time limit for the whole run.", min=2)] = 30,
     sample: Annotated[int, typer.Option(help="Mutants to try; 0 tries all.", min=0)] = 400,
-    seed: Annotated[int, typer.Option(help="Another seed, another sample.")] = 1,
-    go_on: Annotated[bool, typer.Option("--go-on", help="Keep the copy and its results of the last time.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the random sample.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the copy and results of the last run.")] = False,
 ) -> None:
-    """Try a sample of mutants; exit status 1 where fewer than 85 % of them are noticed."""
+    """Try a sample of mutants; the exit status is 1 if the tests notice fewer than 85 % of them."""
     end = time.monotonic() + 60 * minutes
     python = _environment()
-    if not go_on or not WORK.exists():
+    if not resume or not WORK.exists():
         _copy()
     if not _results():
-        # One that is tried makes them all.
+        # Trying one mutant generates them all.
         _mutmut(python, end, "components.settings.limits.x_limits__mutmut_1")
     names = sorted(name for name in _results() if not any(part in name for part in LEFT_OUT))
     chosen = random.Random(seed).sample(names, min(sample or len(names), len(names)))  # noqa: S311 - a sample, no secret
@@ -114,15 +114,15 @@ def main(
         shown = subprocess.run([python, "-m", "mutmut", "show", name], cwd=WORK, env=_variables(), capture_output=True)  # noqa: PLW1510 - only shown
         console.print(f"\n{name}\n{shown.stdout.decode().strip()}", markup=False)
     if not results:
-        console.print("mutation: no mutant was tried in the time that there was; give more --minutes")
+        console.print("mutation: no mutant was tried within the time limit; increase --minutes")
         raise typer.Exit(1)
     percent = 100 * counts["noticed"] / len(results)
-    console.print(f"\n{len(results)} tried: {dict(counts)}; score {percent:.1f} %, {LEAST_PERCENT} are asked for")
+    console.print(f"\n{len(results)} tried: {dict(counts)}; score {percent:.1f} %, {LEAST_PERCENT} required")
     raise typer.Exit(percent < LEAST_PERCENT)
 
 
 def _environment() -> str:
-    """mutmut in an environment of its own, which sees our packages as well; its Python."""
+    """Install mutmut into a separate environment that also sees our packages, and return its Python."""
     stamp = ENVIRONMENT / "requirements.txt"
     python = str(ENVIRONMENT / "bin" / "python")
     if not stamp.exists() or stamp.read_text() != REQUIREMENTS.read_text():
@@ -139,13 +139,13 @@ def _variables() -> dict[str, str]:
 
 
 def _copy() -> None:
-    """The project as git knows it, in a repository of its own: tests ask git which stack files there are."""
+    """Copy the project's tracked files into a separate repository: tests ask git for the stack files."""
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir()
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     stacks = subprocess.run(["git", "ls-files", "stacks"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0"):
-        # People keep stack files of their own beside the repository's.
+        # Users keep their own stack files beside the repository's.
         own = name.startswith("stacks/") and name not in stacks.splitlines()
         if not own and (ROOT / name).is_file():
             (WORK / name).parent.mkdir(parents=True, exist_ok=True)
@@ -163,14 +163,14 @@ def _copy() -> None:
 
 
 def _mutmut(python: str, end: float, *names: str) -> None:
-    """Try these; what it prints is in the log. It ends when the time is over."""
+    """Try these mutants until the time limit, with the output in the log."""
     command = [python, "-m", "mutmut", "run", "--max-children", str(os.cpu_count() or 1), *names]
     with (WORK / "mutmut.log").open("ab") as log:
         process = subprocess.Popen(command, cwd=WORK, env=_variables(), stdout=log, stderr=log, start_new_session=True)
         try:
             process.wait(max(1.0, end - time.monotonic()))
         except subprocess.TimeoutExpired:
-            console.print("the time is over")
+            console.print("the time limit is reached")
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, 15)
@@ -185,7 +185,7 @@ def _mutmut(python: str, end: float, *names: str) -> None:
 
 
 def _results() -> dict[str, int | None]:
-    """Mutant -> pytest's exit status with it; None: not tried."""
+    """Map each mutant to pytest's exit status with it; None: not tried."""
     found: dict[str, int | None] = {}
     for path in sorted((WORK / "mutants" / "components").glob("*.meta")):
         found |= json.loads(path.read_text())["exit_code_by_key"]

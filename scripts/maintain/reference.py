@@ -52,7 +52,7 @@ def settings() -> str:
 
 
 def described() -> Mapping[str, Mapping[str, Any]]:
-    """Every setting, as Pulumi.yaml describes it."""
+    """Return the description of every setting in Pulumi.yaml."""
     found: Mapping[str, Mapping[str, Any]] = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"]
     return found
 
@@ -108,7 +108,7 @@ def commands() -> str:
 
 
 def _helps() -> Iterator[tuple[str, str]]:
-    """Name and help of each command, groups first."""
+    """Yield the name and help of each command, groups first."""
     for program, entry in ((cli.PROGRAM, cli.app), ("scripts/rehearse", rehearsal.app)):
         command = typer.main.get_command(entry)
         yield from _with_subcommands(program, command, None)

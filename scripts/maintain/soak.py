@@ -1,10 +1,10 @@
-"""Mixed traffic for as long as it is told to: nothing may fail, and Nginx may not grow.
+"""Mixed traffic for a given time: nothing may fail, and Nginx may not grow.
 
     python -m scripts.maintain.soak --stack local --minutes 30
 
-The stack is up, on this machine. Streams, tool calls, clients that leave, slow readers, bodies of 10 MB and refusals
-come in rounds with a pause after each, in which Nginx's memory and file descriptors are counted: idle, so that what
-stays is what leaks. Ends with 1 if anything failed or grew.
+The stack must be up on this machine. Streams, tool calls, clients that leave, slow readers, large bodies and refusals
+come in rounds. In the pause after each, Nginx is idle, and its memory and file descriptors are counted: growth is a
+leak. The exit status is 1 if anything failed or grew.
 """
 
 import json
@@ -31,7 +31,7 @@ ROUND_SECONDS = 60
 LEAST_ROUNDS = 4
 IDLE_SECONDS = 2
 GROWTH_KIB = 2048
-"""Of all of Nginx's processes, from the first third of the rounds to the last."""
+"""Permitted growth of all of Nginx's processes, from the first third of the rounds to the last."""
 GROWTH_DESCRIPTORS = 8
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 console = Console(highlight=False, soft_wrap=True)
@@ -39,7 +39,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 @dataclass(frozen=True)
 class Size:
-    """Of Nginx, idle."""
+    """Size of Nginx while it is idle."""
 
     memory_kib: int
     descriptors: int
@@ -47,7 +47,7 @@ class Size:
 
 @app.command()
 def main(
-    minutes: Annotated[float, typer.Option(help="How long.")] = 30,
+    minutes: Annotated[float, typer.Option(help="Duration of the traffic.")] = 30,
     stack: Annotated[str, typer.Option(help="A stack that is up on this machine.")] = "local",
 ) -> None:
     """Load a stack with mixed traffic; nothing may fail, and Nginx may not grow."""
@@ -75,7 +75,7 @@ def main(
 
 
 def one_round(endpoint: Endpoint, seconds: float, done: Counter[str], failed: Counter[str]) -> None:
-    """All kinds of traffic side by side until the time is over; each ends what it has begun."""
+    """Run all kinds of traffic side by side until the time is over; requests in flight may finish."""
     end = time.monotonic() + seconds
     lock = threading.Lock()
 
@@ -87,7 +87,7 @@ def one_round(endpoint: Endpoint, seconds: float, done: Counter[str], failed: Co
             name = kind.__name__.replace("_", " ")
             try:
                 kind(endpoint)
-            except Exception as error:  # whatever it is, it is told at the end
+            except Exception as error:  # any error is reported at the end
                 with lock:
                     failed[f"{name}: {type(error).__name__}: {error}"[:200]] += 1
             else:
@@ -113,7 +113,7 @@ KINDS: tuple[Callable[[Endpoint], None], ...] = (
 
 
 def growth(sizes: list[Size]) -> list[str]:
-    """What is larger in the last third of the rounds than in the first; the first round itself only warms up."""
+    """List what is larger in the last third of the rounds than in the first, without the first round, a warm-up."""
     third = max(1, (len(sizes) - 1) // 3)
     early, late = sizes[1 : 1 + third], sizes[-third:]
     grown = []
@@ -125,7 +125,7 @@ def growth(sizes: list[Size]) -> list[str]:
 
 
 def size_of_nginx(stack: str) -> Size:
-    """Of all its processes together; their own memory: the shared cache of TLS sessions fills up to its 10 MB."""
+    """Return the size of all processes together, without shared memory: the TLS session cache fills up to 10 MB."""
     processes = docker.from_env().containers.get(f"elastic-vllm-{stack}-nginx").top(ps_args="-eo pid")["Processes"]
     memory = descriptors = 0
     for (pid,) in processes:
@@ -136,7 +136,7 @@ def size_of_nginx(stack: str) -> Size:
 
 
 def endpoint_of(stack: str) -> Endpoint:
-    """As the stack's outputs describe it."""
+    """Return the endpoint as the stack's outputs describe it."""
     command = [str(ROOT / "scripts" / "rehearse"), "outputs", "--json", "--show-secrets", "--stack", stack]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -1,4 +1,4 @@
-"""The kinds of traffic of a soak: each makes one request, and raises an error unless it goes as it should."""
+"""The kinds of traffic of a soak: each makes requests and raises an error unless they go as they should."""
 
 import http.client
 import json
@@ -15,37 +15,37 @@ from scripts.lib.verification.generation import TOOL, TOOLS
 
 TOKENS = 40
 MANY_TOKENS = 3000
-"""Of a stream that its client leaves."""
+"""Tokens of a stream that its client leaves."""
 LEAVE_AFTER = 5  # events
-SLOW_BUFFER = 4096  # bytes: what a slow reader's kernel takes before Nginx has to wait
+SLOW_BUFFER = 4096  # bytes that a slow reader's kernel buffers before Nginx has to wait
 SLOW_SECONDS = 0.02  # before each piece
 PATIENCE_SECONDS = 120
 BODY_BYTES = 10 * 2**20
 
 
 class WrongError(Exception):
-    """An answer that is not what it should be."""
+    """Wrong answer."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where, and with what."""
+    """Address, key and model."""
 
     url: str
-    """Ends in /v1/chat/completions."""
+    """URL that ends in /v1/chat/completions."""
     key: str = field(repr=False)
     ca: str
     model: str
 
     def connect(self) -> http.client.HTTPSConnection:
-        """A connection that is made when it is first used."""
+        """Return a connection that opens when it is first used."""
         address = urlsplit(self.url)
         context = ssl.create_default_context(cadata=self.ca)
         host = address.hostname or ""
         return http.client.HTTPSConnection(host, address.port, timeout=PATIENCE_SECONDS, context=context)
 
     def question(self, **more: Any) -> dict[str, Any]:
-        """A chat request, with what is asked for besides."""
+        """Return a chat request with these further fields."""
         messages = [{"role": "user", "content": "What is the weather in Paris? Use the tool."}]
         return {"model": self.model, "messages": messages, "max_tokens": TOKENS, **more}
 
@@ -62,7 +62,7 @@ def _ask(
 
 
 def _whole(endpoint: Endpoint, body: dict[str, Any]) -> Any:
-    """The answer to a plain call."""
+    """Return the answer to a plain call."""
     connection = endpoint.connect()
     try:
         return json.loads(_ask(endpoint, connection, body).read())
@@ -84,7 +84,7 @@ def _read_to_the_end(answer: http.client.HTTPResponse, pause: float) -> None:
 
 
 def streams(endpoint: Endpoint) -> None:
-    """Read as they come, to the end."""
+    """Read a stream to its end, as fast as it comes."""
     connection = endpoint.connect()
     try:
         _read_to_the_end(_ask(endpoint, connection, endpoint.question(stream=True, ignore_eos=True)), 0)
@@ -93,7 +93,7 @@ def streams(endpoint: Endpoint) -> None:
 
 
 def tool_calls(endpoint: Endpoint) -> None:
-    """One is asked for, and must come with arguments."""
+    """Ask for a tool call, which must come with arguments."""
     answer = _whole(endpoint, endpoint.question(tools=TOOLS, tool_choice="required", max_tokens=200))
     call = answer["choices"][0]["message"]["tool_calls"][0]["function"]
     if call["name"] != TOOL or not isinstance(json.loads(call["arguments"]), dict):
@@ -101,7 +101,7 @@ def tool_calls(endpoint: Endpoint) -> None:
 
 
 def clients_that_leave(endpoint: Endpoint) -> None:
-    """After some events of a long stream."""
+    """Leave a long stream after some events."""
     connection = endpoint.connect()
     try:
         answer = _ask(endpoint, connection, endpoint.question(stream=True, ignore_eos=True, max_tokens=MANY_TOKENS))
@@ -112,7 +112,7 @@ def clients_that_leave(endpoint: Endpoint) -> None:
 
 
 def slow_readers(endpoint: Endpoint) -> None:
-    """Slower than the model, with little room on the way: Nginx has to wait, and loses nothing."""
+    """Read more slowly than the model generates, with small buffers: Nginx must wait and lose nothing."""
     connection = endpoint.connect()
     try:
         connection.connect()
@@ -124,7 +124,7 @@ def slow_readers(endpoint: Endpoint) -> None:
 
 
 def plain_calls(endpoint: Endpoint) -> None:
-    """Three on one connection."""
+    """Make three plain calls on one connection."""
     connection = endpoint.connect()
     try:
         for _ in range(3):
@@ -135,13 +135,13 @@ def plain_calls(endpoint: Endpoint) -> None:
 
 
 def bodies_of_10_mb(endpoint: Endpoint) -> None:
-    """In a field that vLLM reads and does not use: the tiny model has no room for such a prompt."""
+    """Send a large body in a field that vLLM ignores: the tiny model's context is too small for such a prompt."""
     if _whole(endpoint, endpoint.question(user="x" * BODY_BYTES))["object"] != "chat.completion":
         raise WrongError("a large call is no chat completion")
 
 
 def refusals(endpoint: Endpoint) -> None:
-    """With a wrong key."""
+    """Send a request with a wrong key."""
     connection = endpoint.connect()
     try:
         stranger = Endpoint(endpoint.url, "0" * 64, endpoint.ca, endpoint.model)

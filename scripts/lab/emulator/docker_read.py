@@ -28,7 +28,7 @@ def network_differences(attributes: Attributes, inputs: Attributes) -> set[str]:
     return _differences(_network(attributes), inputs, NETWORK_DEFAULTS)
 
 
-# What an input counts as where it is not declared; of inputs that are not here, the engine's own value is taken.
+# The value of an input that is not declared; for inputs that are not listed, it is the engine's own value.
 CONTAINER_DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(("cpuSet", "cpuShares", "dns", "dnsOpts", "dnsSearches", "domainname", "groupAdds", "hosts")),
     **dict.fromkeys(("maxRetryCount", "memory", "memoryReservation", "memorySwap", "mounts", "privileged")),
@@ -49,7 +49,7 @@ def _differences(read: Mapping[str, Any], inputs: Attributes, defaults: Mapping[
 
 
 def _container(attributes: Attributes) -> dict[str, Any]:
-    """Values as the provider reads them, by the name of the input."""
+    """Return the values as the provider reads them, by the name of the input."""
     host, config = attributes["HostConfig"], attributes["Config"]
     return {
         "capabilities": {"adds": host.get("CapAdd"), "drops": host.get("CapDrop")},
@@ -131,7 +131,7 @@ def _health_check(check: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _duration(nanoseconds: int) -> str:
-    """A duration as Go prints it, in whole seconds."""
+    """Format a duration as Go prints it, in whole seconds."""
     minutes, seconds = divmod(nanoseconds // 10**9, 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -1,4 +1,4 @@
-"""`pulumi up --refresh` and `pulumi destroy` in small: decides for each resource what has to be done, and does it."""
+"""A small `pulumi up --refresh` and `pulumi destroy`: plan and carry out the operation that each resource needs."""
 
 import asyncio
 import contextvars
@@ -29,21 +29,21 @@ PARALLEL = 32
 
 
 class StoppedError(Exception):
-    """Not started, because something else failed before."""
+    """A resource was not started, because another one failed before."""
 
 
 class Monitor(mocks.MockMonitor):
-    """Stands where Pulumi's engine would: each registration does the real thing before it is answered."""
+    """Stand-in for Pulumi's engine: each registration does the real thing before it is answered."""
 
     def __init__(
         self, config: StackConfig, state: State, adapters: Mapping[str, Adapter], display: Display | None
     ) -> None:
-        """Without a `display` nothing is done: the program is only checked."""
+        """Set up a run; without a `display` it only checks the program and changes nothing."""
         super().__init__(_NoMocks())
         self.config, self.state, self.adapters, self.display = config, state, adapters, display
         self.delays: Mapping[str, float] = {}
         self.registered: set[str] = set()
-        self.failure: tuple[str, BaseException] | None = None  # the first: the resource and what was raised
+        self.failure: tuple[str, BaseException] | None = None  # the first one: the resource and its exception
         self.stopping = display is None
         self._lock = threading.Lock()
 
@@ -74,24 +74,24 @@ class Monitor(mocks.MockMonitor):
         return response
 
     def ReadResource(self, request: resource_pb2.ReadResourceRequest) -> Any:  # noqa: N802
-        """Refused: the program looks nothing up."""
+        """Refuse: the program reads no existing resources."""
         raise self._unsupported(f"reading the existing resource {request.name} ({request.type})")
 
     def Invoke(self, request: resource_pb2.ResourceInvokeRequest) -> Any:  # noqa: N802
-        """Refused: the program calls no provider function."""
+        """Refuse: the program calls no provider function."""
         raise self._unsupported(f"the provider function {request.tok}")
 
     Call = Invoke
 
     def urn(self, parent: str, kind: str, name: str) -> str:
-        """The URN that the real engine would give."""
+        """Return the URN that the real engine would give."""
         inherited = parent.split("::")[2] if parent else ""
         # The real engine leaves the stack out of the chain of types.
         chain = kind if inherited in {"", "pulumi:pulumi:Stack"} else f"{inherited}${kind}"
         return f"urn:pulumi:{self.config.stack}::{self.config.project}::{chain}::{name}"
 
     def _unsupported(self, what: str) -> RehearsalError:
-        error = RehearsalError(f"the rehearsal doesn't know {what}: add it to scripts/rehearsal, or don't use it")
+        error = RehearsalError(f"the rehearsal doesn't know {what}: add it to scripts/lab/emulator, or don't use it")
         with self._lock:
             self.failure = self.failure or ("the program", error)
             self.stopping = True
@@ -100,7 +100,7 @@ class Monitor(mocks.MockMonitor):
     def _wanted(
         self, request: resource_pb2.RegisterResourceRequest, urn: str, say: Callable[[str], None]
     ) -> tuple[Resource, dict[str, Any]]:
-        """The request as a Resource, and its options: secrets, provider, dependencies, trigger."""
+        """Return the request as a Resource, and its options: secrets, provider, dependencies, trigger."""
         adapter = self.adapters.get(request.type)
         if adapter is None:
             raise RehearsalError(f"the rehearsal doesn't know resource type {request.type}: write an adapter for it")
@@ -136,7 +136,7 @@ class Monitor(mocks.MockMonitor):
         made = {key: options[key] for key in ("provider", "dependencies", "trigger", "deleted_with", "retained")}
 
         def create(outcome: str) -> tuple[str, Record]:
-            # Known before it exists: if this process is killed now, `down` still removes what it leaves.
+            # Recorded before it exists: if this process is killed now, `down` still removes its traces.
             self._keep(urn, wanted, "", {}, {**made, "begun": "create"})
             time.sleep(self.delays.get(wanted.name, 0))
             try:
@@ -156,7 +156,7 @@ class Monitor(mocks.MockMonitor):
         before = replace(self._resource(old, wanted.say), ignored=options["ignored"])
         if old.begun == "delete":
             return remake("created", before)
-        # What is ignored stays as it was, unless it is replaced: then it is made as it is wanted now.
+        # Ignored inputs stay as they were, unless the resource is replaced: then they are as the program has them now.
         compared = {*old.inputs, *wanted.inputs} - options["ignored"]
         changed = {key for key in compared if old.inputs.get(key) != wanted.inputs.get(key)}
         moved = old.provider != options["provider"] or old.trigger != options["trigger"]
@@ -185,12 +185,12 @@ class Monitor(mocks.MockMonitor):
         self._forget(urn)
 
     def delete_all(self, urns: list[str]) -> None:
-        """Delete resources in the given order. Raises what the first failing one raises."""
+        """Delete resources in the given order. Raises the exception of the first that fails."""
         assert self.display  # noqa: S101 (a check never deletes)
         for urn in urns:
             record = self.state.resources[urn]
             with self.display.task(record.name, _short(record.type), counted=True) as task:
-                if record.deleted_with in urns:  # what takes it along is deleted later
+                if record.deleted_with in urns:  # the resource that it is deleted with comes later
                     self._forget(urn)
                     task.outcome = "deleted"
                     continue
@@ -228,7 +228,7 @@ class Monitor(mocks.MockMonitor):
 
 
 class _NoMocks(mocks.Mocks):
-    """Never asked: Monitor answers everything itself."""
+    """Mocks that are never used: Monitor answers everything itself."""
 
     def call(self, args: mocks.MockCallArgs) -> Any:
         raise NotImplementedError
@@ -238,7 +238,7 @@ class _NoMocks(mocks.Mocks):
 
 
 def check(directory: Path, config: StackConfig) -> None:
-    """Run the program without doing anything: raises what it raises itself, bad settings above all."""
+    """Run the program without any changes. Raises the program's own errors, such as bad settings."""
     _run(directory, Monitor(config, State(path=Path(os.devnull)), {}, None))
 
 
@@ -251,12 +251,12 @@ def up(
     *,
     delays: Mapping[str, float] | None = None,
 ) -> None:
-    """Make everything as the program in `directory` says; afterwards `state` has the resources and the outputs.
+    """Bring everything up as the program in `directory` describes; `state` receives the resources and outputs.
 
-    `delays` are seconds by which resources take longer to make, by name. Raises RehearsalError with the first failing
-    resource's name and cause; what was made by then stays in the state.
+    `delays` are extra seconds for the creation of resources, by name. Raises RehearsalError with the first failing
+    resource's name and cause; resources created by then stay in the state.
     """
-    state.save()  # from here on `down` knows that there is something to look for
+    state.save()  # from here on `down` knows that the stack may have traces
     monitor = Monitor(config, state, adapters, display)
     monitor.delays = delays or {}
     exports = _run(directory, monitor)
@@ -272,7 +272,7 @@ def destroy(
     display: Display,
     before_providers: Callable[[], None],
 ) -> None:
-    """Delete every resource in the state, dependents first; the last that go are the providers."""
+    """Delete every resource in the state, dependents first and providers last."""
     monitor = Monitor(config, state, adapters, display)
     order = deletion_order(state.resources)
     providers = [urn for urn in order if state.resources[urn].type.startswith("pulumi:providers:")]
@@ -282,7 +282,7 @@ def destroy(
 
 
 def outputs(stack: str, root: Path = ROOT) -> dict[str, dict[str, Any]]:
-    """A stack's outputs: name -> {"value", "secret"}. Raises RehearsalError if the stack isn't up."""
+    """Return a stack's outputs: name -> {"value", "secret"}. Raises RehearsalError if the stack isn't up."""
     found = load(root, stack).outputs
     if found is None:
         raise RehearsalError(f"stack {stack} isn't up: start it with `scripts/rehearse up --stack {stack}`")
@@ -290,7 +290,7 @@ def outputs(stack: str, root: Path = ROOT) -> dict[str, dict[str, Any]]:
 
 
 def _run(directory: Path, monitor: Monitor) -> dict[str, dict[str, Any]]:
-    """Run the program on a fresh Pulumi runtime, wherever this process has run one before; returns its exports."""
+    """Run the program on a fresh Pulumi runtime, even if this process has run one before, and return its exports."""
     # Pulumi keeps configuration, settings and the root stack in context variables: a copy leaves no trace.
     with _inside(directory):
         return contextvars.copy_context().run(_run_in_this_context, directory, monitor)
@@ -317,19 +317,19 @@ def _run_in_this_context(directory: Path, monitor: Monitor) -> dict[str, dict[st
     asyncio.set_event_loop(loop)
     executor = ThreadPoolExecutor(PARALLEL)
     loop.set_default_executor(executor)
-    # After a failure the tasks that depended on it fail too, and nobody is interested in them.
+    # After a failure the tasks that depend on it fail too; their errors add nothing.
     loop.set_exception_handler(lambda _loop, _context: None)
     config = monitor.config
     try:
         settings.ROOT.set(None)
-        settings.SETTINGS.outputs = set()  # set_mocks leaves these two as the run before left them
+        settings.SETTINGS.outputs = set()  # set_mocks does not reset these two
         settings.SETTINGS.package_refs = {}
         mocks.set_mocks(_NoMocks(), project=config.project, stack=config.stack, preview=False, monitor=monitor)
         pulumi.runtime.set_all_config(config.for_pulumi(), list(config.secrets))
         return loop.run_until_complete(run())
     except Exception as error:
         monitor.stopping = True
-        executor.shutdown(wait=True, cancel_futures=True)  # what runs may finish, and is in the state then
+        executor.shutdown(wait=True, cancel_futures=True)  # lets running operations finish and enter the state
         if monitor.failure:
             name, cause = monitor.failure
             if isinstance(cause, RehearsalError):
@@ -362,7 +362,7 @@ async def _export(value: Any) -> dict[str, Any]:
 
 @contextmanager
 def _inside(directory: Path) -> Iterator[None]:
-    """As `pulumi up` runs a program: in its directory, which is also where its own modules are found."""
+    """Run the block like `pulumi up` runs a program: in its directory, which also holds its own modules."""
     before = Path.cwd()
     os.chdir(directory)
     sys.path.insert(0, str(directory))
@@ -374,7 +374,7 @@ def _inside(directory: Path) -> Iterator[None]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON values without secret wrappers; whole numbers as int, for the protocol knows floats only."""
+    """Convert to JSON values without secret wrappers, and whole floats to int: the protocol has only floats."""
     if rpc.is_rpc_secret(value):
         return _plain(rpc.unwrap_rpc_secret(value))
     if isinstance(value, dict):
@@ -387,6 +387,6 @@ def _plain(value: Any) -> Any:
 
 
 def _short(kind: str) -> str:
-    """`docker:index/container:Container` -> `docker:Container`; Google's are marked: they are the only pretence."""
+    """Shorten `docker:index/container:Container` to `docker:Container`; mark Google's types, which are simulated."""
     parts = kind.split(":")
     return f"{parts[0]}:{parts[-1]}" + ("[simulated]" if parts[0] == "gcp" else "")

@@ -1,6 +1,6 @@
-"""gcp:*: the only pretence of the rehearsal. Google Cloud's resources are marked as simulated, with outputs as theirs.
+"""Adapters for gcp:*, the only simulation in a rehearsal: marked resources with the outputs of real ones.
 
-The address is one of this machine, of the ranges for documentation (RFC 5737); the VM and its disk are in
+The address belongs to this machine and to the ranges for documentation (RFC 5737); the VM and its disk are in
 simulated_vm.py.
 """
 
@@ -20,11 +20,11 @@ EXTERNAL, INTERNAL = "203.0.113", "198.51.100"
 
 
 def adapters(config: StackConfig) -> Mapping[str, Adapter]:
-    """Adapters for the stack's resources in Google Cloud."""
+    """Return the adapters for the stack's resources in Google Cloud."""
     stack, project = config.stack, str(config.get("gcpProject"))
 
     def simulated(kind: str, *inputs: str, in_place: tuple[str, ...] = ()) -> Adapter:
-        """A resource that is its outputs only; a change of inputs other than `in_place` replaces it."""
+        """Return the adapter of a resource that has only outputs; changes of inputs not `in_place` replace it."""
 
         def create(resource: Resource) -> tuple[str, dict[str, Any]]:
             resource.say("simulated")
@@ -88,7 +88,7 @@ def _outputs(kind: str, project: str, resource: Resource) -> tuple[str, dict[str
 
 
 def address(stack: str, kind: str) -> str:
-    """The stack's address, EXTERNAL or INTERNAL: always the same one."""
+    """Return the stack's address, EXTERNAL or INTERNAL, which never changes."""
     network = EXTERNAL if kind == "EXTERNAL" else INTERNAL
     return f"{network}.{hashlib.sha256(stack.encode()).digest()[0] % 254 + 1}"
 
@@ -146,7 +146,7 @@ IN_PLACE = {"labels", "tags", "deletionProtection", "allowStoppingForUpdate"}
 
 
 def stand_in_values(machine_type: MachineType) -> dict[str, object]:
-    """What the stand-in nvidia-smi says of the machine type's GPUs; memory in MiB."""
+    """Return the values that the stand-in nvidia-smi reports for the machine type's GPUs; memory in MiB."""
     return {
         "GPUS": machine_type.gpus,
         "NAME": machine_type.gpu.replace("A100", "A100-SXM4"),

@@ -1,4 +1,4 @@
-"""command:local:Command on this machine, through a shell as the real provider does it."""
+"""Adapter for command:local:Command on this machine, through a shell like the real provider."""
 
 import secrets
 import subprocess
@@ -10,8 +10,8 @@ from scripts.lab.emulator.resource import Adapter, Resource
 
 
 def _run(resource: Resource) -> dict[str, Any]:
-    """Its output; raises RehearsalError with the last lines of it."""
-    # It ends with this process, whatever ends that.
+    """Run the command and return its output. Raises RehearsalError with the output's last lines."""
+    # The command ends with this process, whatever ends that.
     shell = ["setpriv", "--pdeathsig", "KILL", "/bin/sh", "-c", f"exec {resource.inputs['create']}"]
     pipe = subprocess.PIPE
     with subprocess.Popen(shell, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True) as process:

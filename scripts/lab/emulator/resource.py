@@ -1,4 +1,4 @@
-"""What an adapter is given and what it has to offer: one adapter stands for one resource type."""
+"""Interface of adapters, each of which implements one resource type."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ Seen = Literal["same", "repaired", "gone", "expired"]
 
 
 class NothingDoneError(RehearsalError):
-    """It failed before anything could have changed, so there is nothing to clean up later."""
+    """The operation failed before it changed anything, so nothing needs to be cleaned up later."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resource:
-    """A resource as the program wants it, or as it was last made: plain values, secrets in clear.
+    """A resource as the program declares it, or as it was last made: plain values, secrets in clear text.
 
-    `provider` holds the inputs of its explicit provider; `say` shows a line while it is worked on; differences of
-    `ignored` inputs are none.
+    `provider` holds the inputs of its explicit provider; `say` shows a line during the operation; differences in
+    `ignored` inputs do not count.
     """
 
     name: str
@@ -32,17 +32,17 @@ class Resource:
 
 
 def all_changes_replace(_changed: set[str]) -> bool:
-    """No input of such a resource can be changed in place."""
+    """Return True: no input of such a resource can be changed in place."""
     return True
 
 
 def always_there(_resource: Resource) -> Seen:
-    """Nothing outside the state could have changed."""
+    """Report the resource as present: nothing outside the state could have changed."""
     return "same"
 
 
 def nothing_to_delete(_resource: Resource) -> None:
-    """It exists in the state only, or is kept on purpose."""
+    """Delete nothing: the resource exists only in the state, or is kept on purpose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +50,9 @@ class Adapter:
     """The operations of one resource type.
 
     `create` makes or adopts it and returns (id, outputs); `update` changes it in place and returns the outputs;
-    `read` looks at the real thing and may repair it; `delete` is content if it is gone already;
-    `replaces` says whether these changed inputs force a replacement. An input not in `inputs` is refused.
-    Each raises RehearsalError for what the user can put right.
+    `read` examines the real resource and may repair it; `delete` accepts that it is gone already;
+    `replaces` returns True if these changed inputs force a replacement. An input not in `inputs` is refused.
+    Each raises RehearsalError for errors that the user can correct.
     """
 
     inputs: frozenset[str]

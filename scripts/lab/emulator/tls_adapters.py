@@ -1,4 +1,4 @@
-"""tls:* with cryptography and random:* with secrets: things that exist in the state only."""
+"""Adapters for tls:* and random:*, whose resources exist only in the state."""
 
 import base64
 import datetime
@@ -109,7 +109,7 @@ def _create_locally_signed(resource: Resource) -> tuple[str, dict[str, Any]]:
 
 
 def _read_certificate(resource: Resource) -> Seen:
-    """Inside the window of early renewal a certificate has to be replaced, as with the real provider."""
+    """Report a certificate in its window of early renewal as expired, like the real provider."""
     end = datetime.datetime.fromisoformat(resource.outputs["validityEndTime"])
     early = datetime.timedelta(hours=resource.inputs.get("earlyRenewalHours", 0))
     return "expired" if datetime.datetime.now(datetime.UTC) >= end - early else "same"

@@ -1,1 +1,1 @@
-"""What Nginx costs: as a stack has it, and as the guide has it, against going direct (docs/benchmarks.md)."""
+"""The price of the proxy: a stack's Nginx and the guide's, compared with direct access (docs/benchmarks.md)."""

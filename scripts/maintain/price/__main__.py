@@ -1,8 +1,8 @@
-"""`make bench`, its second part: the proxy's price, into docs/benchmarks.md.
+"""`make bench`, part two: the proxy's price, for docs/benchmarks.md.
 
     python -m scripts.maintain.price [--rounds N] [--stack test] [--without-vllm]
 
-Everything is measured in turns, way after way, so that a noisy machine disturbs all alike.
+All ways are measured in turns, so that a noisy machine disturbs all alike.
 """
 
 import json
@@ -35,12 +35,12 @@ NAMES = {DIRECT: "direct", OURS: "this stack's Nginx", GUIDE: "the guide's Nginx
 PROMISED_MS = {50: 0.15, 99: 0.5}
 PROMISED_LAG_MS = 2
 FEW = 0.001
-"""A machine that stalls holds back a step now and then, on every way; a buffer holds back nearly all."""
+"""Share of late events up to which the machine is to blame: it delays a few on every way, a buffer nearly all."""
 PROMISED_FIRST_TOKEN_MS = 2
 PROMISED_THROUGHPUT = 0.99
 PROMISED_STOP_SECONDS = 1
 RESAMPLES = 1000
-PAIRS = 8  # of blocks for the throughput, in each round: short ones, because the machine is quicker now and then
+PAIRS = 8  # of blocks for the throughput, in each round: short ones, because the machine's speed varies
 T = TypeVar("T")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 console = Console(highlight=False)
@@ -48,9 +48,9 @@ console = Console(highlight=False)
 
 @app.command()
 def main(
-    rounds: Annotated[int, typer.Option(help="How often each way has its turn.", min=1)] = 20,
-    stack: Annotated[str, typer.Option(help="It is brought up and stays up.")] = "test",
-    without_vllm: Annotated[bool, typer.Option("--without-vllm", help="Only over the paced source.")] = False,
+    rounds: Annotated[int, typer.Option(help="Measurements of each way.", min=1)] = 20,
+    stack: Annotated[str, typer.Option(help="The stack; it is brought up and stays up.")] = "test",
+    without_vllm: Annotated[bool, typer.Option("--without-vllm", help="Measure only with the paced source.")] = False,
 ) -> None:
     """Measure what Nginx adds: over a paced source of events, and with the real vLLM."""
     rehearse("up", stack)
@@ -68,7 +68,7 @@ def main(
 
 
 def rehearse(what: str, stack: str, *arguments: str) -> str:
-    """Run scripts/rehearse; its standard output. Ends the benchmark with what it said if it fails."""
+    """Run scripts/rehearse and return its output. If it fails, end the benchmark with its errors."""
     command = [str(ROOT / "scripts" / "rehearse"), what, *arguments, "--stack", stack]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -81,7 +81,7 @@ def rehearse(what: str, stack: str, *arguments: str) -> str:
 
 
 def paced(opened: Ways, rounds: int) -> str:
-    """As Markdown; the figures go beside the document."""
+    """Return the results as Markdown, and write the figures beside the document."""
     taken: dict[str, list[float]] = {name: [] for name in opened.ways}
     lags = {(name, streams): Lags() for name in opened.ways for streams in SIDE_BY_SIDE}
     cpu = dict.fromkeys(opened.containers, 0.0)
@@ -106,7 +106,7 @@ def paced(opened: Ways, rounds: int) -> str:
 
 
 def ms(values: Sequence[float], percent: int) -> float:
-    """A percentile of seconds, in milliseconds."""
+    """Return a percentile of seconds, in milliseconds."""
     return statistics.quantiles(values, n=100)[percent - 1] * 1000
 
 
@@ -181,7 +181,7 @@ def _figures(taken: dict[str, list[float]], lags: dict[tuple[str, int], Lags]) -
 
 
 def with_vllm(stack: str, outputs: dict[str, Any], rounds: int) -> str:
-    """As Markdown. vLLM has one core, Nginx and the client share the other."""
+    """Return the results as Markdown. vLLM has one core, Nginx and the client share the other."""
     client = docker.from_env(timeout=120)
     containers = {role: client.containers.get(f"elastic-vllm-{stack}-{role}") for role in ("vllm", "nginx")}
     address = next(iter(containers["nginx"].attrs["NetworkSettings"]["Networks"].values()))["IPAddress"]
@@ -207,7 +207,7 @@ def with_vllm(stack: str, outputs: dict[str, Any], rounds: int) -> str:
     finally:
         for container in containers.values():
             container.update(cpuset_cpus=every_core)
-    # As it is again, everybody alike.
+    # From here on all processes share all cores at the same priority.
     os.sched_setaffinity(0, set(range(os.cpu_count() or 1)))
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     for pid in ways.processes(containers["nginx"]):
@@ -249,14 +249,14 @@ def _load_table(loads: dict[str, real.Load]) -> str:
 
 
 def _with_interval(pairs: Sequence[T], figure: Callable[[Sequence[T]], float]) -> tuple[float, float, float]:
-    """A figure of what was measured side by side, and the ends of its 95 % interval (percentile bootstrap)."""
+    """Return a figure of paired measurements, and the ends of its 95 % interval (percentile bootstrap)."""
     chance = random.Random(0)  # noqa: S311 - no secret
     found = sorted(figure(chance.choices(pairs, k=len(pairs))) for _ in range(RESAMPLES))
     return figure(pairs), found[RESAMPLES * 25 // 1000], found[RESAMPLES * 975 // 1000]
 
 
 def _p99_more(blocks: Sequence[tuple[list[float], list[float]]]) -> float:
-    """How many ms later the first token of blocks of ours comes than of those beside them, at p99."""
+    """Return by how many ms the first token of our blocks is later than in those beside them, at p99."""
     ours, direct = (ms(list(chain.from_iterable(way)), 99) for way in zip(*blocks, strict=True))
     return ours - direct
 

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md: what a benchmark measured goes between two marks of its own; all else is written by hand."""
+"""docs/benchmarks.md: each benchmark's results go between its two marks; everything else is written by hand."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ DOCUMENT = DOCS / "benchmarks.md"
 
 
 def write(mark: str, text: str, command: str) -> None:
-    """Put a section's text into the document, with how, where and when it was made."""
+    """Put a section's text into the document, with its command, machine and date."""
     begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
     before, found, rest = DOCUMENT.read_text().partition(begin)
     if not found:
@@ -21,7 +21,7 @@ def write(mark: str, text: str, command: str) -> None:
 
 
 def machine() -> str:
-    """What it ran on."""
+    """Describe this machine."""
     model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ": ?")
     memory = int(Path("/proc/meminfo").read_text().split()[1]) / 2**20
     cpu = model.partition(":")[2].strip()

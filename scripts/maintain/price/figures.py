@@ -1,4 +1,4 @@
-"""Figures as SVG: horizontal bars, a group a line."""
+"""Figures as SVG: horizontal bars, one group per line."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -8,7 +8,7 @@ COLOURS = ("#4c78a8", "#54a24b", "#e45756", "#b279a2")
 
 
 def bars(title: str, unit: str, groups: Mapping[str, Mapping[str, float]]) -> str:
-    """Group -> series -> value; values from 0 on. The series are the same in each group."""
+    """Draw group -> series -> value; values start at 0, and each group has the same series."""
     series: Sequence[str] = list(next(iter(groups.values())))
     largest = max(value for values in groups.values() for value in values.values()) or 1.0
     rows, y = [], 58

@@ -1,4 +1,4 @@
-"""The price with the real vLLM: throughput, time to the first token, and how soon it stops when a client leaves."""
+"""The price with the real vLLM: throughput, time to the first token, and time to stop after a client leaves."""
 
 import itertools
 import random
@@ -20,8 +20,8 @@ from scripts.maintain.price.traffic import Way
 STREAMS = 4
 TOKENS = 250
 ARRIVALS, A_SECOND, FEW_TOKENS = 300, 20, 2
-"""For the time to the first token: requests at random moments, so many a second, as `vllm bench serve` sends them, and
-so short that they seldom wait for each other in the engine."""
+"""For the time to the first token: requests at random moments, at this rate, as `vllm bench serve` sends them, and so
+short that they seldom wait for each other in the engine."""
 CONNECTIONS = 16  # kept alive, in turns: none is idle for as long as vLLM keeps one (5 s)
 LONG = 12_000  # tokens: a minute or so
 POLL_SECONDS = 0.01
@@ -30,7 +30,7 @@ PATIENCE_SECONDS = 60
 
 @dataclass
 class Load:
-    """What some blocks of streams showed, block by block."""
+    """Results of some blocks of streams, block by block."""
 
     tokens_a_second: list[float] = field(default_factory=list)
     first_token_seconds: list[list[float]] = field(default_factory=list)
@@ -44,7 +44,7 @@ class _Stream:
     """Seconds to the first token."""
 
     def over(self, connection: socket.socket) -> bool:
-        """Take what there is."""
+        """Read the available bytes, and return True if the stream is over."""
         while True:
             try:
                 data = connection.recv(65536)
@@ -53,7 +53,7 @@ class _Stream:
             if not data:
                 raise RuntimeError(f"a stream was cut off: {self.received[-200:]!r}")
             self.received += data
-            # The first event has the role alone.
+            # The first event has only the role.
             if not self.first and self.received.count(b"data: ") > 1:
                 self.first = time.monotonic() - self.begun
             if self.received.endswith(b"\r\n0\r\n\r\n"):
@@ -61,25 +61,25 @@ class _Stream:
 
 
 def random_moments(seed: int) -> list[float]:
-    """Seconds from the start on, of requests that know nothing of each other (Poisson)."""
+    """Return the moments of independent requests, in seconds from the start (Poisson)."""
     chance = random.Random(seed)  # noqa: S311 - the same for every way
     return list(itertools.accumulate(chance.expovariate(A_SECOND) for _ in range(ARRIVALS)))
 
 
 def throughput(way: Way, model: str, load: Load) -> None:
-    """Some long streams at once."""
+    """Measure some long streams at once."""
     _, seconds = _streams(way, model, TOKENS, [0.0] * STREAMS)
     load.tokens_a_second.append(STREAMS * TOKENS / seconds)
 
 
 def first_tokens(way: Way, model: str, load: Load, moments: list[float]) -> None:
-    """Short streams at these moments."""
+    """Measure short streams that start at these moments."""
     first_token_seconds, _ = _streams(way, model, FEW_TOKENS, moments)
     load.first_token_seconds.append(first_token_seconds)
 
 
 def _streams(way: Way, model: str, tokens: int, moments: list[float]) -> tuple[list[float], float]:
-    """Seconds to the first token of each, and until all were read to their end."""
+    """Return the seconds to the first token of each stream, and to the end of all."""
     request = way.request(model=model, max_tokens=tokens, stream=True, ignore_eos=True, skip_special_tokens=False)
     found: list[float] = []
     with ExitStack() as closing, selectors.EpollSelector() as selector:
@@ -96,7 +96,7 @@ def _streams(way: Way, model: str, tokens: int, moments: list[float]) -> tuple[l
             pause = max(0.0, begun + coming[0] - time.monotonic()) if coming and free else PATIENCE_SECONDS
             ready = selector.select(pause)
             if not ready and pause == PATIENCE_SECONDS:
-                raise RuntimeError(f"no stream said anything for {PATIENCE_SECONDS} s")
+                raise RuntimeError(f"no stream sent anything for {PATIENCE_SECONDS} s")
             for key, _ in ready:
                 connection = cast("socket.socket", key.fileobj)
                 if key.data.over(connection):
@@ -107,7 +107,7 @@ def _streams(way: Way, model: str, tokens: int, moments: list[float]) -> tuple[l
 
 
 def seconds_to_stop(way: Way, model: str, metrics: Way) -> float:
-    """From a client's leaving until vLLM counts no request any more."""
+    """Return the seconds from a client's disconnect until vLLM counts no more requests."""
     _wait(metrics, 0)
     with way.connection() as connection:
         connection.sendall(way.request(model=model, max_tokens=LONG, stream=True, ignore_eos=True))
@@ -123,7 +123,7 @@ def _wait(metrics: Way, number: int) -> None:
     end = time.monotonic() + PATIENCE_SECONDS
     while _running(metrics) != number:
         if time.monotonic() > end:
-            raise RuntimeError(f"vLLM does not come to work on {number} requests")
+            raise RuntimeError(f"vLLM never works on {number} requests")
         time.sleep(POLL_SECONDS)
 
 
@@ -136,7 +136,7 @@ def _running(metrics: Way) -> int:
 
 @contextmanager
 def busy(processes: int) -> Iterator[None]:
-    """The machine, with so many processes that only compute."""
+    """Keep the machine busy with this number of computing processes until the block ends."""
     burning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
     try:
         yield

@@ -1,8 +1,8 @@
-"""Stands for vLLM where only time matters: an answer at once, or events at an even pace, each with its time.
+"""Stand-in for vLLM to measure time: an answer at once, or events at an even pace, each with its time.
 
     python -m scripts.maintain.price.source PORT SOCKET
 
-A body of {"events": N} asks for a stream. All streams get an event in the same moment, as from an engine's step.
+A body of {"events": N} asks for a stream. All streams get an event at the same moment, as from an engine's step.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ END = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
 
 
 class Connection(asyncio.Protocol):
-    """One client; `streams` are those that get events."""
+    """Connection of one client; `streams` are the connections that get events."""
 
     streams: dict["Connection", int] = {}  # noqa: RUF012 - of all connections
 
@@ -52,7 +52,7 @@ class Connection(asyncio.Protocol):
         self.streams.pop(self, None)
 
     def send_event(self) -> None:
-        """The next one, and after the last the end."""
+        """Send the next event, and the end after the last."""
         text = b'data: {"t": %d, "padding": "' % time.monotonic_ns()
         text += b"x" * (EVENT_BYTES - len(text)) + b'"}\n\n'
         self._transport.write(b"%x\r\n%s\r\n" % (len(text), text))
@@ -68,7 +68,7 @@ def _length(head: bytes) -> int:
 
 
 async def serve(port: int, path: str) -> None:
-    """Until it is killed."""
+    """Serve until the process is killed."""
     loop = asyncio.get_running_loop()
     await loop.create_server(Connection, "127.0.0.1", port, backlog=512)
     await loop.create_unix_server(Connection, path, backlog=512)

@@ -1,4 +1,4 @@
-"""What a client measures: how long an answer takes on one connection, and how late a stream's events are."""
+"""Measurements of a client: the latency of answers on one connection, and the lag of a stream's events."""
 
 import json
 import selectors
@@ -14,7 +14,7 @@ WARM_UP = 5  # requests of a connection, or events of a stream, that do not coun
 
 @dataclass(frozen=True)
 class Way:
-    """How a client gets to the source."""
+    """A client's way to the source."""
 
     name: str
     host: str
@@ -22,11 +22,11 @@ class Way:
     tls: ssl.SSLContext | None
     key: str = field(repr=False)
     path: str = ""
-    """Of a unix socket, in place of host and port."""
+    """Path of a unix socket, instead of host and port."""
 
     @contextmanager
     def connection(self) -> Iterator[socket.socket]:
-        """One that is kept alive."""
+        """Open a connection that is kept alive."""
         if self.path:
             with socket.socket(socket.AF_UNIX) as local:
                 local.settimeout(30)
@@ -42,14 +42,14 @@ class Way:
                 yield encrypted
 
     def request(self, **more: object) -> bytes:
-        """As it goes over the wire, with these fields in its body. For the source `events`: of a stream."""
+        """Return a request as bytes, with these fields in its body. For the source, `events` asks for a stream."""
         body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "Hello"}], **more})
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {self.host}\r\nAuthorization: Bearer {self.key}\r\n"
         return f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
 
 
 def latencies(way: Way, count: int) -> list[float]:
-    """Seconds of so many requests, one after the other on one connection."""
+    """Return the seconds of each request, one after the other on one connection."""
     request, found = way.request(), []
     with way.connection() as connection:
         for number in range(count + WARM_UP):
@@ -67,7 +67,7 @@ def _whole_answer(connection: socket.socket) -> None:
         answer += _some(connection)
     head, _, body = answer.partition(b"\r\n\r\n")
     if not head.startswith(b"HTTP/1.1 200"):
-        raise RuntimeError(f"the proxy said {answer[:200]!r}")
+        raise RuntimeError(f"the proxy answered {answer[:200]!r}")
     missing = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]) - len(body)
     while missing > 0:
         missing -= len(_some(connection))
@@ -82,11 +82,11 @@ def _some(connection: socket.socket) -> bytes:
 
 @dataclass
 class Lags:
-    """Of the events of some streams: seconds from their sending to their coming."""
+    """Lags of the events of some streams: seconds from sending to arrival."""
 
     seconds: list[float] = field(default_factory=list)
     held_back: int = 0
-    """Events that came only together with the next one of their stream."""
+    """Events that arrived together with the next one of their stream."""
 
 
 class _Stream:
@@ -96,7 +96,7 @@ class _Stream:
         self.events = 0
 
     def read(self, lags: Lags) -> bool:
-        """Take what there is; whether the stream is over."""
+        """Read the available bytes, and return True if the stream is over."""
         while True:
             try:
                 data = self.connection.recv(65536)
@@ -122,7 +122,7 @@ class _Stream:
 
 
 def stream_lags(way: Way, streams: int, events: int) -> Lags:
-    """Read so many streams of so many events side by side."""
+    """Read streams side by side, each with this number of events."""
     lags = Lags()
     with _connections(way, streams) as connections, selectors.EpollSelector() as selector:
         for connection in connections:

@@ -1,4 +1,4 @@
-"""The ways to the source: direct, through Nginx as a stack that is up has it, and as Elastic's guide has it."""
+"""The ways to the source: direct, through a stack's Nginx, and through an Nginx as in Elastic's guide."""
 
 import os
 import re
@@ -26,12 +26,12 @@ STACKS = Path("/var/lib/elastic-vllm")
 ROOT_GROUP = Path("/sys/fs/cgroup/cpu/cgroup.procs")
 SOURCE_PORT = 18999
 PORTS = {"ours": 18998, "guide": 18997}
-"""Of both Nginx on loopback: Docker's network would be measured with it."""
+"""Ports of both Nginx on loopback: otherwise the benchmark would include Docker's network."""
 PROXY_CORE, OTHER_CORE = 0, 1
-"""Nginx has the one, the client the other."""
+"""Cores of Nginx and of the client."""
 DIRECT, OURS, GUIDE = "direct", "ours", "guide"
 
-# Nginx of the guide: TLS, one secret, and all else as Nginx has it by default. Its upstream is the same socket.
+# The guide's Nginx: TLS, one secret, and Nginx's defaults for everything else. Its upstream is the same socket.
 GUIDE_CONF = """
 pid /tmp/nginx.pid;
 error_log stderr;
@@ -60,37 +60,37 @@ http {
 
 @dataclass(frozen=True)
 class Ways:
-    """Name -> way, and the containers of those that go through Nginx."""
+    """The ways by name, and the containers of those through Nginx."""
 
     ways: Mapping[str, Way]
     containers: Mapping[str, Container]
     source_pid: int
 
     def place_source(self, core: int) -> None:
-        """Let the source run on that core."""
+        """Make the source run on that core."""
         os.sched_setaffinity(self.source_pid, {core})
 
     def cpu_seconds(self, name: str) -> float:
-        """Of a container's processes so far."""
+        """Return the CPU time of a container's processes so far."""
         used = [Path(f"/proc/{pid}/schedstat").read_text().split()[0] for pid in processes(self.containers[name])]
         return sum(map(int, used)) / 1e9
 
 
 def processes(container: Container) -> list[int]:
-    """Their numbers on this machine."""
+    """Return the process ids on this machine of a container's processes."""
     return [int(pid) for (pid,) in container.top(ps_args="-eo pid")["Processes"]]
 
 
 def first(pid: int) -> None:
-    """Let a process run before all others of this machine: what they do is not to be measured. 0: this one."""
+    """Give a process (0: this one) priority over all others, whose work is not to be measured."""
     if pid and ROOT_GROUP.exists():
-        ROOT_GROUP.write_text(str(pid))  # Docker's groups have no share of such a rank
+        ROOT_GROUP.write_text(str(pid))  # Docker's groups have no real-time share
     os.sched_setscheduler(pid, os.SCHED_RR, os.sched_param(10))
 
 
 @contextmanager
 def opened(stack: str, image: str, key: str) -> Iterator[Ways]:
-    """All of them, until the block ends, with configuration, certificate and key of a stack that is up here."""
+    """Open all ways until the block ends, with configuration, certificate and key of a stack that is up here."""
     with ExitStack() as closing:
         directory = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="elastic-vllm-price-")))
         sockets = directory / "socket"
@@ -113,7 +113,7 @@ def opened(stack: str, image: str, key: str) -> Iterator[Ways]:
 
 
 def any_certificate() -> ssl.SSLContext:
-    """For clients that measure: the containers' addresses are in no certificate."""
+    """Return a context that accepts any certificate: the containers' addresses are in none."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -128,7 +128,7 @@ def _prepare(files: Path, name: str, key: str) -> None:
             f"exec nginx -e stderr -c {CONFIG_DIRECTORY}/current/nginx.conf -g 'daemon off;'\n"
         )
     else:
-        # The limits are checked, and never reached.
+        # Nginx checks the limits, but the benchmark never reaches them.
         text = re.sub(r"rate=\d+r/[sm]", "rate=100000r/s", conf.read_text())
         text = re.sub(r"burst=\d+", "burst=100000", text)
         conf.write_text(text.replace("include metrics.conf;", ""))
