@@ -38,7 +38,7 @@ def install_missing(
         return []
     if not shutil.which("apt-get"):
         raise RehearsalError(
-            f"this machine lacks {', '.join(missing)} and is not Debian or Ubuntu: install them with its package manager"
+            f"this machine lacks {', '.join(missing)} and is not Debian or Ubuntu: install them by hand"
         )
     say(f"installing {' '.join(missing)}")
     options = ["-q", "-o", f"DPkg::Lock::Timeout={LOCK_SECONDS}", "-o", "Acquire::Retries=2"]
