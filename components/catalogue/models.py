@@ -125,6 +125,10 @@ def _is_texts(value: object) -> bool:
     return isinstance(value, list) and all(map(_is_text, value))
 
 
+def _is_texts_by_name(value: object) -> bool:
+    return isinstance(value, dict) and _is_texts([*value, *value.values()])
+
+
 def _is_text_or_null(value: object) -> bool:
     return value is None or isinstance(value, str)
 
@@ -139,13 +143,14 @@ FIELDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "tool_call_parser": ("text or null", _is_text_or_null),
     "reasoning_parser": ("text or null", _is_text_or_null),
     "chat_template": ("text or null", _is_text_or_null),
-    "environment": ("texts by name", lambda value: isinstance(value, dict) and _is_texts([*value, *value.values()])),
+    "environment": ("texts by name", _is_texts_by_name),
     "least_vllm": ('a version such as "0.32.0"', lambda value: bool(re.fullmatch(r"\d+\.\d+\.\d+", str(value)))),
     "weights_gb": ("a number above 0", lambda value: type(value) in {int, float} and value > 0),
     "max_model_len": ("a whole number above 0", lambda value: type(value) is int and value > 0),
     "native_function_calling": ("true or false", _is_boolean),
     "gated": ("true or false", _is_boolean),
     "licence": ("text or null", _is_text_or_null),
+    "refuses": ("texts by name", _is_texts_by_name),
     "unneeded_files": ("a list of texts", _is_texts),
     "notes": ("text", _is_text),
 }

@@ -19,6 +19,7 @@ from typing import Any
 
 import pulumi
 import yaml
+from google.protobuf import empty_pb2  # type: ignore[import-untyped]
 from pulumi.runtime import mocks, rpc
 from pulumi.runtime.proto import resource_pb2
 from pulumi.runtime.stack import Stack, run_pulumi_func
@@ -189,6 +190,13 @@ class _Monitor(mocks.MockMonitor):
         super().__init__(_Mocks())
         self.program = program
         self.given = outputs
+        self.names: dict[str, str] = {}
+
+    def RegisterResourceOutputs(self, request: Any) -> Any:  # noqa: N802 - the protocol's
+        if name := self.names.get(request.urn):
+            outputs = rpc.deserialize_properties(request.outputs)
+            self.program.resources[name].outputs = {key: _mark(value) for key, value in outputs.items()}
+        return empty_pb2.Empty()
 
     def RegisterResource(self, request: resource_pb2.RegisterResourceRequest) -> Any:  # noqa: N802 - the protocol's
         urn = self.make_urn(request.parent, request.type, request.name)
@@ -211,6 +219,7 @@ class _Monitor(mocks.MockMonitor):
             deleted_with=_name(request.deletedWith),
             create_timeout=request.customTimeouts.create,
         )
+        self.names[urn] = request.name
         id_, outputs = _outputs(resource)
         answer = resource_pb2.RegisterResourceResponse(urn=urn, id=id_)
         answer.object.update({**inputs, **outputs, **self.given.get(request.name, {})})

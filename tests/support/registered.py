@@ -3,7 +3,7 @@
 import base64
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from components.elastic import resources as elastic_resources
@@ -55,6 +55,8 @@ class Registered:
     deleted_with: str
     """Name of the resource that takes this one with it, or empty."""
     create_timeout: str
+    outputs: dict[str, Any] = field(default_factory=dict)
+    """What a component registers at its end."""
 
     @property
     def is_google(self) -> bool:

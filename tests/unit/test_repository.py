@@ -107,3 +107,11 @@ def test_nothing_names_a_home_or_this_checkout() -> None:
 def test_the_schedule_of_parallel_tests_names_tests_that_exist() -> None:
     named = (*side_by_side.FIRST, side_by_side.SITE, *side_by_side.NO_IMAGES, *side_by_side.APART)
     assert not [part for part in named if not list((ROOT / "tests").glob(f"{part}*"))]
+
+
+def test_components_know_nothing_of_rehearsals() -> None:
+    command = ["grep", "-ril", "rehears", "components", "__main__.py", "Pulumi.yaml", "--include=*.*"]
+    found = subprocess.run(
+        [*command, "--exclude-dir=__pycache__"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (found.stdout, found.returncode) == ("", 1)

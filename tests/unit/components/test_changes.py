@@ -1,7 +1,5 @@
 """What a change of a setting touches: docs/reference/changes.md and tests/golden/changes.yaml."""
 
-import base64
-import pickle
 import re
 import subprocess
 from collections.abc import Callable
@@ -16,9 +14,8 @@ from scripts.maintain import record_previews
 from tests.conftest import GOLDEN
 from tests.support import empty_bundle
 from tests.support.program import PROJECT, ROOT, Program, changes, run
-from tests.support.registered import Registered, Secret
 from tests.support.verify_server import issue, new_authority
-from tests.unit.conftest import BASES, ON_GOOGLE
+from tests.unit.conftest import ON_GOOGLE
 
 FILE = GOLDEN / "changes.yaml"
 HEADER = """\
@@ -152,27 +149,3 @@ def test_a_new_revision_of_the_model_is_served_and_not_only_downloaded(
 ) -> None:
     found = changes(settled("gpu", {}), settled("gpu", {"modelRevision": "2" * 40}))
     assert "vllm-container" in found["replaced"]
-
-
-def test_resources_and_providers_keep_the_names_that_states_hold(
-    settled: Callable[[str, dict[str, Any]], Program], golden: Callable[[str, str], None]
-) -> None:
-    """A changed line is a resource that `up` replaces in every stack, unless it has an alias for the old name."""
-    rows = [(base, {}) for base in BASES] + [(row["base"], row["to"]) for row in TABLE if row["created"]]
-    names: set[str] = set()
-    for program in (settled(base, overrides) for base, overrides in rows):
-        for resource in program.resources.values():
-            types, ancestor = [resource.type], program.resources.get(resource.parent)
-            while ancestor:
-                types, ancestor = [ancestor.type, *types], program.resources.get(ancestor.parent)
-            names.add(f"{'$'.join(types)}::{resource.name}{_pickled(resource)}")
-    golden("state-names.txt", "".join(f"{name}\n" for name in sorted(names)))
-
-
-def _pickled(resource: Registered) -> str:
-    """The name under which the state holds a dynamic resource's provider."""
-    if "__provider" not in resource.inputs:
-        return ""
-    kept = resource.inputs["__provider"]
-    provider = type(pickle.loads(base64.b64decode(kept.value if isinstance(kept, Secret) else kept)))  # noqa: S301
-    return f" by {provider.__module__}.{provider.__qualname__}"

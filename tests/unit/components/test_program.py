@@ -346,3 +346,29 @@ def test_googles_api_is_loaded_only_where_it_is_used(
     command = [sys.executable, "-c", RUN, base]
     done = subprocess.run(command, input=json.dumps(values_of(base)), capture_output=True, text=True, check=True)
     assert done.stdout == f"{loaded}\n"
+
+
+# base, settings, component, the outputs that it registers
+OUTPUTS: list[tuple[str, dict[str, Any], str, set[str]]] = [
+    ("local", {}, "host", {"address"}),
+    ("local", {}, "runtime", {"imageIds"}),
+    ("local", {}, "weights", {"path"}),
+    ("local", {}, "vllm", {"socketDirectory"}),
+    ("local", {}, "nginx", {"container"}),
+    ("local", {}, "key", {"key", "named", "accepted"}),
+    ("local", {}, "certificate", {"certificatePem", "caCertificatePem"}),
+    ("local", {"clientCertificates": ["kibana"]}, "clients", {"caPem", "certificates"}),
+    ("local", {}, "connector", {"endpointUrl", "url", "key", "connectorId", "inferenceId"}),
+    ("airgap", {}, "bundle", {"packages", "imageDirectories"}),
+    ("prod", {}, "network", {"address", "subnetwork"}),
+    ("prod", {}, "vm", {"address"}),
+]
+
+
+@pytest.mark.parametrize(("base", "overrides", "name", "outputs"), OUTPUTS, ids=[row[2] for row in OUTPUTS])
+def test_a_component_registers_its_outputs(
+    base: str, overrides: dict[str, Any], name: str, outputs: set[str], program_of: Callable[..., Program]
+) -> None:
+    registered = program_of(base, **overrides).resources[name].outputs
+    assert set(registered) == outputs
+    assert not [key for key, value in registered.items() if value is None]

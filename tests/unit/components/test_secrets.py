@@ -161,3 +161,17 @@ def test_clients_get_the_cas_certificate(program: Program) -> None:
 def test_another_port_is_in_the_url(program_of: Programs) -> None:
     url = program_of("gpu", httpsPort=8443).outputs["connectorUrl"]
     assert url == f"https://{GPU['host']}:8443/v1/chat/completions"
+
+
+# Outputs of components
+
+
+def test_components_register_secrets_as_secrets(program_of: Programs) -> None:
+    program = program_of("local", keys={"siem": [2, 1]}, clientCertificates=["kibana"])
+    components = [resource for resource in program.resources.values() if resource.is_component]
+    clear = "\n".join(text for component in components for text in texts(component.outputs))
+    assert [component.name for component in components if [*texts(component.outputs, secret=True)]] == [
+        "key",
+        "connector",
+    ]
+    assert not [name for name in program.resources if key_of(name) in clear or tls_key_of(name) in clear]

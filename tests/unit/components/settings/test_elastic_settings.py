@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from components.settings.stack import Settings
+from tests.conftest import GOLDEN
 from tests.support.program import Program
 from tests.support.registered import Secret
 from tests.support.verify_server import new_authority
@@ -29,6 +30,8 @@ Programs = Callable[..., Program]
 WRONG: list[Any] = [
     ({"kibanaUrl": KIBANA["kibanaUrl"]}, "kibanaApiKey", "not set, but kibanaUrl is", "config set --secret"),
     ({"elasticsearchUrl": "https://x"}, "elasticsearchApiKey", "not set, but elasticsearchUrl is", "API key"),
+    ({"elasticsearchApiKey": "abc"}, "elasticsearchApiKey", "there is no elasticsearchUrl", "set elasticsearchUrl"),
+    ({"elasticCa": str(GOLDEN / "elastic" / "ca.pem")}, "elasticCa", "no kibanaUrl or elasticsearchUrl", "set one of"),
     ({"kibanaApiKey": "abc"}, "kibanaApiKey", "there is no kibanaUrl", "set kibanaUrl"),
     ({"kibanaSpace": "ai"}, "kibanaSpace", "there is no kibanaUrl", "set kibanaUrl"),
     ({**KIBANA, "kibanaUrl": "kibana.example.com"}, "kibanaUrl", "not a URL", "https://HOST"),

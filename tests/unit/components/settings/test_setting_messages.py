@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from components.settings.stack import PROJECT_DIRECTORY, Settings
+from tests.support import empty_bundle
+from tests.support.program import PINS
 from tests.unit.components.settings import (
     test_acme_settings,
     test_bundle_settings,
@@ -20,11 +22,15 @@ Golden = Callable[[str, str], None]
 Settle = Callable[..., Settings]
 
 
-def wrong_settings() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Base and what is wrong in it: the rows of the other modules' tables."""
+def wrong_settings(bundle: Path, directory: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Base and what is wrong in it: the rows of the other modules' tables, and what takes files."""
     for base, key, value, *_ in [*test_settings.WRONG, *test_gcp_settings.WRONG]:
         yield base, {key: value}
-    for base, overrides, *_ in [*test_gcp_settings.CONTRADICTIONS, *test_bundle_settings.WRONG]:
+    for base, overrides, *_ in [
+        *test_settings.CONTRADICTIONS,
+        *test_gcp_settings.CONTRADICTIONS,
+        *test_bundle_settings.WRONG,
+    ]:
         yield base, overrides
     for overrides, *_ in [*test_elastic_settings.WRONG, *test_acme_settings.WRONG]:
         yield "local", overrides
@@ -45,14 +51,25 @@ def wrong_settings() -> Iterator[tuple[str, dict[str, Any]]]:
         {"dcgmImage": f"a/b:1@sha256:{'c' * 64}"},
     ):
         yield "local", overrides
+    yield "prod", {"bundle": str(bundle), "bundleKey": "unsigned", "modelRevision": ""}
+    parts = {name: part for name, part in empty_bundle.parts().items() if name != "weights"}
+    without_weights = empty_bundle.write(directory / "bundle", parts)
+    yield "airgap", {"bundle": str(without_weights), "modelRevision": PINS["modelRevision"]}
+    catalogue = directory / "models.yaml"
+    catalogue.write_text("models: {acme/New: {weights_gb: 1, least_vllm: 0.40.1}}")
+    old = f"vllm:v0.40.0@sha256:{'c' * 64}"
+    yield "gpu", {"modelCatalogue": str(catalogue), "model": "acme/New", "vllmImage": old}
+    yield "gpu", {"modelCatalogue": str(directory / "absent.yaml")}
 
 
-def test_every_message_of_a_wrong_setting_is_as_reviewed(settle: Settle, key_files: Path, golden: Golden) -> None:
+def test_every_message_of_a_wrong_setting_is_as_reviewed(
+    settle: Settle, key_files: Path, bundle: Path, tmp_path: Path, golden: Golden
+) -> None:
     lines = []
-    for base, overrides in wrong_settings():
+    for base, overrides in wrong_settings(bundle, tmp_path):
         problems = found(partial(settle, base, overrides))
         text = "\n".join(problems).replace(str(key_files), "FILES").replace(str(PROJECT_DIRECTORY), "PROJECT")
         # Of a file's content, a test's own random one, nothing is shown; of its name, what pytest made of it.
-        lines.append(re.sub(r"/tmp/\S*", "TEMPORARY", text) + "\n")
+        lines.append(re.sub(r"/tmp/[^\s']*", "TEMPORARY", text) + "\n")
     assert all(line.strip() for line in lines)
     golden("setting-messages.txt", "".join(dict.fromkeys(lines)))

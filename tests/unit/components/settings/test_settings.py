@@ -166,6 +166,14 @@ CONTRADICTIONS: list[Any] = [
         *("model", "2 x 80 GiB at 90 % are 144 GiB", "use a smaller model or more GPU memory"),
     ),
     ("gpu", {"model": "acme/Small", "weightsGb": -1}, "weightsGb", "out of range", "use 0 to 100000"),
+    ("prod", {"containerRuntime": "podman"}, "containerRuntime", "target gcp sets up Docker", "use target existing"),
+    ("gpu", {"containerRuntime": "podman"}, "sshUser", "only root can use Podman's API", "set it to root"),
+    (
+        *("gpu", {"containerRuntime": "podman", "sshUser": "root", "dcgmImage": "localhost/dcgm:4.5.0"}),
+        *("dcgmImage", "the exporter needs Docker's GPU requests", "or use docker"),
+    ),
+    ("prod", {"accelerator": "none"}, "accelerator", "every machine type here has GPUs", "remove it"),
+    ("local", {"tlsCa": "ca.pem"}, "tlsCa", "set, but tls is private-ca", "set tls to provided or letsencrypt"),
     (
         *("gpu", {"model": "rehearsal/tiny", "modelCatalogue": "scripts/lab/models.yaml", **HOST_WEIGHTS}, "model"),
         *("served on the CPU, but a registry's vLLM needs GPUs", "use another model or vllmImage"),
