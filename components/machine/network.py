@@ -74,7 +74,7 @@ class Network(pulumi.ComponentResource):
             compute.Firewall(
                 f"{name}-{role}",
                 name=f"{settings.name}-{role}",
-                project=settings.project,
+                project=settings.network_project,
                 network=network,
                 direction="INGRESS",
                 source_ranges=list(sources),
@@ -91,7 +91,7 @@ class Network(pulumi.ComponentResource):
                 compute.Firewall(
                     f"{name}-no-others",
                     name=f"{settings.name}-no-others",
-                    project=settings.project,
+                    project=settings.network_project,
                     network=network,
                     direction="INGRESS",
                     source_ranges=["0.0.0.0/0"],

@@ -12,7 +12,21 @@ from components.machine.host import STANDARD_SSH_PORT, Bastion
 from components.settings import ssh
 from components.settings.problems import Problems
 
-PROJECT = re.compile(r"[a-z][a-z0-9-]{4,28}[a-z0-9]")
+# Older projects of a domain have it in front: example.com:llm.
+PROJECT_ID = r"([a-z0-9][a-z0-9.-]*:)?[a-z][a-z0-9-]{4,28}[a-z0-9]"
+PROJECT = re.compile(PROJECT_ID)
+LINKS = {
+    key: re.compile(
+        rf"(https://(www|compute)\.googleapis\.com/compute/\w+/)?"
+        rf"(?P<link>projects/(?P<project>{PROJECT_ID})/{place}/(?P<name>[a-z][a-z0-9-]*))"
+    )
+    for key, place in {
+        "network": "global/networks",
+        "subnetwork": r"regions/(?P<region>[a-z0-9-]+)/subnetworks",
+    }.items()
+}
+"""Self links of a VPC and a subnetwork, such as those of a Shared VPC's host project."""
+DEFAULT_SERVICE_ACCOUNT = re.compile(r"(\d+-compute@developer|[a-z][a-z0-9.:-]*@appspot)\.gserviceaccount\.com")
 RESOURCE = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 SERVICE_ACCOUNT = re.compile(r"[a-z0-9-]+@[a-z0-9.-]+\.iam\.gserviceaccount\.com")
 LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
@@ -81,8 +95,9 @@ class GcpSettings:
     image: str
     """Of the boot disk: projects/PROJECT/global/images/NAME."""
     network: str
-    """Name of an existing VPC; empty: one of the stack's own."""
+    """Name of an existing VPC, or projects/PROJECT/global/networks/NAME; empty: the stack creates one."""
     subnetwork: str
+    """Name, or projects/PROJECT/regions/REGION/subnetworks/NAME."""
     external_address: bool
     https_source_ranges: Sequence[str]
     ssh_via: str
@@ -104,6 +119,12 @@ class GcpSettings:
     """Public half of `sshPrivateKeyPath`."""
 
     @property
+    def network_project(self) -> str:
+        """The project with the VPC and its firewall rules: the host project of a Shared VPC, or `project`."""
+        match = LINKS["network"].fullmatch(self.network)
+        return match["project"] if match else self.project
+
+    @property
     def region(self) -> str:
         """The zone's region."""
         return self.zone.rpartition("-")[0]
@@ -123,8 +144,8 @@ def gcp_settings(problems: Problems, stack: str, private_key: Path, project_dire
         provisioning_model=problems.choice("provisioningModel", PROVISIONING_MODELS),
         reservation=_optional(problems, "reservation", RESOURCE, "use the reservation's name"),
         image=_image(problems),
-        network=_optional(problems, "network", RESOURCE, "use the name of a VPC in gcpProject"),
-        subnetwork=_optional(problems, "subnetwork", RESOURCE, "use the name of a subnetwork in the zone's region"),
+        network=_name_or_link(problems, "network", "use the name of a VPC in gcpProject, or its self link"),
+        subnetwork=_subnetwork(problems),
         external_address=boolean("externalAddress"),
         https_source_ranges=_sources(problems, "httpsSourceRanges", f"for everyone write {EVERYONE}"),
         ssh_via=problems.choice("sshVia", ("address", "bastion", "iap")),
@@ -138,9 +159,7 @@ def gcp_settings(problems: Problems, stack: str, private_key: Path, project_dire
         keep_weights_disk=boolean("keepWeightsDisk"),
         labels=_labels(problems),
         deletion_protection=boolean("deletionProtection"),
-        service_account=_optional(
-            problems, "serviceAccount", SERVICE_ACCOUNT, "use NAME@PROJECT.iam.gserviceaccount.com"
-        ),
+        service_account=_service_account(problems),
         parked=boolean("parked"),
         ssh_public_key=ssh.public_key(problems, private_key),
     )
@@ -163,6 +182,37 @@ def _image(problems: Problems) -> str:
 
 def _optional(problems: Problems, key: str, pattern: re.Pattern[str], fix: str) -> str:
     return problems.text(key, pattern, fix) if problems.values[key] else ""
+
+
+def _name_or_link(problems: Problems, key: str, fix: str) -> str:
+    """A name, or a self link without the address of the API."""
+    value = problems.values[key]
+    if match := LINKS[key].fullmatch(value):
+        return match["link"]
+    return _optional(problems, key, RESOURCE, fix)
+
+
+def _subnetwork(problems: Problems) -> str:
+    fix = "use the name of a subnetwork in the zone's region, or its self link"
+    value = _name_or_link(problems, "subnetwork", fix)
+    match, network = LINKS["subnetwork"].fullmatch(value), LINKS["network"].fullmatch(problems.values["network"])
+    region = problems.values["zone"].rpartition("-")[0]
+    if match and match["region"] != region:
+        problems.add("subnetwork", f"is in {match['region']}, but the zone is in {region}", fix)
+    if bool(match) != bool(network) and value and problems.values["network"]:
+        problems.add("subnetwork", "one of network and subnetwork is a self link, the other a name", "write both alike")
+    elif match and network and match["project"] != network["project"]:
+        problems.add("subnetwork", f"is in {match['project']}, but network is in {network['project']}", fix)
+    return value
+
+
+def _service_account(problems: Problems) -> str:
+    """An account for this VM alone: what Google creates by default may do almost everything in the project."""
+    fix = "use NAME@PROJECT.iam.gserviceaccount.com, or leave it empty for none"
+    if DEFAULT_SERVICE_ACCOUNT.fullmatch(problems.values["serviceAccount"]):
+        problems.add("serviceAccount", "is a default account, which has far more rights than a model needs", fix)
+        return ""
+    return _optional(problems, "serviceAccount", SERVICE_ACCOUNT, fix)
 
 
 def _sources(problems: Problems, key: str, instead: str) -> tuple[str, ...]:

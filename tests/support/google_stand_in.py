@@ -22,6 +22,7 @@ MODEL = "acme/gated"
 COMPUTE = "compute.googleapis.com"
 MANAGER = "cloudresourcemanager.googleapis.com"
 USAGE = "serviceusage.googleapis.com"
+POLICIES = "orgpolicy.googleapis.com"
 SKUS = "cloudbilling.googleapis.com/v1/services/6F81-5844-456A/skus"
 # The real catalog's factor for a month: gibibytes of 2^30 bytes for 31 days, in byte seconds.
 GIB_MONTH = 2.8759101014016e15
@@ -79,6 +80,10 @@ def quotas(**limits: float) -> list[dict[str, Any]]:
     return [{"metric": metric, "limit": limit, "usage": 0.0} for metric, limit in limits.items()]
 
 
+def policy(project: str, constraint: str) -> str:
+    return f"v2/projects/{project}/policies/{constraint}:getEffectivePolicy"
+
+
 def fill(cloud: Cloud, gcp: GcpSettings) -> None:
     """Fill the cloud with a project in which the stack can be brought up."""
     compute, kind = cloud.compute, gcp.machine_type
@@ -87,6 +92,8 @@ def fill(cloud: Cloud, gcp: GcpSettings) -> None:
         f"{MANAGER}/v3/projects/{gcp.project}": {"projectId": gcp.project, "state": "ACTIVE"},
         f"{USAGE}/v1/projects/{gcp.project}/services/compute.googleapis.com": {"state": "ENABLED"},
         f"{USAGE}/v1/projects/{gcp.project}/services/iap.googleapis.com": {"state": "ENABLED"},
+        f"{POLICIES}/{policy(gcp.project, 'compute.requireOsLogin')}": {"spec": {"rules": [{"enforce": False}]}},
+        f"{POLICIES}/{policy(gcp.project, 'compute.vmExternalIpAccess')}": {"spec": {"rules": [{"allowAll": True}]}},
         compute(""): {"quotas": quotas(GPUS_ALL_REGIONS=8)},
         compute(region): {
             "quotas": quotas(

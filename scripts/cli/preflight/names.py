@@ -40,20 +40,21 @@ def weights_disk(survey: Survey) -> Outcome:
 
 def network(survey: Survey) -> Outcome:
     """The network and subnetwork that the settings name exist and fit."""
-    gcp = survey.gcp
-    if survey.google.find(gcp.project, f"global/networks/{gcp.network}") is None:
-        return failed(f"{gcp.project} has no network {gcp.network}", "check network")
-    found = survey.google.find(gcp.project, f"regions/{gcp.region}/subnetworks/{gcp.subnetwork}")
+    gcp, project = survey.gcp, survey.gcp.network_project
+    name, subnetwork = gcp.network.rpartition("/")[2], gcp.subnetwork.rpartition("/")[2]
+    if survey.google.find(project, f"global/networks/{name}") is None:
+        return failed(f"{project} has no network {name}", "check network")
+    found = survey.google.find(project, f"regions/{gcp.region}/subnetworks/{subnetwork}")
     if found is None:
-        return failed(f"{gcp.region} has no subnetwork {gcp.subnetwork}", "check subnetwork and zone")
+        return failed(f"{gcp.region} has no subnetwork {subnetwork}", "check subnetwork and zone")
     owner = found["network"].rpartition("/")[2]
-    if owner != gcp.network:
-        return failed(f"subnetwork {gcp.subnetwork} is of network {owner}", f"set network to {owner}")
+    if owner != name:
+        return failed(f"subnetwork {subnetwork} is of network {owner}", f"set network to {owner}")
     if not found.get("privateIpGoogleAccess"):
-        cause = f"subnetwork {gcp.subnetwork} has no Private Google Access"
+        cause = f"subnetwork {subnetwork} has no Private Google Access"
         fix = (
-            f"gcloud compute networks subnets update {gcp.subnetwork} --region {gcp.region} --project {gcp.project} "
+            f"gcloud compute networks subnets update {subnetwork} --region {gcp.region} --project {project} "
             "--enable-private-ip-google-access"
         )
         return warning(cause, fix) if gcp.external_address else failed(cause, fix)
-    return ok(f"{gcp.network}/{gcp.subnetwork} in {gcp.region}, with Private Google Access")
+    return ok(f"{name}/{subnetwork} in {gcp.region}, with Private Google Access")

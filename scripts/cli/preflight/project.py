@@ -1,6 +1,7 @@
 """Checks of the project: credentials, APIs, permissions."""
 
 from itertools import groupby
+from typing import Any
 
 from scripts.cli.preflight.report import Outcome, failed, ok, warning
 from scripts.cli.preflight.survey import Survey
@@ -10,6 +11,7 @@ IAP = "iap.googleapis.com"
 MANAGER = "cloudresourcemanager.googleapis.com"
 UNAUTHORIZED = 401
 
+POLICIES = "orgpolicy.googleapis.com"
 INSTANCE_ADMIN = "roles/compute.instanceAdmin.v1"
 NETWORK_ADMIN = "roles/compute.networkAdmin"
 SECURITY_ADMIN = "roles/compute.securityAdmin"
@@ -80,12 +82,15 @@ def permissions(survey: Survey) -> Outcome:
     """Whether the user has on the project what these settings need (testIamPermissions)."""
     needed, project = permissions_needed(survey), survey.gcp.project
     held: set[str] = set()
+
     # A permission that can't be tested on a project would spoil the answer for those asked with it.
-    for _, names in groupby(sorted(needed), key=lambda name: name.split(".")[0]):
-        asked = {"permissions": list(names)}
-        held |= set(
-            survey.google.ask(MANAGER, f"v3/projects/{project}:testIamPermissions", asked).get("permissions", [])
-        )
+    def asked_with(name: str) -> tuple[str, str]:
+        of_the_network = name.startswith(("compute.firewalls", "compute.networks", "compute.subnetworks"))
+        return (survey.gcp.network_project if of_the_network else project), name.split(".", maxsplit=1)[0]
+
+    for (where, _), names in groupby(sorted(needed, key=asked_with), key=asked_with):
+        asked = {"permissions": sorted(names)}
+        held |= set(survey.google.ask(MANAGER, f"v3/projects/{where}:testIamPermissions", asked).get("permissions", []))
     missing = {name: role for name, role in needed.items() if name not in held}
     if not missing:
         return ok(f"all {len(needed)} that these settings need, on {project}")
@@ -97,3 +102,26 @@ def permissions(survey: Survey) -> Outcome:
     if set(by_role) == {ACCOUNT_USER}:
         return warning(cause, f"fine if it is granted on {survey.gcp.service_account} itself; else {fix}")
     return failed(cause, fix)
+
+
+def policies(survey: Survey) -> Outcome:
+    """Policies of the organisation that would stop `up` late: enforced OS Login, no external addresses."""
+    gcp, vm = survey.gcp, f"projects/{survey.gcp.project}/zones/{survey.gcp.zone}/instances/{survey.gcp.name}"
+    exception = "ask who keeps the organisation's policies for an exception for this project"
+    rules = _rules(survey, "compute.requireOsLogin")
+    if any(rule.get("enforce") for rule in rules):
+        return failed("the organisation enforces OS Login, which ignores the SSH key that up gives the VM", exception)
+    if gcp.external_address:
+        for rule in _rules(survey, "compute.vmExternalIpAccess"):
+            allowed = rule.get("values", {}).get("allowedValues")
+            if rule.get("denyAll") or (allowed is not None and vm not in allowed):
+                cause = "the organisation allows this VM no external address"
+                return failed(cause, f"set externalAddress to false (and sshVia to iap or bastion), or {exception}")
+    return ok("no policy of the organisation forbids the VM's SSH key or its address")
+
+
+def _rules(survey: Survey, constraint: str) -> list[dict[str, Any]]:
+    """The rules of a constraint as they apply to the project, those of its folders and organisation included."""
+    path = f"v2/projects/{survey.gcp.project}/policies/{constraint}:getEffectivePolicy"
+    rules: list[dict[str, Any]] = survey.google.ask(POLICIES, path).get("spec", {}).get("rules", [])
+    return rules

@@ -43,6 +43,7 @@ def _of_google(gcp: GcpSettings) -> list[tuple[str, Callable[[Survey], Outcome]]
         (True, "api-compute", partial(project.api, name=COMPUTE)),
         (gcp.ssh_via == "iap", "api-iap", partial(project.api, name=project.IAP)),
         (True, "permissions", project.permissions),
+        (running, "policies", project.policies),
         (True, "zone", capacity.zone),
         (running, "machine-type", capacity.machine_type),
         (running and bool(gcp.reservation), "reservation", capacity.reservation),

@@ -13,7 +13,18 @@ from scripts.cli.preflight.project import permissions_needed
 from scripts.cli.preflight.report import Verdict
 from scripts.cli.preflight.survey import Survey
 from scripts.lib.google import Google, find_identity
-from tests.support.google_stand_in import HUB_TOKEN, MANAGER, MODEL, SKUS, USAGE, Cloud, quotas, sku
+from tests.support.google_stand_in import (
+    HUB_TOKEN,
+    MANAGER,
+    MODEL,
+    POLICIES,
+    SKUS,
+    USAGE,
+    Cloud,
+    policy,
+    quotas,
+    sku,
+)
 from tests.unit.cli.preflight.survey import loaded, report
 
 OK, FAILED, WARNING, NOT_CHECKED = Verdict
@@ -51,6 +62,12 @@ def having(path: str, **values: Any) -> Change:
 def reserved(**values: Any) -> Change:
     room = {"count": "3", "inUseCount": "1", "instanceProperties": {"machineType": "a2-ultragpu-2g"}}
     return having(f"{ZONE}/reservations/mine", **{"status": "READY", "specificReservation": room | values})
+
+
+def ruled(constraint: str, *rules: dict[str, Any]) -> Change:
+    """A policy of the organisation."""
+    path = f"{POLICIES}/{policy('acme-llm', constraint)}"
+    return lambda cloud: cloud.things.update({path: {"spec": {"rules": list(rules)}}})
 
 
 def all_of(*changes: Change) -> Change:
@@ -128,6 +145,39 @@ CASES: list[tuple[str, Change, dict[str, Any], Verdict, list[str]]] = [
         {},
         NOT_CHECKED,
         ["403 DENIED: No."],
+    ),
+    # Policies of the organisation
+    ("policies", lambda c: None, {}, OK, ["no policy of the organisation forbids"]),
+    ("policies", ruled("compute.requireOsLogin", {"enforce": True}), {}, FAILED, ["enforces OS Login", "exception"]),
+    (
+        "policies",
+        ruled("compute.vmExternalIpAccess", {"denyAll": True}),
+        {},
+        FAILED,
+        ["allows this VM no external address", "set externalAddress to false"],
+    ),
+    (
+        "policies",
+        ruled("compute.vmExternalIpAccess", {"values": {"allowedValues": ["projects/acme-llm/zones/z/instances/x"]}}),
+        {},
+        FAILED,
+        ["allows this VM no external address"],
+    ),
+    (
+        "policies",
+        ruled("compute.vmExternalIpAccess", {"denyAll": True}),
+        {"external_address": False},
+        OK,
+        ["no policy"],
+    ),
+    (
+        "policies",
+        lambda c: c.refuse(
+            f"{POLICIES}/{policy('acme-llm', 'compute.requireOsLogin')}", 403, "SERVICE_DISABLED", "Not enabled."
+        ),
+        {},
+        NOT_CHECKED,
+        ["403 SERVICE_DISABLED"],
     ),
     # Quotas
     ("quota-gpus", limits(NVIDIA_A100_80GB_GPUS=1), {}, FAILED, ["2 needed, 1 of 1 free", "ask for more"]),

@@ -26,7 +26,16 @@ def test_every_check_passes_where_all_is_well(cloud: Cloud) -> None:
     found = report(cloud)
     assert {name: outcome for name, outcome in found.items() if outcome.verdict is not OK} == {}
     assert list(found) == [
-        *("credentials", "api-compute", "permissions", "zone", "machine-type", "quota-gpus", "quota-all-gpus"),
+        *(
+            "credentials",
+            "api-compute",
+            "permissions",
+            "policies",
+            "zone",
+            "machine-type",
+            "quota-gpus",
+            "quota-all-gpus",
+        ),
         *("quota-vcpus", "quota-disks", "quota-addresses", "image", "names", "model", "cost"),
     ]
     assert found["credentials"].detail == "token of $GOOGLE_OAUTH_ACCESS_TOKEN, ada@example.com"
@@ -38,9 +47,9 @@ def test_the_report_is_a_line_a_check_and_a_summary(cloud: Cloud) -> None:
     result = invoked()
     lines = result.stdout.splitlines()
     assert result.exit_code == 0
-    assert len(lines) == 15
+    assert len(lines) == 16
     assert lines[3].startswith("ok          zone               us-central1-a is UP (")
-    assert lines[-1] == "all 14 checks passed"
+    assert lines[-1] == "all 15 checks passed"
 
 
 def test_the_report_as_json(cloud: Cloud) -> None:
@@ -50,7 +59,7 @@ def test_the_report_as_json(cloud: Cloud) -> None:
     document = json.loads(result.stdout)
     assert result.exit_code == 1
     assert (document["stack"], document["project"], document["ok"]) == ("cloud", "acme-llm", False)
-    assert document["summary"][0] == "1 of 14 checks failed: zone"
+    assert document["summary"][0] == "1 of 15 checks failed: zone"
     found = {check["name"]: check["verdict"] for check in document["checks"]}
     assert (found["zone"], found["quota-all-gpus"], found["image"]) == ("FAIL", "not checked", "ok")
 
@@ -66,8 +75,8 @@ def test_offline_it_says_what_it_could_not_check(cloud: Cloud, monkeypatch: pyte
     *checks, last = result.stdout.splitlines()
     assert result.exit_code == 0
     assert all(line.startswith("not checked ") for line in checks)
-    assert "no answer from compute.googleapis.com ([Errno 111] Connection refused)" in checks[3]
-    assert last.startswith("14 checks could not be made: credentials, api-compute, ")
+    assert "no answer from compute.googleapis.com ([Errno 111] Connection refused)" in checks[4]
+    assert last.startswith("15 checks could not be made: credentials, api-compute, ")
 
 
 def test_each_check_is_announced_before_it_is_made(cloud: Cloud) -> None:
@@ -117,7 +126,7 @@ def test_without_credentials_only_the_hub_is_asked(cloud: Cloud, monkeypatch: py
     assert lines[0].startswith("FAIL        credentials        no credentials (")
     assert "gcloud auth application-default login" in lines[0]
     assert [line.split()[1] for line in lines if line.startswith("ok")] == ["model"]
-    assert lines[-1].startswith("12 checks could not be made: api-compute, ")
+    assert lines[-1].startswith("13 checks could not be made: api-compute, ")
     assert not [path for path in cloud.asked if not path.startswith("hub")]
 
 

@@ -24,6 +24,10 @@ BASTION_FIX = "write e.g. ops@bastion.example.com:22"
 LABEL_FIX = "use lower-case letters, digits"
 
 # base, the setting, its value, the cause, the fix
+SHARED = {
+    "network": "projects/acme-host/global/networks/shared",
+    "subnetwork": "projects/acme-host/regions/us-central1/subnetworks/llm",
+}
 WRONG: list[Any] = [
     ("prod", "gcpProject", "", "not set", "set it to the project's id"),
     ("prod", "gcpProject", "Acme Search", "invalid format", "6 to 30 of a-z"),
@@ -87,9 +91,11 @@ WRONG: list[Any] = [
         "prod",
         "serviceAccount",
         "1-compute@developer.gserviceaccount.com",
-        "invalid format",
+        "is a default account",
         "use NAME@PROJECT",
     ),
+    ("prod", "serviceAccount", "acme-llm@appspot.gserviceaccount.com", "is a default account", "use NAME@PROJECT"),
+    ("prod", "serviceAccount", "ops@example.com", "invalid format", "or leave it empty for none"),
     ("dev", "deletionProtection", "true", "deletes a VM with provisioningModel SPOT", "set it to false"),
     ("prod", "gpuCount", "4", "has no effect with target gcp", "remove it"),
     ("prod", "host", "llm.example", "has no effect with target gcp", "remove it"),
@@ -190,6 +196,9 @@ def test_settings_that_contradict_each_other_are_refused(
         ("prod", {**BASTION, "bastion": "ops@10.0.0.5:2022"}),
         ("prod", {**NETWORK, "externalAddress": False}),
         ("prod", PRIVATE | NETWORK),
+        ("prod", {"gcpProject": "example.com:acme-search"}),
+        ("prod", SHARED),
+        ("prod", {**SHARED, **{k: f"https://www.googleapis.com/compute/v1/{v}" for k, v in SHARED.items()}}),
         ("prod", {"weightsDiskGb": 51}),
         ("prod", {"labels": {"team": "search", "empty": ""}}),
         ("prod", {"serviceAccount": "vm@acme-search.iam.gserviceaccount.com"}),
@@ -199,6 +208,31 @@ def test_settings_that_contradict_each_other_are_refused(
 )
 def test_good_settings_are_accepted(base: str, overrides: dict[str, Any], settle: Settle) -> None:
     assert not found(lambda: settle(base, overrides))
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"subnetwork": "llm"}, "one of network and subnetwork is a self link, the other a name"),
+        ({"subnetwork": SHARED["subnetwork"].replace("us-central1", "europe-west4")}, "but the zone is in us-central1"),
+        ({"subnetwork": SHARED["subnetwork"].replace("acme-host", "acme-other")}, "but network is in acme-host"),
+    ],
+)
+def test_links_of_a_shared_vpc_must_fit_each_other_and_the_zone(
+    change: dict[str, Any], cause: str, settle: Settle
+) -> None:
+    (problem,) = found(lambda: settle("prod", SHARED | change))
+    assert problem.startswith("subnetwork = ")
+    assert cause in problem
+
+
+def test_firewall_rules_of_a_shared_vpc_are_made_in_its_host_project(program_of: Callable[..., Program]) -> None:
+    program = program_of("prod", **SHARED)
+    rules = [r.inputs for r in program.resources.values() if r.type == "gcp:compute/firewall:Firewall"]
+    assert {(rule["project"], rule["network"]) for rule in rules} == {("acme-host", SHARED["network"])}
+    vm = program.resources["vm-instance"].inputs
+    assert vm["project"] != "acme-host"
+    assert vm["networkInterfaces"][0]["subnetwork"] == SHARED["subnetwork"]
 
 
 @pytest.mark.parametrize(("stack", "told"), [("prod-", "ends in '-'"), ("p" * 41, "up to 40"), ("Prod", "a-z, 0-9")])
