@@ -48,7 +48,7 @@ def test_the_report_is_a_line_a_check_and_a_summary(cloud: Cloud) -> None:
     lines = result.stdout.splitlines()
     assert result.exit_code == 0
     assert len(lines) == 16
-    assert lines[3].startswith("ok          zone               us-central1-a is UP (")
+    assert lines[4].startswith("ok          zone               us-central1-a is UP (")
     assert lines[-1] == "all 15 checks passed"
 
 
