@@ -110,7 +110,7 @@ class ArtifactBundle(pulumi.ComponentResource):
 
 def _verify(bundle: BundleSettings) -> list[str]:
     """The command that checks the bundle; its files themselves only where they are on this machine."""
-    trust = ["--key", str(bundle.public_key)] if bundle.public_key else ["--unsigned"]
+    trust = ["--key", bundle.public_key] if bundle.public_key else ["--unsigned"]
     where = ["--listing"] if bundle.on_host else []
     return ["scripts/elastic-vllm", "bundle", "verify", str(bundle.directory), *trust, *where]
 

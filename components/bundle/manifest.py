@@ -23,6 +23,8 @@ from components.errors import UserError
 
 FORMAT = 1
 MANIFEST, SUMS, SIGNATURE = "manifest.json", "SHA256SUMS", "SHA256SUMS.sig"
+PUBLIC_KEYS = ("ssh-", "ecdsa-", "sk-")
+"""Beginnings of a public SSH key, to tell it from the path of a file that holds one."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
 # What every file system and sha256sum itself write as it is.
 PATH = re.compile(r"[A-Za-z0-9._+@~=,-]+(/[A-Za-z0-9._+@~=,-]+)*")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from components.bundle import manifest as bundle_manifest
-from components.bundle.manifest import SIGNATURE, SUMS, Manifest
+from components.bundle.manifest import PUBLIC_KEYS, SIGNATURE, SUMS, Manifest
 from components.errors import UserError
 from components.settings.problems import DIRECTORY, Problem, Problems
 
@@ -36,8 +36,8 @@ class BundleSettings:
     """On this machine."""
     on_host: str
     """Its directory on the server, if a disk is plugged in there; empty to send it over SSH."""
-    public_key: Path | None
-    """The signer's, or None to accept an unsigned bundle."""
+    public_key: str | None
+    """The signer's, or the path of its file; None to accept an unsigned bundle."""
     manifest: Manifest
     manifest_sha256: str
 
@@ -120,16 +120,20 @@ def bundle_settings(problems: Problems, manifest: Manifest | None, project_direc
     )
 
 
-def _key(problems: Problems, project_directory: Path) -> Path | None:
-    value = problems.values["bundleKey"]
-    fix = f"give the file of the signer's public key, or {UNSIGNED!r} to accept an unsigned bundle"
+def _key(problems: Problems, project_directory: Path) -> str | None:
+    value = problems.values["bundleKey"].strip()
+    fix = f"give the signer's public key ('ssh-ed25519 AAAA...') or its file, or {UNSIGNED!r} for an unsigned bundle"
     if value == UNSIGNED:
         return None
+    if value.startswith(PUBLIC_KEYS):
+        if len(value.split()) < 2:  # noqa: PLR2004 - its type and the key
+            problems.add("bundleKey", "not a public key of the form 'ssh-ed25519 AAAA...'", fix)
+        return value
     if not value:
         problems.add("bundleKey", "not set", fix)
     elif not _path(value, project_directory).is_file():
-        problems.add("bundleKey", "no such file", fix)
-    return _path(value, project_directory)
+        problems.add("bundleKey", "neither a public key nor a file that can be read", fix)
+    return str(_path(value, project_directory))
 
 
 def _path(value: str, project_directory: Path) -> Path:

@@ -4,7 +4,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from components.bundle.manifest import SIGNATURE, SUMS
+from components.bundle.manifest import PUBLIC_KEYS, SIGNATURE, SUMS
 from scripts.lib.errors import BadInputError
 
 NAMESPACE = "elastic-vllm-bundle"
@@ -22,12 +22,16 @@ def sign(directory: Path, private_key: Path) -> None:
         raise BadInputError(f"--sign-key {private_key}: {said}", "give a private key that ssh-keygen can use")
 
 
-def flaw(directory: Path, public_key: Path) -> str:
-    """What is wrong with the signature; empty if it is this key's, of these checksums. Raises BadInputError."""
+def flaw(directory: Path, public_key: str | Path) -> str:
+    """What is wrong with the signature; empty if it is of these checksums, by this key.
+
+    `public_key` is `ssh-ed25519 AAAA...`, or the path of a file that holds it. Raises BadInputError.
+    """
     try:
-        lines = [line for line in public_key.read_text().splitlines() if line.strip()]
+        text = str(public_key) if str(public_key).startswith(PUBLIC_KEYS) else Path(public_key).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise BadInputError(f"--key {public_key}: {error}", "give the signer's public key file") from error
+    lines = [line for line in text.splitlines() if line.strip()]
     words = lines[0].split() if len(lines) == 1 else []
     if len(words) < 2 or "PRIVATE" in lines[0]:  # noqa: PLR2004 - a key's type and the key
         raise BadInputError(f"--key {public_key}: no public key", "give the signer's public key file, such as key.pub")

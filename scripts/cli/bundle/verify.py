@@ -39,7 +39,7 @@ class Bytes:
 
 
 def problems(
-    directory: Path, public_key: Path | None, *, listing: bool = False, compressed_layers: bool = False
+    directory: Path, public_key: str | Path | None, *, listing: bool = False, compressed_layers: bool = False
 ) -> Iterator[str]:
     """What is wrong with a bundle, a line each; `public_key` None: unsigned ones are good enough.
 
@@ -134,7 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="the bundle")
     trust = parser.add_mutually_exclusive_group(required=True)
-    trust.add_argument("--key", metavar="FILE", type=Path, help="the signer's public key, which travels apart")
+    trust.add_argument(
+        "--key", help="the signer's public key ('ssh-ed25519 AAAA...'), or the file that holds it, which travels apart"
+    )
     trust.add_argument("--unsigned", action="store_true", help="take one whose origin nobody vouches for")
     parser.add_argument("--listing", action="store_true", help="the manifest alone: the files are on another machine")
     parser.add_argument(

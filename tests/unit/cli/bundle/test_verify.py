@@ -33,6 +33,12 @@ def test_a_good_one_is_good(bundle: Path, public_key: Path) -> None:
     assert f"{len(contents())} files" in done.stdout
 
 
+def test_the_signers_key_can_be_given_as_text(bundle: Path, public_key: Path) -> None:
+    assert run(bundle, "--key", public_key.read_text().strip()).returncode == 0
+    other = public_key.read_text().strip().replace("AAAA", "AAAB", 1)
+    assert run(bundle, "--key", other).returncode == 1
+
+
 def test_the_sites_own_tools_find_it_good_too(bundle: Path, public_key: Path) -> None:
     allowed = bundle.parent / "allowed"
     allowed.write_text(f"bundle {' '.join(public_key.read_text().split()[:2])}\n")

@@ -30,8 +30,15 @@ WRONG: list[Any] = [
     ("local", {"bundleOnHost": "/b"}, "bundleOnHost", "set, but bundle is not", "set bundle to the bundle's directory"),
     ("airgap", {"bundle": ""}, "bundleKey", "set, but bundle is not", "set bundle to the bundle's directory"),
     ("airgap", {"bundle": "/nonexistent"}, "bundle", "there is no manifest.json", "give the directory that holds it"),
-    ("airgap", {"bundleKey": ""}, "bundleKey", "not set", "or 'unsigned' to accept an unsigned bundle"),
-    ("airgap", {"bundleKey": "/nonexistent"}, "bundleKey", "no such file", "the file of the signer's public key"),
+    ("airgap", {"bundleKey": ""}, "bundleKey", "not set", "or 'unsigned' for an unsigned bundle"),
+    (
+        "airgap",
+        {"bundleKey": "/nonexistent"},
+        "bundleKey",
+        "neither a public key nor a file",
+        "the signer's public key",
+    ),
+    ("airgap", {"bundleKey": "ssh-ed25519"}, "bundleKey", "not a public key of the form", "the signer's public key"),
     ("airgap", {"bundleOnHost": "disk"}, "bundleOnHost", "invalid format", "give an absolute path"),
     ("airgap", {"hfToken": "hf_x"}, "hfToken", "nothing is downloaded with a bundle", "remove it"),
     ("airgap", {"modelRevision": "1" * 40}, "modelRevision", "the bundle has 95a6d26c", "remove it"),
@@ -105,6 +112,12 @@ def test_nothing_goes_to_the_host_before_the_whole_bundle_was_checked(program_of
 
 def test_an_unsigned_bundle_is_taken_only_on_a_clear_word(program_of: Programs) -> None:
     assert " --unsigned" in program_of("airgap", bundleKey="unsigned").resources["bundle-check"].inputs["create"]
+
+
+def test_the_signers_key_is_given_as_text_or_as_a_file(program_of: Programs, bundle: Path) -> None:
+    text = (bundle / "signer.pub").read_text().strip()
+    for key, word in ((text, f"'{text}'"), (str(bundle / "signer.pub"), str(bundle / "signer.pub"))):
+        assert f" --key {word}" in program_of("airgap", bundleKey=key).resources["bundle-check"].inputs["create"]
 
 
 def test_images_are_those_that_were_brought(program_of: Programs) -> None:
