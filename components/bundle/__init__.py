@@ -1,1 +1,1 @@
-"""The bundle of a site without network."""
+"""Bundle for a site without network."""

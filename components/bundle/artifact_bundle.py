@@ -1,4 +1,4 @@
-"""What a bundle brings to the host, where nothing may be fetched."""
+"""Files of a bundle, brought to a host that may not fetch anything."""
 
 import json
 import shlex
@@ -16,7 +16,7 @@ from components.settings.bundle import BundleSettings
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactBundleArgs:
-    """Which bundle, and where its parts go."""
+    """The bundle, and the destinations of its parts."""
 
     host: Host
     bundle: BundleSettings
@@ -26,16 +26,16 @@ class ArtifactBundleArgs:
 class ArtifactBundle(pulumi.ComponentResource):
     """The bundle was checked as a whole, and its packages, images and weights are on the host, each file checked there.
 
-    Nothing goes to the host before the check. Files that are there already, from this or an earlier bundle, are not
-    brought again, and what was cut off goes on. Leaves installing packages and loading images to the container runtime.
+    Nothing is sent to the host before the check. Files that are there already, from this or an earlier bundle, are not
+    sent again, and interrupted transfers resume. The container runtime installs packages and loads images.
     """
 
     host: Host
-    """The host, where packages come from the bundle alone."""
+    """The host, which installs packages only from the bundle."""
     image_directories: Mapping[str, str]
-    """Role -> the directory on the host that holds the image's files."""
+    """Role -> directory on the host with the image's files."""
     brought: Mapping[str, pulumi.Resource]
-    """Part of the bundle (packages, image-ROLE, weights) -> what exists once it is on the host."""
+    """Part of the bundle (packages, image-ROLE, weights) -> resource that completes once it is on the host."""
 
     def __init__(self, name: str, args: ArtifactBundleArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("elastic-vllm:index:ArtifactBundle", name, None, opts)
@@ -51,7 +51,7 @@ class ArtifactBundle(pulumi.ComponentResource):
         self.image_directories = {
             role: f"{store}/{image.rpartition('/')[2].replace(':', '-')}" for role, image in images.items()
         }
-        # Also where the bundle has none: nothing is asked for elsewhere.
+        # Even if the bundle has none: the host must not ask anywhere else.
         self.host = replace(args.host, packages=f"{store}/packages")
         destinations = {
             "packages": self.host.packages,
@@ -66,7 +66,7 @@ class ArtifactBundle(pulumi.ComponentResource):
         self.register_outputs({"packages": self.host.packages, "imageDirectories": self.image_directories})
 
     def _bring(self, name: str, part: str, destination: str, image: str) -> pulumi.Resource:
-        """A part's files on the host; nothing to do where the engine has the image already."""
+        """Bring a part's files to the host, unless the engine has the image already."""
         bundle, host = self._bundle, self._target
         files = bundle.manifest.parts[part].files
         directory = _common_directory(files)
@@ -109,13 +109,13 @@ class ArtifactBundle(pulumi.ComponentResource):
 
 
 def _verify(bundle: BundleSettings) -> list[str]:
-    """The command that checks the bundle; its files themselves only where they are on this machine."""
+    """Return the command that checks the bundle, with its files only if they are on this machine."""
     trust = ["--key", bundle.public_key] if bundle.public_key else ["--unsigned"]
     where = ["--listing"] if bundle.on_host else []
     return ["scripts/elastic-vllm", "bundle", "verify", str(bundle.directory), *trust, *where]
 
 
 def _common_directory(files: Sequence[File]) -> str:
-    """Of a part: `packages`, `images/ROLE-ID` or `weights/NAME`."""
+    """Return the directory of a part: `packages`, `images/ROLE-ID` or `weights/NAME`."""
     first = files[0].path.split("/")
     return "/".join(first[:1] if first[0] == "packages" else first[:2])

@@ -1,14 +1,14 @@
-"""The manifest of a bundle: which files there are, from where, and their checksums. Python's own library only.
+"""Manifest of a bundle: its files, their origin and their checksums. This module needs only Python's own library.
 
 manifest.json: `format` (1), `stack`, `commit` (of this project), `made` (UTC), `architecture` (Debian's name), `python`
-(X.Y, which the wheels are for), `since` (of a delta: the SHA-256 of the manifest.json that it goes on from; else null),
-and `parts`: name -> `source` (what it was made from; the same source is the same part), `licence` (SPDX or a word; null
-where it is not known), `about` (texts, by kind of part), `files`: each with `path` (relative, POSIX), `bytes`, `sha256`
-(hexadecimal) and `carried` (false for what a delta leaves out, since the bundle before it had the same content).
-SHA256SUMS holds the manifest and all carried files in the format of sha256sum; SHA256SUMS.sig is its OpenSSH signature.
+(X.Y, for which the wheels are), `since` (in a delta, the SHA-256 of the manifest.json that it builds on; else null),
+and `parts`: name -> `source` (its origin; equal sources mean equal parts), `licence` (SPDX or a word; null if
+unknown), `about` (texts, by kind of part), `files`: each with `path` (relative, POSIX), `bytes`, `sha256`
+(hexadecimal) and `carried` (false for files that a delta omits, because the bundle before it had the same content).
+SHA256SUMS lists the manifest and all carried files in the format of sha256sum; SHA256SUMS.sig is its OpenSSH signature.
 
-`about` of an image: `reference` (as the stack pins it) and `name` (what it is called at the site).
-Of the weights: `model`, `revision` (the hub's commit, or what files from a directory were).
+`about` of an image: `reference` (as pinned by the stack) and `name` (its name at the site).
+`about` of the weights: `model`, `revision` (the hub's commit, or a summary of files from a directory).
 """
 
 import hashlib
@@ -26,7 +26,7 @@ MANIFEST, SUMS, SIGNATURE = "manifest.json", "SHA256SUMS", "SHA256SUMS.sig"
 PUBLIC_KEYS = ("ssh-", "ecdsa-", "sk-")
 """Beginnings of a public SSH key, to tell it from the path of a file that holds one."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
-# What every file system and sha256sum itself write as it is.
+# Characters that every file system, and sha256sum, write unchanged.
 PATH = re.compile(r"[A-Za-z0-9._+@~=,-]+(/[A-Za-z0-9._+@~=,-]+)*")
 BLOCK_BYTES = 1 << 20
 
@@ -53,7 +53,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a bundle says of itself."""
+    """Contents of manifest.json."""
 
     stack: str
     commit: str
@@ -65,17 +65,17 @@ class Manifest:
 
     @property
     def files(self) -> list[File]:
-        """All files but the manifest itself and its signature, carried or not."""
+        """Return all files except the manifest itself and its signature, carried or not."""
         return [file for part in self.parts.values() for file in part.files]
 
     @property
     def carried(self) -> list[File]:
-        """Those that the bundle itself holds."""
+        """Return the files that the bundle itself holds."""
         return [file for file in self.files if file.carried]
 
 
 def flaw(path: str) -> str:
-    """What is wrong with a path in a bundle; empty if nothing is."""
+    """Describe what is wrong with a path in a bundle; empty if nothing is."""
     if not PATH.fullmatch(path):
         return "has characters that no bundle uses, or is absolute"
     if {".", ".."} & set(PurePosixPath(path).parts) or "/./" in f"/{path}/":
@@ -84,7 +84,7 @@ def flaw(path: str) -> str:
 
 
 def sha256(path: Path, seen: Callable[[int], None] = lambda _: None) -> str:
-    """The checksum of a file; `seen` is told each block's bytes. Raises OSError."""
+    """Return the checksum of a file; `seen` is called with the size of each block. Raises OSError."""
     state = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while block := file.read(BLOCK_BYTES):
@@ -94,7 +94,7 @@ def sha256(path: Path, seen: Callable[[int], None] = lambda _: None) -> str:
 
 
 def read(directory: Path) -> Manifest:
-    """The manifest in a directory. Raises UserError where there is none, or none of this format."""
+    """Read the manifest in a directory. Raises UserError if there is none, or none of this format."""
     path = directory / MANIFEST
     try:
         return parse(json.loads(path.read_text(encoding="utf-8")))
@@ -103,11 +103,11 @@ def read(directory: Path) -> Manifest:
             f"{directory} is no bundle: there is no {MANIFEST}", "give the directory that holds it"
         ) from error
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} can't be used: {error}", "build the bundle or carry it over anew") from error
+        raise UserError(f"{path} can't be used: {error}", "build the bundle or carry it over again") from error
 
 
 def parse(document: Any) -> Manifest:
-    """Check what was read. Raises ValueError, LookupError or TypeError."""
+    """Check and convert a parsed manifest. Raises ValueError, LookupError or TypeError."""
     if document["format"] != FORMAT:
         raise ValueError(f"it has format {document['format']}, this program knows {FORMAT}")
     parts = {
@@ -131,33 +131,33 @@ def parse(document: Any) -> Manifest:
     manifest = Manifest(**texts, since=document["since"], parts=parts)
     paths = [file.path for file in manifest.files]
     for path in paths:
-        if said := flaw(path):
-            raise ValueError(f"the path {path!r} {said}")
+        if problem := flaw(path):
+            raise ValueError(f"the path {path!r} {problem}")
     if len(set(paths)) < len(paths):
         raise ValueError("it names a file twice")
     if any(not SHA256.fullmatch(file.sha256) or file.bytes < 0 for file in manifest.files):
-        raise ValueError("it has a checksum or a size that is none")
+        raise ValueError("it has an invalid checksum or size")
     if manifest.since is None and len(manifest.carried) < len(paths):
-        raise ValueError("it leaves files out and does not say since which bundle")
+        raise ValueError("it omits files and does not name the bundle that it builds on")
     return manifest
 
 
 def write(directory: Path, manifest: Manifest) -> None:
-    """Write the manifest, as a whole or not at all."""
+    """Write the manifest atomically."""
     new = directory / f"{MANIFEST}.new"
     new.write_text(json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1) + "\n", encoding="utf-8")
     new.replace(directory / MANIFEST)
 
 
 def sums(directory: Path, manifest: Manifest) -> str:
-    """The text of SHA256SUMS."""
+    """Return the text of SHA256SUMS."""
     lines = [f"{sha256(directory / MANIFEST)}  {MANIFEST}"]
     lines += sorted((f"{file.sha256}  {file.path}" for file in manifest.carried), key=lambda line: line[66:])
     return "\n".join([*lines, ""])
 
 
 def parse_sums(text: str) -> dict[str, str]:
-    """Path -> checksum. Raises ValueError with the first line that is none."""
+    """Map each path to its checksum. Raises ValueError with the first invalid line."""
     found: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         checksum, _, path = line.partition("  ")

@@ -1,4 +1,4 @@
-"""Google Cloud's GPU machine types (machine_types.yaml): which GPUs each has, and where."""
+"""Google Cloud's GPU machine types (machine_types.yaml), with their GPUs and zones."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ class MachineType:
     """Short name of the GPU, e.g. A100-80GB."""
     gpus: int
     gpu_memory_gib: int
-    """Of one GPU."""
+    """Memory of one GPU."""
     vcpus: int
     memory_gib: int
     local_ssd_bundled: bool
-    """Whether every VM of this type has Local SSD: then Google can neither stop nor change it in place."""
+    """True if every VM of this type has Local SSD: Google can neither stop such a VM nor change it in place."""
     zones: Sequence[str]
 
     @property
     def disk_type(self) -> str:
-        """The disks that it takes: A3 Ultra has Hyperdisk only (cloud.google.com/compute/docs/disks)."""
+        """Disk type that it supports: A3 Ultra has Hyperdisk only (cloud.google.com/compute/docs/disks)."""
         return "hyperdisk-balanced" if self.name.startswith("a3-ultragpu") else "pd-balanced"
 
 

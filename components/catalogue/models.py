@@ -14,8 +14,8 @@ OWN = Path(__file__).with_name("models.yaml")
 # (a chat template in the request hangs the server) and the CVEs fixed before it.
 LEAST_SAFE_VLLM = (0, 32, 0)
 
-# Weights may take this share of the memory that vLLM uses; the rest is for the KV cache and activations.
-# A rule of thumb: below a tenth, a 64,000-token conversation (Elastic's least) has no room.
+# Weights may use this share of vLLM's memory; the rest is for the KV cache and activations.
+# A rule of thumb: with less than a tenth left, a 64,000-token conversation (Elastic's minimum) does not fit.
 WEIGHTS_SHARE = 0.9
 
 GIB = 2**30
@@ -23,16 +23,16 @@ GB = 10**9
 
 
 class CatalogueError(ValueError):
-    """A catalogue file that can't be used; the text says where and why."""
+    """A catalogue file can't be used; the text names the place and the cause."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """How one model is served."""
+    """Requirements of one model, and the options to serve it."""
 
     name: str
     accelerator: str = "nvidia"
-    """`nvidia`, or `none` for a model that is served on the CPU, whatever else the server has."""
+    """`nvidia`, or `none` for a model that runs on the CPU even if the server has GPUs."""
     vllm_extra_args: Sequence[str] = ()
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
@@ -45,9 +45,9 @@ class Model:
     native_function_calling: bool = False
     gated: bool = False
     licence: str | None = None
-    """As the hub names it; None if it is not known."""
+    """Licence as the hub names it; None if unknown."""
     refuses: Mapping[str, str] = field(default_factory=dict)
-    """Requests of Elastic's (names in components/elastic/corpus.yaml) that it refuses, and what follows."""
+    """Requests of Elastic (names in components/elastic/corpus.yaml) that the model refuses, and the consequences."""
     unneeded_files: Sequence[str] = ()
     """Patterns of files in the hub's repository that vLLM does not load, e.g. the same weights in another format."""
     notes: str = ""
@@ -60,14 +60,14 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Catalogue:
-    """All models the program knows, and which tool-call parser is made for whose models."""
+    """All models that the program knows, and the model families of each tool-call parser."""
 
     models: Mapping[str, Model]
     parser_families: Mapping[str, Sequence[str]]
     """Parser -> prefixes of model names."""
 
     def parsers_for(self, model_name: str) -> list[str]:
-        """The tool-call parsers made for models of this name; empty where its family is unknown."""
+        """Return the tool-call parsers for models of this name; none if its family is unknown."""
         return sorted(
             parser
             for parser, prefixes in self.parser_families.items()
@@ -77,15 +77,15 @@ class Catalogue:
 
 @cache
 def load_catalogue() -> Catalogue:
-    """The program's own catalogue."""
+    """Read the program's own catalogue."""
     document = yaml.safe_load(OWN.read_text())
     return Catalogue(models=_models(document), parser_families=document["parser_families"])
 
 
 def extended(catalogue: Catalogue, file: Path) -> Catalogue:
-    """`catalogue` with the models of a further file, which win over those of the same name.
+    """Return `catalogue` with the models of a further file, which replace those of the same name.
 
-    Raises CatalogueError where the file can't be read or an entry is wrong.
+    Raises CatalogueError if the file can't be read or an entry is wrong.
     """
     try:
         document = yaml.safe_load(file.read_text())
@@ -154,4 +154,4 @@ FIELDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "unneeded_files": ("a list of texts", _is_texts),
     "notes": ("text", _is_text),
 }
-"""Field of an entry -> what it must be, in words and as a check."""
+"""Field of an entry -> description of its valid values, and their check."""

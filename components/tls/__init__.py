@@ -1,1 +1,1 @@
-"""Certificates: of the endpoint, and of its clients."""
+"""Certificates of the endpoint and of its clients."""

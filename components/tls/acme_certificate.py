@@ -1,4 +1,4 @@
-"""The endpoint's certificate from an ACME server: issued to the server itself, and renewed there."""
+"""Certificate of the endpoint from an ACME server: issued to the server itself, and renewed there."""
 
 import ssl
 from dataclasses import dataclass
@@ -13,28 +13,28 @@ from components.serving.vllm_server import NGINX_UID, SOCKET_GID
 from components.settings.acme import LETS_ENCRYPT, AcmeSettings
 
 ACME_FILE = "acme/certificate-and-key.pem"
-"""In Nginx's directory."""
+"""Path of the certificate in Nginx's directory."""
 LOOK_SECONDS = 3
-# Let's Encrypt's last 90 days or less, and are renewed when a third of that is left: a quarter is late for all.
+# Let's Encrypt's certificates last 90 days or less and are renewed with a third of that left, so a quarter is late.
 WARNING_SHARE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
 class AcmeCertificateArgs:
-    """Who issues it, and for what."""
+    """The issuer, the name to certify, and the host."""
 
     host: Host
     name: pulumi.Input[str]
-    """The name or IP address that clients connect to, and the ACME server asks on port 80."""
+    """Name or IP address that clients connect to, and that the ACME server checks on port 80."""
     https_port: int
     acme: AcmeSettings
 
 
 class AcmeCertificate(pulumi.ComponentResource):
-    """A certificate for the endpoint is on the host, and renewed there in time; Nginx takes each by a reload.
+    """A certificate for the endpoint is on the host and is renewed there in time; Nginx reloads to use each new one.
 
-    The private key never leaves the host. Port 80 is open while the ACME server asks, and at no other time. Leaves
-    telling Nginx of it to others.
+    The private key never leaves the host. Port 80 is open only while the ACME server checks the name. This component
+    leaves Nginx's configuration to others.
     """
 
     issued: pulumi.Resource
@@ -78,14 +78,14 @@ class AcmeCertificate(pulumi.ComponentResource):
         self.register_outputs({})
 
     def _look(self, endpoint: str, args: AcmeCertificateArgs) -> None:
-        """Warn where the endpoint shows a certificate that should have been renewed by now."""
+        """Warn if the endpoint presents a certificate that should have been renewed by now."""
         certificate, unit = served_certificate(endpoint, args.https_port), f"{args.host.prefix}-acme"
         if certificate and (warning := renewal_warning(certificate, unit, datetime.now(UTC))):
             pulumi.log.warn(f"{endpoint}: {warning}", self)
 
 
 def served_certificate(host: str, port: int) -> x509.Certificate | None:
-    """What the endpoint shows, if it is there yet and this machine may reach it."""
+    """Return the certificate that the endpoint presents, or None if this machine can't reach an endpoint."""
     try:
         pem = ssl.get_server_certificate((host, port), timeout=LOOK_SECONDS)
         return x509.load_pem_x509_certificate(pem.encode())
@@ -94,7 +94,7 @@ def served_certificate(host: str, port: int) -> x509.Certificate | None:
 
 
 def renewal_warning(certificate: x509.Certificate, unit: str, now: datetime) -> str:
-    """That the renewal is late, and where to look; empty while it is not."""
+    """Return a warning that the renewal is late, and where to look; empty if it is not late."""
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if end - now >= (end - begin) * WARNING_SHARE:
         return ""

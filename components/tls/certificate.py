@@ -1,4 +1,4 @@
-"""The endpoint's certificate as the program knows it: from a CA of the stack's own, or provided."""
+"""Certificate of the endpoint that the program knows: from the stack's own CA, or provided."""
 
 import ipaddress
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from components.settings.acme import AcmeSettings
 from components.settings.tls import ProvidedCertificate
 
 CA_HOURS = 10 * 365 * 24
-# The most that Mozilla's guideline has; some clients check private CAs like public ones, and refuse more than 397 days.
+# The maximum in Mozilla's guideline; some clients check private CAs like public ones, and refuse more than 397 days.
 SERVER_HOURS = 366 * 24
 RENEWAL_HOURS = 30 * 24
 WARNING_DAYS = 30
@@ -19,30 +19,32 @@ WARNING_DAYS = 30
 
 @dataclass(frozen=True, kw_only=True)
 class CertificateArgs:
-    """What the certificate is for."""
+    """Host name of the endpoint, and the source of its certificate."""
 
     host: pulumi.Input[str]
-    """The name or IP address that clients connect to."""
+    """Name or IP address that clients connect to."""
     provided: ProvidedCertificate | None
-    """One that was made elsewhere."""
+    """Certificate that was issued elsewhere, or None."""
     acme: AcmeSettings | None
-    """Where the server itself has one issued. Neither: one is made."""
+    """ACME server that issues one to the host, or None. Without both, the stack's own CA signs one."""
 
 
 class Certificate(pulumi.ComponentResource):
-    """A server certificate for the endpoint exists: the one that was provided, or one signed by the stack's own CA.
+    """A server certificate for the endpoint exists: the provided one, or one signed by the stack's own CA.
 
-    Nothing is made where the server has its own issued (AcmeCertificate): what clients must trust is told all the same.
+    If an ACME server issues it to the host (AcmeCertificate), this component creates none and only knows which CA
+    clients must trust.
 
-    An `up` in the last 30 days of its 366 renews the latter; the CA lasts 10 years. Leaves trusting the CA to clients.
+    An `up` in the last 30 days of its 366 renews a certificate of the stack's CA, which lasts 10 years. Clients must
+    be set up to trust the CA.
     """
 
     certificate_pem: pulumi.Output[str]
-    """The server's certificate followed by the CA's. With the key: empty where the server has its own issued."""
+    """The server's certificate, then the CA's. Like the key, it is empty if an ACME server issues it to the host."""
     private_key_pem: pulumi.Output[str]
-    """Secret."""
+    """Private key of the certificate, a secret."""
     ca_certificate_pem: pulumi.Output[str]
-    """Of the CA that clients must be told to trust; empty: a public one."""
+    """Certificate of the CA that clients must be set up to trust; empty for a public one."""
 
     def __init__(self, name: str, args: CertificateArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("elastic-vllm:index:Certificate", name, None, opts)

@@ -1,4 +1,4 @@
-"""Certificates for clients, from a certificate authority of their own."""
+"""Certificates for clients, from a dedicated certificate authority."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from components.tls.certificate import CA_HOURS, RENEWAL_HOURS, SERVER_HOURS
 
 @dataclass(frozen=True, kw_only=True)
 class ClientCertificatesArgs:
-    """Who gets one."""
+    """The clients that get a certificate."""
 
     names: tuple[str, ...]
 
@@ -21,18 +21,18 @@ class ClientCertificate:
 
     certificate: pulumi.Output[str]
     private_key: pulumi.Output[str]
-    """Secret."""
+    """Private key of the certificate, a secret."""
 
 
 class ClientCertificates(pulumi.ComponentResource):
     """Each name has a certificate with that subject, from a CA that signs nothing else.
 
     An `up` in the last 30 days of its 366 renews one, with the same key and name, so the old one works until it
-    expires. Leaves letting in only those whose name is in the list to Nginx.
+    expires. Nginx must check that a client's name is in the list.
     """
 
     ca_pem: pulumi.Output[str] | None
-    """None without names."""
+    """Certificate of the CA; None without names."""
     of: dict[str, ClientCertificate]
 
     def __init__(self, name: str, args: ClientCertificatesArgs, opts: pulumi.ResourceOptions | None = None) -> None:
@@ -59,7 +59,7 @@ class ClientCertificates(pulumi.ComponentResource):
 
 
 def subject(name: str) -> str:
-    """A certificate's subject as Nginx shows it (RFC 2253)."""
+    """Return a certificate's subject in the form that Nginx uses (RFC 2253)."""
     return f"CN={name}"
 
 

@@ -1,18 +1,18 @@
-# True afterwards: a certificate of the ACME server is where Nginx looks for it, and is renewed in time.
+# True afterwards: a certificate of the ACME server is where Nginx looks for it and is renewed in time.
 # shellcheck shell=bash
 : "${PREFIX:?}" "${DIRECTORY:?}" "${RENEW:?}" "${REQUIREMENTS:?}"
 
 install_client /var/lib/elastic-vllm/acme-client "the ACME client (certbot)" "$REQUIREMENTS" "or set tls to private-ca or provided"
 install -d -m 0700 -- "$DIRECTORY/acme"
 printf '%s' "$CA" | install -m 0600 /dev/stdin "$DIRECTORY/acme/ca.pem"
-# Another name, for the one that runs is read as it goes.
+# Written under another name, because bash reads a running script as it proceeds.
 printf '%s' "$RENEW" | install -m 0700 /dev/stdin "$DIRECTORY/acme/renew.new"
 mv -- "$DIRECTORY/acme/renew.new" "$DIRECTORY/acme/renew"
 "$DIRECTORY/acme/renew"
 if [ -d /run/systemd/system ]; then
   install_unit "$PREFIX-acme.service" <<UNIT
 [Unit]
-Description=elastic-vllm: renew the endpoint's certificate where it is due
+Description=elastic-vllm: renew the endpoint's certificate if it is due
 Wants=network-online.target
 After=network-online.target
 
@@ -20,10 +20,10 @@ After=network-online.target
 Type=oneshot
 ExecStart=$DIRECTORY/acme/renew
 UNIT
-  # Two times a day, as Let's Encrypt asks: its certificates for addresses last six days only.
+  # Twice a day, as Let's Encrypt asks: its certificates for addresses last only six days.
   install_unit "$PREFIX-acme.timer" <<UNIT
 [Unit]
-Description=elastic-vllm: renew the endpoint's certificate where it is due
+Description=elastic-vllm: renew the endpoint's certificate if it is due
 
 [Timer]
 OnCalendar=*-*-* 00,12:00:00

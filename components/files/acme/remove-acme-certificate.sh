@@ -1,4 +1,4 @@
-# True afterwards: nothing is left of install-acme-certificate.sh but the client, which other stacks may use.
+# True afterwards: of install-acme-certificate.sh only the client remains, which other stacks may use.
 # shellcheck shell=bash
 : "${PREFIX:?}" "${DIRECTORY:?}"
 

@@ -1,16 +1,16 @@
 # True afterwards: DESTINATION has the files that standard input lists (a line each: SHA256 BYTES CARRIED PATH, then an
-# empty line), each checked. They come from SOURCE, a directory here, or behind the list; what is here already, under
-# whatever name, is not brought again, and one that was cut off goes on. Nothing to do where the engine has IMAGE.
-# Lines that begin with @ are for who sends.
+# empty line), each checked. They come from SOURCE, a directory here, or follow the list. Files that are here already,
+# under any name, are not sent again, and interrupted ones resume. If the engine has IMAGE, there is nothing to do.
+# Lines that begin with @ are for the sender.
 # shellcheck shell=bash
 : "${ENGINE:?}" "${DESTINATION:?}" "${ALIKE:?}" "${SOURCE?}" "${PART?}" "${IMAGE?}"
 
 umask 022
-marker=.elastic-vllm-files # what was put where, once it was checked: lines of sha256sum
+marker=.elastic-vllm-files # the files that are in place and checked, as lines of sha256sum
 parts=$DESTINATION/.elastic-vllm-parts
 again="run the update again: it goes on where it stopped"
 
-# openssl uses the processor's own instructions, and is not everywhere.
+# openssl is faster, with the processor's own instructions, but not installed everywhere.
 checksum() {
   if command -v openssl >/dev/null; then openssl dgst -sha256 -r; else sha256sum; fi | cut -d ' ' -f 1
 }
@@ -28,10 +28,10 @@ if [ -n "$IMAGE" ] && command -v "$ENGINE" >/dev/null && "$ENGINE" image inspect
 fi
 
 mkdir -p -- "$parts"
-read -r _ _ _ _ group _ </proc/self/stat # of processes: all that one connection has started here
+read -r _ _ _ _ group _ </proc/self/stat # process group of everything that one connection has started here
 exec 9>"$DESTINATION/.elastic-vllm-lock"
 if ! flock --nonblock 9; then
-  # One that was left by a connection cut half-way would write to the same files.
+  # A process left over from a broken connection would write to the same files.
   other=$(cat "$parts/group" 2>/dev/null) || other=""
   [ -z "$other" ] || [ "$other" = "$group" ] || kill -KILL -- "-$other" 2>/dev/null || true
   flock --timeout 30 9 || fail "another update is bringing files to $DESTINATION" "wait for its end"
@@ -39,11 +39,11 @@ fi
 echo "$group" >"$parts/group"
 if [ -n "$SOURCE" ]; then
   while sleep 5; do echo "$(du -sm -- "$DESTINATION" | cut -f 1) MB in $DESTINATION"; done &
-  # shellcheck disable=SC2064 # the process of now
+  # shellcheck disable=SC2064 # expanded now: this process
   trap "kill $! 2>/dev/null || true" EXIT
 fi
 
-# The file is where it belongs, and known to be good.
+# Return true if the file is in place and known to be good.
 place() {
   local index=$1
   mkdir -p -- "$(dirname "$DESTINATION/${names[index]}")"
@@ -54,7 +54,7 @@ place() {
 
 is_good() { [ -f "$1" ] && [ "$(size_of "$1")" = "$2" ] && [ "$(checksum <"$1")" = "$3" ]; }
 
-# The same content beside it, of an earlier model, revision or image. ALIKE is a pattern of directories.
+# Find the same content beside it, of an earlier model, revision or image. ALIKE is a pattern of directories.
 found_alike() {
   local index=$1 other name
   # shellcheck disable=SC2086 # a pattern
@@ -86,7 +86,7 @@ for index in "${!names[@]}"; do
     continue
   fi
   [ "${carried[index]}" = yes ] ||
-    fail "${names[index]} is not here, and the bundle, which goes on from another one, leaves it out" "bring the bundle before it first, or build one without --since"
+    fail "${names[index]} is not here, and the bundle, a delta since another one, leaves it out" "bring the bundle before it first, or build one without --since"
   part=$parts/${sums[index]}
   if [ "$(size_of "$part")" -gt "${sizes[index]}" ]; then rm -- "$part"; fi
   needed+=("$index")
@@ -109,7 +109,7 @@ for index in "${needed[@]}"; do
 done
 if [ -z "$SOURCE" ]; then echo "@begin"; fi
 
-# As below, by one process instead of three: with a fast disk that is twice as quick.
+# As below, with one process instead of three: twice as fast on a fast disk.
 take=$(
   cat <<'PYTHON'
 import hashlib, os, sys
@@ -130,8 +130,8 @@ print(checksum.hexdigest())
 PYTHON
 )
 
-# Append the rest of a file to what is here of it; its checksum, made of what passes by: nothing is read twice but the
-# beginning of what was cut off.
+# Append the rest of a file to the part that is here, and compute its checksum on the way: only the beginning of an
+# interrupted file is read twice.
 append() {
   local part=$parts/${sums[$1]} left
   left=$((sizes[$1] - $(size_of "$part")))

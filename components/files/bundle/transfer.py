@@ -1,10 +1,10 @@
-"""Send files to receive-files.sh over SSH: a program for bare Python that takes its order on standard input.
+"""Send files to receive-files.sh over SSH: a program for bare Python that reads its order from standard input.
 
-Standard input is JSON: `ssh` (the command that runs the script's shell on the server), `script` (what its shell reads
-first), `closing_word` (the last line that a script prints if it runs to its end), `title`, `directory` (the part's, on
-this machine), and `files`: for each its `path` in that directory, its `sha256`, `bytes` and whether it is `carried`.
-Python's own library only; nothing is held in memory but a block.
-A connection that is cut is made anew as long as something arrives. Exit code 0 when all is there.
+Standard input is JSON: `ssh` (the command that runs the script's shell on the server), `script` (the shell's first
+input), `closing_word` (the last line that a script prints if it runs to its end), `title`, `directory` (of the part, on
+this machine), and `files`, each with its `path` in that directory, `sha256`, `bytes` and `carried`.
+The program needs only Python's own library and holds one block in memory. It opens a broken connection again as long as
+something arrives. The exit code is 0 once all files are there.
 """
 
 import json
@@ -23,7 +23,7 @@ BLOCK_BYTES = 1 << 20
 HEARTBEAT_SECONDS = 5
 FRUITLESS_TRIES = 3
 SSH_FAILED = 255
-"""ssh's own exit code, for the connection rather than for the command."""
+"""Exit code of ssh itself, for errors of the connection rather than of the command."""
 
 
 class CutShortError(Exception):
@@ -32,15 +32,15 @@ class CutShortError(Exception):
 
 @dataclass
 class Sent:
-    """Bytes that went out in this connection."""
+    """Bytes sent over this connection."""
 
     bytes: int = 0
 
 
 def send(order: dict[str, Any], say: Callable[[str], None], sent: Sent) -> int:
-    """One connection: send what the server asks for; the exit code of ssh.
+    """Send the data that the server asks for over one connection, and return ssh's exit code.
 
-    Raises OSError for files here, and CutShortError.
+    Raises OSError for files on this machine, and CutShortError.
     """
     lines = [""]
 
@@ -57,7 +57,7 @@ def send(order: dict[str, Any], say: Callable[[str], None], sent: Sent) -> int:
         assert ssh.stdin  # noqa: S101 - asked for
         assert ssh.stdout  # noqa: S101 - asked for
         rest = threading.Thread(target=_pass_on, args=(ssh.stdout, pass_on))
-        with suppress(BrokenPipeError):  # its exit code says why
+        with suppress(BrokenPipeError):  # its exit code shows why
             ssh.stdin.write(f"{order['script']}{listing}\n".encode())
             ssh.stdin.flush()
             wanted = _wanted(ssh.stdout, pass_on)
@@ -70,12 +70,12 @@ def send(order: dict[str, Any], say: Callable[[str], None], sent: Sent) -> int:
             rest.join()
     if ssh.returncode == 0 and lines[0] != order["closing_word"]:
         raise CutShortError(lines[0])
-    # Killed by a signal (negative), it is the connection too that is gone.
+    # A negative code, ssh killed by a signal, also means a broken connection.
     return ssh.returncode if ssh.returncode >= 0 else SSH_FAILED
 
 
 def _wanted(stdout: IO[bytes], say: Callable[[str], None]) -> list[tuple[int, int]]:
-    """What the server asks for: index of a file, and the byte to begin at."""
+    """Return the server's requests: index of a file, and the byte to begin at."""
     wanted = []
     for line in stdout:
         words = line.decode(errors="replace").split()
@@ -102,7 +102,7 @@ def _send_rest(path: Path, offset: int, out: IO[bytes], sent: Sent) -> None:
 
 
 def main() -> None:
-    """Send, again where the connection was cut; one line on what can't be helped here."""
+    """Send, and retry after broken connections; exit with one line for errors that a retry can't solve."""
     order = json.load(sys.stdin)
     over = threading.Event()
     sent = Sent()

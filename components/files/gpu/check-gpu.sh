@@ -1,11 +1,11 @@
-# True afterwards: the GPUs are healthy, as far as the driver and the kernel's log know. Reads only.
+# True afterwards: the GPUs are healthy, as far as the driver and the kernel's log show. This script only reads.
 # shellcheck shell=bash
 : "${GPU_COUNT:?}"
 
-replace="replace the machine (a VM: pulumi up --replace URN, with its URN from pulumi stack --show-urns); on a server of your own reboot, and replace the GPU if it comes back"
+replace="replace the machine (a VM: pulumi up --replace URN, with its URN from pulumi stack --show-urns); on your own server reboot, and replace the GPU if it comes back"
 warnings=()
 
-# Columns of nvidia-smi, one line a GPU; fails where it does.
+# Columns of nvidia-smi, one line per GPU; it fails if nvidia-smi does.
 query() { nvidia-smi "$1" --format=csv,noheader,nounits 2>/dev/null | sed 's/ *, */,/g'; }
 
 gpus=$(query --query-gpu=index,name,memory.total,driver_version,ecc.errors.uncorrected.volatile.total) ||
@@ -19,8 +19,8 @@ while IFS=, read -r index name memory driver errors; do
   esac
 done <<<"$gpus"
 
-# The driver's own verdict: None, or what it takes to recover (Reset, Reboot, Drain...). Since driver 570; a query with
-# an unknown field fails as a whole, so it is one of its own.
+# The driver's own verdict: None, or the recovery that is needed (Reset, Reboot, Drain...). It exists since driver 570,
+# and a query with an unknown field fails as a whole, so this is a separate one.
 if actions=$(query --query-gpu=index,gpu_recovery_action); then
   while IFS=, read -r index action; do
     case $action in
@@ -40,8 +40,8 @@ if rows=$(query --query-remapped-rows=gpu_bus_id,remapped_rows.pending,remapped_
 fi
 
 # Errors that the driver logged since boot, as: NVRM: Xid (PCI:0000:10:1c): 63, pid=1896, ...
-# Fatal are 48 (uncorrectable memory error), 64 (a row could not be remapped), 74 (NVLink), 79 (fallen off the bus),
-# 94 and 95 (contained and uncontained memory error): docs.nvidia.com/deploy/xid-errors. Others are mostly of programs
+# Fatal errors are 48 (uncorrectable memory error), 64 (a row could not be remapped), 74 (NVLink), 79 (fallen off the bus),
+# 94 and 95 (contained and uncontained memory error): docs.nvidia.com/deploy/xid-errors. Others are mostly errors of programs
 # (13, 31, 43, 45, 68, 109 by NVIDIA's own k8s-device-plugin, internal/rm/health.go) or come with a recovery action.
 log=$(journalctl --dmesg --boot --quiet --no-pager --output cat 2>/dev/null || dmesg 2>/dev/null) ||
   warnings+=("the kernel's log can't be read")
@@ -54,8 +54,8 @@ while read -r xid; do
   esac
 done < <(sed -n 's/.*NVRM: Xid ([^)]*): \([0-9]*\),.*/\1/p' <<<"$log" | sort -nu)
 
-# Several A100 in SXM form always reach each other over NVLink; without it tensor parallelism crawls over PCIe.
-# As PCIe cards, and L4 as well, GPUs may have none, or links that nothing is plugged into.
+# Several A100 in SXM form always reach each other over NVLink; without it tensor parallelism is slow over PCIe.
+# PCIe cards, such as L4, may have no links, or links that nothing is plugged into.
 links=""
 if [ "$GPU_COUNT" -gt 1 ] && grep -q 'A100-SXM' <<<"$gpus"; then
   status=$(nvidia-smi nvlink --status 2>&1) || true

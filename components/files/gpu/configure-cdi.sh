@@ -1,8 +1,8 @@
-# True afterwards: Podman knows the GPUs by name (CDI, /etc/cdi), as the driver of now has them, and after each boot again.
+# True afterwards: Podman knows the GPUs of the current driver by name (CDI, /etc/cdi), and again after each boot.
 # shellcheck shell=bash
 
-said=$(nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml 2>&1) ||
-  fail "the GPUs can't be described to Podman: $(tail -n 1 <<<"$said")" "nvidia-smi must work on the server"
+output=$(nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml 2>&1) ||
+  fail "the GPUs can't be described to Podman: $(tail -n 1 <<<"$output")" "nvidia-smi must work on the server"
 if [ -d /run/systemd/system ]; then
   install_unit elastic-vllm-cdi.service <<UNIT
 [Unit]

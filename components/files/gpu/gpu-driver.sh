@@ -1,9 +1,9 @@
-# Defines what prepare-kernel.sh and install-gpu-driver.sh share: the driver that is there, and Ubuntu's packages of it.
+# Functions shared by prepare-kernel.sh and install-gpu-driver.sh: the installed driver, and Ubuntu's packages of it.
 # shellcheck shell=bash
 : "${apt_options?}" "${apt_advice?}"
 : "${LEAST_DRIVER:?}"
 
-# Fails where no driver works; what nvidia-smi says of that is on its standard output.
+# Fails if no driver works; nvidia-smi prints its error on standard output.
 driver_version() {
   command -v nvidia-smi >/dev/null &&
     nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | sed -n 1p
@@ -14,8 +14,8 @@ driver_is_enough() {
   version=$(driver_version) && [[ $version =~ ^[0-9]+(\.[0-9]+)+$ ]] && [ "${version%%.*}" -ge "$LEAST_DRIVER" ]
 }
 
-# Modules that Ubuntu builds and signs, so Secure Boot stays on; DKMS would build unsigned ones. For one kernel
-# (6.17.0-1021-gcp), or for a flavour (gcp), which brings the modules along with each of its kernel updates.
+# Package of modules that Ubuntu builds and signs, so Secure Boot stays on; DKMS would build unsigned ones. It is for
+# one kernel (6.17.0-1021-gcp), or for a flavour (gcp), whose kernel updates then include the modules.
 module_package() { echo "linux-modules-nvidia-$LEAST_DRIVER-server-open-$1"; }
 
 # Libraries, nvidia-persistenced and nvidia-smi: Ubuntu's server branch, without graphics.
@@ -39,7 +39,7 @@ apt_get() {
 
 by_hand="install NVIDIA's driver $LEAST_DRIVER or newer by hand, then run the update again"
 
-# Without its error mode apt-get succeeds where no repository answers. One that is not needed may stay silent.
+# Without its error mode apt-get succeeds even if no repository answers. A repository that is not needed may fail.
 refresh_packages() {
   command -v apt-get >/dev/null ||
     fail "no working NVIDIA driver $LEAST_DRIVER or newer here, and only Ubuntu's can be installed" "$by_hand"
@@ -50,7 +50,7 @@ refresh_packages() {
 
 install_with_driver() { apt_get install "$@" "${driver_packages[@]}"; }
 
-# A simulation, as a name in the lists is not enough: the module of an older kernel may want an older library.
+# A simulation, because a name in the lists is not enough: the module of an older kernel may need an older library.
 installable_with_driver() { install_with_driver --simulate "$@" >/dev/null 2>&1; }
 
 fail_as_not_offered() {

@@ -1,10 +1,10 @@
-# True afterwards: nvidia-smi shows GPU_COUNT GPUs with driver LEAST_DRIVER or newer, kept initialised. What is there
-# and good stays; else Ubuntu's signed driver is installed for the running kernel. Where MAY_REPLACE is no, an older
+# True afterwards: nvidia-smi shows GPU_COUNT GPUs with driver LEAST_DRIVER or newer, kept initialised. A suitable
+# driver stays; otherwise Ubuntu's signed driver is installed for the running kernel. If MAY_REPLACE is no, an older
 # driver that works is left to the machine's owner.
 # shellcheck shell=bash
 : "${GPU_COUNT:?}" "${LEAST_DRIVER:?}" "${MAY_REPLACE:?}" "${SYSFS:=/sys}"
 
-# How many PCI devices of NVIDIA's (0x10de) have a class that begins so.
+# Number of NVIDIA's PCI devices (0x10de) whose class begins with this prefix.
 pci_devices() {
   local device count=0
   for device in "$SYSFS"/bus/pci/devices/*; do
@@ -14,11 +14,11 @@ pci_devices() {
   echo "$count"
 }
 gpu_class=0x03 # display controllers, 3D ones (0x0302) among them
-# lspci of an HGX A100: "Bridge [0680]: NVIDIA Corporation GA100 [A100 NVSwitch]". Where the host keeps its switches to
-# itself and partitions them, a VM sees none and has no use for the fabric manager. Not tried: which A2 sizes show them.
+# lspci of an HGX A100: "Bridge [0680]: NVIDIA Corporation GA100 [A100 NVSwitch]". If the host keeps its switches to
+# itself and partitions them, a VM sees none and needs no fabric manager. Not tried: which A2 sizes show them.
 switch_class=0x0680
 
-# The module that is loaded may be of a former version: after an update, or when a newer branch was just installed.
+# The loaded module may have an older version: after an update, or if a newer branch was just installed.
 load_module() {
   local loaded installed error
   loaded=$(cat "$SYSFS/module/nvidia/version" 2>/dev/null) || loaded=""
@@ -46,7 +46,8 @@ else
   refresh_packages
   modules=("$(module_package "$(uname -r)")")
   installable_with_driver "${modules[@]}" || fail_as_not_offered "${modules[0]}"
-  # With it a kernel update brings its module. It may want the newest kernel, which then runs from the next start on.
+  # With this package a kernel update includes its module. It may need the newest kernel, which then runs from the next
+  # boot on.
   updates=$(module_package "$(kernel_flavour)")
   if installable_with_driver "${modules[@]}" "$updates"; then modules+=("$updates"); fi
   echo "installing ${modules[*]}"
@@ -69,8 +70,8 @@ if [ "$(pci_devices "$switch_class")" -gt 0 ] && ! systemctl is-active --quiet n
     fail "the GPUs are joined by NVSwitches, and their fabric manager does not run" "install nvidia-fabricmanager of exactly the driver's version $version, then run the update again"
 fi
 
-# Persistence: without it the driver leaves idle GPUs, and takes seconds to come back. Ubuntu's nvidia-persistenced
-# starts with --no-persistence-mode. Before Docker, so a container that starts with the machine finds its GPUs.
+# Persistence: without it the driver unloads from idle GPUs and takes seconds to return. Ubuntu's nvidia-persistenced
+# starts with --no-persistence-mode. The unit runs before Docker, so that a container finds its GPUs after a boot.
 if nvidia-smi --query-gpu=persistence_mode --format=csv,noheader | grep -v '^Enabled' >/dev/null; then
   if [ -d /run/systemd/system ]; then
     cat >/etc/systemd/system/elastic-vllm-gpu.service <<UNIT
@@ -88,7 +89,7 @@ ExecStart=$(command -v nvidia-smi) -pm 1
 [Install]
 WantedBy=multi-user.target
 UNIT
-    # Only here, before containers have GPUs: a reload can take them away (NVIDIA/nvidia-container-toolkit#48).
+    # Reload only here, before containers have GPUs: a reload can remove them (NVIDIA/nvidia-container-toolkit#48).
     systemctl daemon-reload
     systemctl enable --quiet elastic-vllm-gpu.service
     systemctl restart elastic-vllm-gpu.service ||

@@ -1,6 +1,6 @@
-# True afterwards: NVIDIA's container toolkit is installed, and Docker is configured for it where ENGINE is docker (Podman
-# needs the driver first: configure-cdi.sh). One that is there and newer than TOOLKIT_ABOVE stays as it is. Best before
-# Docker first starts: then nothing has to be restarted.
+# True afterwards: NVIDIA's container toolkit is installed, and Docker is configured for it if ENGINE is docker (Podman
+# needs the driver first: configure-cdi.sh). An installed one newer than TOOLKIT_ABOVE stays unchanged. This script
+# should run before Docker first starts, so that nothing has to be restarted.
 # shellcheck shell=bash
 : "${apt_options?}"
 : "${ENGINE:?}" "${TOOLKIT_VERSION:?}" "${TOOLKIT_ABOVE:?}" "${TOOLKIT_REPOSITORY:?}" "${TOOLKIT_KEY:?}" "${TOOLKIT_FINGERPRINT:?}"
@@ -23,7 +23,7 @@ toolkit_is_enough() {
 install_toolkit() {
   local work missing=() fingerprints
   command -v apt-get >/dev/null ||
-    fail "NVIDIA's container toolkit above $TOOLKIT_ABOVE is missing; only Debian and Ubuntu are installed to" "install nvidia-container-toolkit by hand"
+    fail "NVIDIA's container toolkit above $TOOLKIT_ABOVE is missing, and this script can install it only on Debian and Ubuntu" "install nvidia-container-toolkit by hand"
   if [ -n "${PACKAGES:-}" ]; then
     install_packages "${toolkit_packages[@]/%/=$TOOLKIT_VERSION}"
     toolkit_is_enough || fail "NVIDIA's container toolkit $TOOLKIT_VERSION is installed, but does not work" "see: nvidia-ctk --version"
@@ -33,11 +33,11 @@ install_toolkit() {
   command -v curl >/dev/null || missing+=(curl ca-certificates)
   if [ "${#missing[@]}" -gt 0 ]; then install_packages "${missing[@]}"; fi
   work=$(mktemp -d)
-  # shellcheck disable=SC2064 # the directory of now
+  # shellcheck disable=SC2064 # expanded now: this directory
   trap "rm -rf -- '$work'" EXIT
   curl -fsSL --retry 3 --connect-timeout 10 --max-time 60 -o "$work/key" "$TOOLKIT_KEY" ||
     fail "NVIDIA's package repository can't be reached: $TOOLKIT_KEY" "let the server reach it, or install nvidia-container-toolkit above $TOOLKIT_ABOVE by hand"
-  # All primary keys in the file: a second one would be trusted just as well.
+  # All primary keys in the file: a second one would be trusted too.
   fingerprints=$(GNUPGHOME=$work gpg --batch --quiet --with-colons --show-keys "$work/key" 2>/dev/null |
     awk -F: '$1 == "pub" { primary = 1 } $1 == "fpr" && primary { print $10; primary = 0 }') || true
   [ "$fingerprints" = "$TOOLKIT_FINGERPRINT" ] ||
@@ -46,14 +46,14 @@ install_toolkit() {
   install -D -m 0644 -- "$work/keyring" "$keyring"
   # apt itself fills in $(ARCH).
   echo "deb [signed-by=$keyring] $TOOLKIT_REPOSITORY/\$(ARCH) /" >"/etc/apt/$list"
-  # Keeps unattended upgrades, and other repositories of NVIDIA's, from taking it elsewhere (apt_preferences(5): from
-  # 990 on a version is preferred to all others, below 1000 nothing is downgraded).
+  # Keeps unattended upgrades, and NVIDIA's other repositories, from changing the version (apt_preferences(5): from 990
+  # on a version is preferred to all others, below 1000 nothing is downgraded).
   cat >/etc/apt/preferences.d/elastic-vllm-nvidia-toolkit <<PREFERENCES
 Package: ${toolkit_packages[*]}
 Pin: version $TOOLKIT_VERSION
 Pin-Priority: 995
 PREFERENCES
-  # This repository alone: no other one's trouble matters here.
+  # This repository alone: errors of others do not matter here.
   apt_update -o APT::Update::Error-Mode=any -o "Dir::Etc::sourcelist=$list" \
     -o Dir::Etc::sourceparts=- -o APT::Get::List-Cleanup=0 ||
     fail "NVIDIA's package repository can't be read: $TOOLKIT_REPOSITORY" "look at apt's lines above, then run the update again"
@@ -63,7 +63,7 @@ PREFERENCES
   toolkit_is_enough || fail "NVIDIA's container toolkit $TOOLKIT_VERSION is installed, but does not work" "see: nvidia-ctk --version"
 }
 
-# Asks Docker itself where it runs: it reads its configuration when it starts.
+# Asks Docker itself if it runs, because it reads its configuration only at its start.
 docker_knows_toolkit() {
   if docker version >/dev/null 2>&1; then
     docker info --format '{{range $name, $_ := .Runtimes}}{{println $name}}{{end}}' | grep -x nvidia >/dev/null
@@ -78,8 +78,8 @@ if ! toolkit_is_enough; then
   toolkit_is_new=yes
 fi
 if [ "$ENGINE" = docker ] && { [ "$toolkit_is_new" = yes ] || ! docker_knows_toolkit; }; then
-  said=$(nvidia-ctk runtime configure --runtime=docker 2>&1) ||
-    fail "Docker can't be configured for NVIDIA's container toolkit: $(tail -n 1 <<<"$said")" "correct /etc/docker/daemon.json, then run the update again"
+  output=$(nvidia-ctk runtime configure --runtime=docker 2>&1) ||
+    fail "Docker can't be configured for NVIDIA's container toolkit: $(tail -n 1 <<<"$output")" "correct /etc/docker/daemon.json, then run the update again"
   if docker version >/dev/null 2>&1; then
     [ -d /run/systemd/system ] || fail "Docker must be restarted to know the GPUs" "restart dockerd, then run the update again"
     echo "restarting Docker, so that it knows the GPUs"

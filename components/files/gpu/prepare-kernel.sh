@@ -1,5 +1,5 @@
 # True afterwards: the running kernel has an NVIDIA driver, or one is offered for it, so nothing later needs a reboot.
-# Else this reboots into the newest kernel. Runs before anything else on a machine of this program's own.
+# Otherwise it reboots into the newest kernel. It runs before anything else on a machine that this program created.
 # shellcheck shell=bash
 : "${LEAST_DRIVER:?}" "${MARKER:?}"
 
@@ -19,7 +19,7 @@ flavour=$(kernel_flavour)
 newest=("linux-image-$flavour" "$(module_package "$flavour")")
 installable_with_driver "${newest[@]}" || fail_as_not_offered "${newest[1]}"
 
-# The kernels that were left by a reboot of this script: never one twice, so it can't go round.
+# The marker lists the kernels that this script has rebooted from: it leaves none twice, so it can't loop.
 if grep -qsxF -- "$release" "$MARKER"; then
   fail "kernel $release runs again after a reboot into the newest, and no driver is offered for it" "boot the newest kernel by hand (see: ls /boot), then run the update again"
 fi
@@ -28,9 +28,9 @@ install_with_driver "${newest[@]}" ||
 mkdir -p -- "$(dirname "$MARKER")"
 echo "$release" >>"$MARKER"
 
-# From here on new connections are refused, so the next command, which tries again and again, can't meet the old kernel.
-# This session lives on: Ubuntu's and Debian's ssh.service ends its listener only (KillMode=process). Which of the two
-# listens depends on the release. The timer has an accuracy of a minute unless told.
+# Refuse new connections from here on, so that the next command, which retries, can't reach the old kernel. This session
+# survives: Ubuntu's and Debian's ssh.service ends only its listener (KillMode=process). Which of the two units listens
+# depends on the release. The timer's accuracy is a minute by default.
 systemctl stop ssh.socket ssh.service 2>/dev/null || true
 if ! systemd-run --quiet --on-active=2 --timer-property=AccuracySec=100ms systemctl reboot; then
   systemctl start ssh.socket ssh.service 2>/dev/null || true

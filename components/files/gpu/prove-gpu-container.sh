@@ -1,22 +1,22 @@
-# True afterwards: a container of IMAGE, confined as vLLM's, has seen GPU_COUNT GPUs or more.
+# True afterwards: a container of IMAGE, confined like vLLM's, has seen GPU_COUNT GPUs or more.
 # shellcheck shell=bash
 : "${ENGINE:?}" "${PREFIX:?}" "${IMAGE:?}" "${GPU_COUNT:?}"
 
-# One that was left by a connection cut half-way has the name.
+# A container left over from a broken connection would have the name.
 "$ENGINE" rm --force "$PREFIX-gpu-proof" >/dev/null 2>&1 || true
 case $ENGINE in
 podman)
   run=podman_with_gpus
   fix="nvidia-smi must work on the server, and Podman find the GPUs in /etc/cdi"
   command -v runc >/dev/null || fix+="; install runc, unless crun is 1.26 or newer"
-  # As NVIDIA has it: a container that SELinux holds may not open the GPUs' devices.
+  # As NVIDIA recommends: SELinux would keep a container from opening the GPUs' devices.
   gpus=(--device nvidia.com/gpu=all --security-opt label=disable)
-  # Podman's own defaults can be above what the host may give.
+  # Podman's default limits can exceed the host's.
   gpus+=(--ulimit nofile=4096:4096 --ulimit nproc=4096:4096)
   ;;
 *)
   run=docker
-  fix="nvidia-smi must work on the server, and Docker know the GPUs: it is restarted after NVIDIA's container toolkit was installed"
+  fix="nvidia-smi must work on the server, and Docker must know the GPUs: restart it after NVIDIA's container toolkit was installed"
   gpus=(--gpus all)
   ;;
 esac

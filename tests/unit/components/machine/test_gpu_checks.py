@@ -132,7 +132,7 @@ def test_a_toolkit_that_docker_does_not_know_is_configured(machine: Machine) -> 
 @pytest.mark.parametrize("version", ["1.17.7", "1.9.0", "0.99.1"])
 def test_a_toolkit_with_the_known_vulnerability_is_not_accepted(machine: Machine, version: str) -> None:
     toolkit(machine, version, "nvidia", "runc")
-    assert failed(machine.install_toolkit(), "toolkit above 1.17.7 is missing; only Debian and Ubuntu")
+    assert failed(machine.install_toolkit(), "toolkit above 1.17.7 is missing", "only on Debian and Ubuntu")
 
 
 def repository(machine: Machine, *fingerprints: str) -> None:
