@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +14,7 @@ import pulumi
 import typer
 
 from components.errors import UserError
-from scripts.lab import RehearsalError, machine, podman, simulated_vm
+from scripts.lab import RehearsalError, machine, podman, pulumi_engine, simulated_vm
 from scripts.lab.emulator import (
     command_adapter,
     docker_adapters,
@@ -26,12 +26,13 @@ from scripts.lab.emulator import (
     tls_adapters,
 )
 from scripts.lab.emulator.resource import Adapter
-from scripts.lab.emulator.state import ROOT, State, load, locked
+from scripts.lab.emulator.state import ROOT, Record, State, load, locked
+from scripts.lab.engines import Engine, choose
 from scripts.lab.errors import SetupError
 from scripts.lab.in_place_of_google import is_for_google, rehearsed, serving_hub
 from scripts.lab.ssh_keys import write_keys
 from scripts.lab.tiny_models import MODELS
-from scripts.lib.errors import report
+from scripts.lib.errors import BadInputError, report
 from scripts.lib.progress import Display
 from scripts.lib.stack_config import StackConfig, read_config
 
@@ -61,7 +62,11 @@ ShowSecrets = Annotated[bool, typer.Option("--show-secrets", help="Show secrets 
 
 @app.callback()
 def main() -> None:
-    """Run the unmodified Pulumi program without the Pulumi CLI, each resource doing the real thing."""
+    """Run the unmodified Pulumi program on this machine, each resource doing the real thing.
+
+    The real Pulumi is the engine where the CLI and all plugins are here already, in the versions of requirements.txt;
+    else an engine that is embedded in this command. The first line of `up` says which.
+    """
 
 
 @app.command()
@@ -78,25 +83,56 @@ def up(
             "--delay", metavar="RESOURCE=SECONDS", help="Let one take longer to make (make bench). Repeatable."
         ),
     ] = [],  # noqa: B006
+    chosen: Annotated[
+        Engine | None,
+        typer.Option("--engine", envvar="ELASTIC_VLLM_ENGINE", help="The real Pulumi, or the embedded engine."),
+    ] = None,
 ) -> None:
-    """Bring the stack up, or up to date: what `pulumi up --refresh` does."""
+    """Bring the stack up, or up to date: `pulumi up --refresh`, or what that does."""
     with _user_errors():
         machine.require_root()
         slow = _seconds(delays)
         config = _config(stack, sets, set_files)
-        with locked(ROOT, stack) as interrupted, _cut_off(stack), Display() as display:
+        with locked(ROOT, stack) as interrupted, _cut_off(stack):
             state = load(ROOT, stack)
-            _set_up(config, state, display, interrupted=interrupted, check_first=True)
-            _note_what_is_kept(config, state)
-            with serving_hub(config):
-                engine.up(PROJECT, config, state, _adapters(config), display, delays=slow)
-        display.line(display.counts())
-        display.line(display.timeline())
-        outputs = engine.outputs(stack)
+            installation, line = choose(stack, state, chosen, gcp=is_for_google(config))
+            if installation and slow:
+                raise BadInputError("--delay is for the embedded engine", "add --engine embedded")
+            typer.echo(line)
+            if installation:
+                _up_with_pulumi(pulumi_engine.Stack(installation, PROJECT, stack), config, state, interrupted)
+            else:
+                _up(config, state, slow, interrupted)
+        outputs = _outputs(stack)
         failed = _verify(outputs) if verify and not outputs["_internal"]["value"]["parked"] else 0
         _print_connector(outputs, stack, show_secrets=show_secrets)
     if failed:
         raise typer.Exit(1)
+
+
+def _up(config: StackConfig, state: State, delays: Mapping[str, float], interrupted: bool) -> None:
+    """Bring it up with the embedded engine."""
+    with Display() as display:
+        _set_up(config, state, display, interrupted=interrupted, check_first=True)
+        _note_what_is_kept(config, state)
+        state.engine = "embedded"
+        with serving_hub(config):
+            engine.up(PROJECT, config, state, _adapters(config), display, delays=delays)
+    display.line(display.counts())
+    display.line(display.timeline())
+
+
+def _up_with_pulumi(stack: pulumi_engine.Stack, config: StackConfig, state: State, interrupted: bool) -> None:
+    """Bring it up with the real Pulumi."""
+    with Display() as display:
+        _set_up(config, state, display, interrupted=interrupted, check_first=True)
+    _note_what_is_kept(config, state)
+    if interrupted and state.engine:
+        stack.cancel()
+    state.engine = "pulumi"
+    state.save()
+    with serving_hub(config):
+        stack.up(config)
 
 
 @app.command()
@@ -119,7 +155,7 @@ def verify(*, stack: Stack = "local") -> None:
     """Prove that a stack that is up keeps its promises."""
     with _user_errors():
         machine.require_root()
-        failed = _verify(engine.outputs(stack))
+        failed = _verify(_outputs(stack))
     if failed:
         raise typer.Exit(1)
 
@@ -134,7 +170,7 @@ def outputs(
     """Show a stack's outputs."""
     with _user_errors():
         machine.require_root()
-        found = engine.outputs(stack)
+        found = _outputs(stack)
         shown = {
             name: "[secret]" if each["secret"] and not show_secrets else each["value"] for name, each in found.items()
         }
@@ -163,22 +199,24 @@ def down(*, stack: Stack = "local") -> None:
     """Remove all that the stack consists of, and what the rehearsal started for it."""
     with _user_errors():
         machine.require_root()
-        with locked(ROOT, stack) as interrupted, _cut_off(stack), Display() as display:
+        with locked(ROOT, stack) as interrupted, _cut_off(stack):
             state = load(ROOT, stack)
-            if not state.path.exists() and not machine.is_set_up():
-                shutil.rmtree(state.path.parent)
-                machine.tear_down(stack, display)
-                display.line(f"stack {stack}: there is nothing to take down")
-                return
-            _destroy(stack, state, display, interrupted=interrupted)
+            if state.path.exists() or machine.is_set_up():
+                installation = choose(stack, state, None, gcp=False)[0] if state.engine == "pulumi" else None
+                if installation:
+                    _destroy_with_pulumi(pulumi_engine.Stack(installation, PROJECT, stack), state, interrupted)
+                else:
+                    _destroy(stack, state, interrupted)
+            else:
+                typer.echo(f"stack {stack}: there is nothing to take down")
             kept = dict(state.kept)
             shutil.rmtree(state.path.parent)
-            machine.tear_down(stack, display)
-        display.line(display.counts())
+            with Display() as display:
+                machine.tear_down(stack, display)
         if kept:
-            display.line("kept, and how to remove it:")
+            typer.echo("kept, and how to remove it:")
         for what, remove in kept.items():
-            display.line(f"  {what}: {remove}")
+            typer.echo(f"  {what}: {remove}")
 
 
 def _config(stack: str, sets: list[str], set_files: list[str]) -> StackConfig:
@@ -238,23 +276,30 @@ def _set_up(config: StackConfig, state: State, display: Display, *, interrupted:
         machine.set_up(config, state, display)
 
 
-def _destroy(stack: str, state: State, display: Display, *, interrupted: bool) -> None:
-    if state.on_this_machine and state.resources:
-        if interrupted:
-            machine.end_sessions(stack)
-        # What is removed is reached through them.
-        machine.start_daemons(state.ssh_port, display, with_podman=podman.is_used(state))
-        vm = simulated_vm.find(stack)
-        if vm:
-            simulated_vm.start(stack, vm)
+def _outputs(stack: str) -> dict[str, dict[str, Any]]:
+    """A stack's outputs: name -> {"value", "secret"}. Raises UserError, RehearsalError."""
+    state = load(ROOT, stack)
+    if state.engine != "pulumi":
+        return engine.outputs(stack)
+    installation, _ = choose(stack, state, None, gcp=False)
+    assert installation  # noqa: S101 (its state names Pulumi)
+    return pulumi_engine.Stack(installation, PROJECT, stack).outputs()
+
+
+def _destroy_with_pulumi(stack: pulumi_engine.Stack, state: State, interrupted: bool) -> None:
+    """Take a stack down with the real Pulumi."""
+    if interrupted:
+        stack.cancel()
+    records = stack.records()
+    with Display() as display:
+        _prepare_to_destroy(stack.name, state, records, display, interrupted)
+    stack.destroy()
+    simulated_vm.destroy(stack.name)
+
+
+def _destroy(stack: str, state: State, interrupted: bool) -> None:
+    """Take a stack down with the embedded engine."""
     simulated = any(record.type.startswith(("gcp:", "pulumi:providers:gcp")) for record in state.resources.values())
-    for record in state.resources.values():
-        if record.type == "docker:index/remoteImage:RemoteImage" and record.inputs.get("keepLocally"):
-            image, provider = record.inputs["name"], state.resources.get(record.provider)
-            in_podman = provider is not None and podman.is_behind(provider.inputs)
-            what = f"image {image} in Podman" if in_podman else f"image {image}"
-            state.kept[what] = f"{'podman' if in_podman else 'docker'} image rm {image}"
-    state.save()
 
     def remove_leftovers() -> None:
         if simulated:
@@ -265,7 +310,30 @@ def _destroy(stack: str, state: State, display: Display, *, interrupted: bool) -
                 display.line(f"{'deleted':<10} {removed}, left by a run that was cut off")
 
     config = StackConfig(project="", stack=stack, values={}, secrets=frozenset())
-    engine.destroy(config, state, _adapters(config), display, remove_leftovers)
+    with Display() as display:
+        _prepare_to_destroy(stack, state, state.resources, display, interrupted)
+        engine.destroy(config, state, _adapters(config), display, remove_leftovers)
+    display.line(display.counts())
+
+
+def _prepare_to_destroy(
+    stack: str, state: State, resources: Mapping[str, Record], display: Display, interrupted: bool
+) -> None:
+    """Start what the resources are reached through, and note what will be left of them."""
+    if state.on_this_machine and resources:
+        if interrupted:
+            machine.end_sessions(stack)
+        machine.start_daemons(state.ssh_port, display, with_podman=podman.is_used(resources))
+        vm = simulated_vm.find(stack)
+        if vm:
+            simulated_vm.start(stack, vm)
+    for record in resources.values():
+        if record.type == "docker:index/remoteImage:RemoteImage" and record.inputs.get("keepLocally"):
+            image, provider = record.inputs["name"], resources.get(record.provider)
+            in_podman = provider is not None and podman.is_behind(provider.inputs)
+            what = f"image {image} in Podman" if in_podman else f"image {image}"
+            state.kept[what] = f"{'podman' if in_podman else 'docker'} image rm {image}"
+    state.save()
 
 
 def _verify(outputs: dict[str, dict[str, Any]]) -> int:

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from components.catalogue.machine_types import load_machine_types
 from scripts.lab import simulated_vm
 from scripts.lab.emulator import google_adapters
 from scripts.lab.simulated_vm import Vm
+from scripts.lib.private_files import write_private
 
 API = "https://www.googleapis.com/compute/v1"
 PATH = re.compile(
@@ -32,10 +34,25 @@ class Compute:
     """What exists: path below projects/ -> resource as the API shows it."""
 
     stack: str
+    file: Path | None = None
+    """Where resources are kept between two runs."""
     endpoint: str = ""
     resources: dict[str, dict[str, Any]] = field(default_factory=dict)
     ids: Iterator[int] = field(default_factory=lambda: itertools.count(10**18))
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def save(self) -> None:
+        """Keep what exists for the next run."""
+        if self.file:
+            write_private(self.file, json.dumps({"next": next(self.ids), "resources": self.resources}))
+
+    def load(self) -> None:
+        """Take over what the run before kept; a VM that was lost meanwhile is gone."""
+        if self.file and self.file.exists():
+            kept = json.loads(self.file.read_text())
+            self.resources, self.ids = kept["resources"], itertools.count(kept["next"])
+            if not simulated_vm.find(self.stack):
+                self.lose_vm()
 
     def insert(self, collection: str, body: dict[str, Any]) -> None:
         """Make a resource."""
@@ -182,6 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
                         self.compute.delete(path)
                     else:
                         self.compute.change(path, match["action"] or "", body)
+                    self.compute.save()
             except FileExistsError as error:
                 self._answer(409, {"error": {"code": 409, "message": str(error)}})
                 return
@@ -216,9 +234,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def running(stack: str) -> Iterator[Compute]:
-    """The API for one stack, until the block ends."""
-    compute = Compute(stack)
+def running(stack: str, file: Path | None = None) -> Iterator[Compute]:
+    """The API for one stack, until the block ends; `file` keeps what exists for the next time."""
+    compute = Compute(stack, file)
+    compute.load()
     handler = type("Handler", (_Handler,), {"compute": compute})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import tarfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from docker.models.images import Image
 
 from components.containers.podman import PODMAN, SOCKET
 from scripts.lab import RehearsalError, processes
-from scripts.lab.emulator.state import ROOT, State
+from scripts.lab.emulator.state import ROOT, Record
 from scripts.lib.progress import Task
 from scripts.lib.stack_config import StackConfig
 
@@ -33,9 +34,9 @@ def is_wanted(config: StackConfig) -> bool:
     return bool(config.get("containerRuntime") == PODMAN)
 
 
-def is_used(state: State) -> bool:
-    """Whether a stack that is up has its containers in Podman."""
-    return any(is_behind(record.inputs) for record in state.resources.values())
+def is_used(resources: Mapping[str, Record]) -> bool:
+    """True if containers among these resources are Podman's."""
+    return any(is_behind(record.inputs) for record in resources.values())
 
 
 def is_behind(provider: dict[str, object]) -> bool:

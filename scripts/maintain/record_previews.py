@@ -7,10 +7,9 @@ those that begin with something that does not exist: another network, a bastion,
 """
 
 import json
-import os
-import shutil
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,10 @@ import typer
 import yaml
 from rich.console import Console
 
-from scripts.lab import compute_api, simulated_vm
+from components.errors import UserError
+from scripts.lab import pulumi_engine, simulated_vm
 from scripts.lab.in_place_of_google import is_for_google, rehearsed, serving_hub
+from scripts.lab.pulumi_engine import IncompleteError
 from scripts.lib.stack_config import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,55 +47,54 @@ console = Console(highlight=False)
 @app.command()
 def main() -> None:
     """Bring the stacks up with the real engine, preview every change, and take them down again."""
-    if not shutil.which("pulumi"):
-        console.print("record_previews: no pulumi on PATH\n  fix: install what docs/getting-started/server.md requires")
-        raise typer.Exit(1)
+    try:
+        installation = pulumi_engine.find(gcp=True)
+    except IncompleteError as error:
+        console.print(f"error: the real Pulumi can't be used here: missing is {error}\n  fix: docs/testing.md")
+        raise typer.Exit(1) from error
     table = [row for row in yaml.safe_load((GOLDEN / "changes.yaml").read_text()) if set(row["from"]) <= {*POSSIBLE}]
     recorded = []
     for stack in STACKS:
         subprocess.run([str(ROOT / "scripts" / "rehearse"), "setup", "--stack", stack], check=True)
         rows = [row for row in table if row["base"] == stack]
         with tempfile.TemporaryDirectory(prefix="elastic-vllm-previews-") as scratch:
-            recorded += _record(Project(stack, Path(scratch)), rows)
-    versions = f"engine {_version()}; SDKs: see requirements.txt"
+            recorded += _record(Project(pulumi_engine.Stack(installation, ROOT, stack, Path(scratch))), rows)
+    versions = f"engine {installation.version}; SDKs: see requirements.txt"
     text = yaml.safe_dump(recorded, sort_keys=False, default_flow_style=None, width=120)
     (GOLDEN / "previews.yaml").write_text(HEADER.format(versions=versions) + text)
     console.print(f"recorded {len(recorded)} previews")
 
 
-def _version() -> str:
-    return subprocess.run(["pulumi", "version"], capture_output=True, text=True, check=True).stdout.strip()
-
-
 def _record(project: "Project", rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     recorded = []
-    with compute_api.running(project.stack) as compute, serving_hub(project.base):
-        project.environment["GOOGLE_COMPUTE_CUSTOM_ENDPOINT"] = compute.endpoint
-        project.pulumi("stack", "init", project.stack)
+    stack = project.stack
+    with stack.google(simulated=is_for_google(project.base)), serving_hub(project.base):
         try:
             while rows:
                 # Rows that start alike are previewed together: each start is brought up once.
                 start = rows[0]["from"]
                 project.configure(start)
-                console.print(f"{project.stack}: up with {start or 'the stack as it is'}")
-                project.pulumi("up", "--yes", "--skip-preview")
+                console.print(f"{stack.name}: up with {start or 'the stack as it is'}")
+                stack.ask("up", "--yes", "--skip-preview", "--stack", stack.name)
                 previews = [_preview(project, row) for row in rows if row["from"] == start]
                 recorded += [preview for preview in previews if preview]
                 rows = [row for row in rows if row["from"] != start]
         finally:
             project.configure({})
-            project.pulumi("destroy", "--yes", "--skip-preview")
-            simulated_vm.disk_file(f"elastic-vllm-{project.stack}-weights").unlink(missing_ok=True)
+            stack.ask("destroy", "--yes", "--skip-preview", "--stack", stack.name)
+            simulated_vm.disk_file(f"elastic-vllm-{stack.name}-weights").unlink(missing_ok=True)
     return recorded
 
 
 def _preview(project: "Project", row: dict[str, Any]) -> dict[str, Any] | None:
     """What is planned; None, with what Pulumi said, where it plans nothing."""
-    console.print(f"{project.stack}: preview with {row['to']}")
+    stack = project.stack
+    console.print(f"{stack.name}: preview with {row['to']}")
     project.configure(row["from"] | row["to"])
     try:
-        steps = json.loads(project.pulumi("preview", "--json"))["steps"]
-    except typer.Exit:
+        steps = json.loads(stack.ask("preview", "--json", "--stack", stack.name))["steps"]
+    except UserError as error:
+        console.print(error.cause)
         return None
     found: dict[str, set[str]] = {kind: set() for kind in ("created", "replaced", "updated", "deleted")}
     for step in steps:
@@ -103,7 +103,7 @@ def _preview(project: "Project", row: dict[str, Any]) -> dict[str, Any] | None:
             found[KINDS[step["op"]]].add(name)
     return {
         "setting": row["setting"],
-        "base": project.stack,
+        "base": stack.name,
         "from": row["from"],
         "to": row["to"],
         **{kind: sorted(names - (found["replaced"] if kind != "replaced" else set())) for kind, names in found.items()},
@@ -111,57 +111,23 @@ def _preview(project: "Project", row: dict[str, Any]) -> dict[str, Any] | None:
 
 
 class Project:
-    """A copy of the project with one stack, and a state of its own."""
+    """One stack under the real engine, whose settings change."""
 
-    def __init__(self, stack: str, scratch: Path) -> None:
-        """Make it in `scratch`."""
+    def __init__(self, stack: pulumi_engine.Stack) -> None:
+        """Read how the stack is rehearsed, and make the other key that a row may name."""
         self.stack = stack
-        self.directory = scratch / "project"
-        self.directory.mkdir()
-        (scratch / "state").mkdir()
-        for name in ("components", "stacks"):
-            shutil.copytree(ROOT / name, self.directory / name)
-        for name in ("Pulumi.yaml", "__main__.py"):
-            shutil.copy(ROOT / name, self.directory / name)
-        (self.directory / ".venv").symlink_to(ROOT / ".venv")
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.directory / "another"], check=True)
-        config = read_config(ROOT, stack, [], [])
+        self.another_key = stack.directory.parent / "another"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.another_key], check=True)
+        config = read_config(ROOT, stack.name, [], [])
         self.base = rehearsed(config, set()) if is_for_google(config) else config
-        self.environment = {
-            **os.environ,
-            "PULUMI_BACKEND_URL": f"file://{scratch / 'state'}",
-            "PULUMI_CONFIG_PASSPHRASE": "previews",
-            "PULUMI_SKIP_UPDATE_CHECK": "true",
-            # Nothing of Google's own is asked: the provider is content with any token, and a proxy that refuses is
-            # asked once, where a name that can't be resolved would be tried for minutes.
-            "GOOGLE_OAUTH_ACCESS_TOKEN": "none",
-            "PULUMI_GCP_SKIP_REGION_VALIDATION": "true",
-            "HTTPS_PROXY": "http://127.0.0.1:1",
-            "NO_PROXY": "127.0.0.1,localhost",
-        }
 
     def configure(self, settings: dict[str, Any]) -> None:
-        """The stack's file as it is rehearsed, with these settings over it."""
-        file = self.directory / "stacks" / f"Pulumi.{self.stack}.yaml"
-        salt = yaml.safe_load(file.read_text()).get("encryptionsalt")
+        """Set the stack up as it is rehearsed, with these settings over it."""
         given = {
-            f"elastic-vllm:{key}": str(self.directory / "another") if value == "ANOTHER KEY" else value
+            f"{self.base.project}:{key}": str(self.another_key) if value == "ANOTHER KEY" else value
             for key, value in settings.items()
         }
-        document = {"config": {**self.base.values, **given}}
-        file.write_text(yaml.safe_dump(document | ({"encryptionsalt": salt} if salt else {})))
-
-    def pulumi(self, *arguments: str) -> str:
-        """What a command of the CLI prints. Ends the program with what it said if it fails."""
-        command = ["pulumi", *arguments, "--non-interactive"]
-        command += ["--stack", self.stack] if arguments[0] != "stack" else []
-        done = subprocess.run(
-            command, cwd=self.directory, env=self.environment, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            console.print(f"{' '.join(command)}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
-            raise typer.Exit(1)
-        return done.stdout
+        self.stack.configure(replace(self.base, values={**self.base.values, **given}))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ from scripts.lab.emulator import engine
 
 ROOT = Path(__file__).resolve().parents[2]
 STACK = os.environ.get("ELASTIC_VLLM_TEST_STACK", "test")
+# The tests know what the embedded engine prints; tests/support/real_engine.py tries the other.
+os.environ.setdefault("ELASTIC_VLLM_ENGINE", "embedded")
 PREFIX = f"elastic-vllm-{STACK}"
 REHEARSAL = Path("/var/lib/elastic-vllm-rehearsal")
 STACK_DIRECTORY = Path("/var/lib/elastic-vllm") / STACK

@@ -42,6 +42,7 @@ class State:
     resources: dict[str, Record] = field(default_factory=dict)  # by URN, in order of creation
     outputs: dict[str, dict[str, Any]] | None = None
     kept: dict[str, str] = field(default_factory=dict)
+    engine: Literal["", "embedded", "pulumi"] = ""  # what brought it up
     on_this_machine: bool = False  # which was set up for it, and is its host; else it has a real one
     ssh_port: int = 0  # of the private sshd; 0 without
 

@@ -1,0 +1,49 @@
+"""Which engine runs a rehearsed stack: the real Pulumi where it is complete, else the embedded one."""
+
+from enum import StrEnum
+
+from scripts.lab import pulumi_engine
+from scripts.lab.emulator.state import State
+from scripts.lab.pulumi_engine import IncompleteError, Installation
+from scripts.lib.errors import BadInputError
+
+
+class Engine(StrEnum):
+    """Name of an engine."""
+
+    PULUMI = "pulumi"
+    EMBEDDED = "embedded"
+
+
+def engine_of(state: State) -> Engine | None:
+    """The engine that has the stack's resources; None where there are none."""
+    if state.engine:
+        return Engine(state.engine)
+    return Engine.EMBEDDED if state.resources else None
+
+
+def choose(stack: str, state: State, asked: Engine | None, *, gcp: bool) -> tuple[Installation | None, str]:
+    """The Pulumi that is to be used, None for the embedded engine, and a line that says so.
+
+    Raises BadInputError where another engine has the stack, and where the real Pulumi is wanted and incomplete.
+    """
+    owner = engine_of(state)
+    if owner and asked and asked is not owner:
+        raise BadInputError(
+            f"--engine {asked}: stack {stack} was brought up by the engine {owner}, and one stack has one engine",
+            f"take it down first (scripts/rehearse down --stack {stack}), or leave --engine out",
+        )
+    wanted = asked or owner
+    if wanted is Engine.EMBEDDED:
+        return None, f"engine: embedded, {'as asked for' if asked else f'which has stack {stack}'}"
+    try:
+        found = pulumi_engine.find(gcp=gcp)
+    except IncompleteError as error:
+        if wanted:
+            raise BadInputError(
+                f"{'--engine pulumi' if asked else f'stack {stack} was brought up by Pulumi'}: missing is {error}",
+                "install what is missing (docs/testing.md)"
+                + (", or use --engine embedded" if owner is not Engine.PULUMI else ""),
+            ) from error
+        return None, f"engine: embedded, as Pulumi can't be used here: missing is {error}"
+    return found, f"engine: Pulumi {found.version} ({found.program})"
