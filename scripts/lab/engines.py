@@ -42,7 +42,7 @@ def choose(stack: str, state: State, asked: Engine | None, *, gcp: bool) -> tupl
         if wanted:
             raise BadInputError(
                 f"{'--engine pulumi' if asked else f'stack {stack} was brought up by Pulumi'}: missing is {error}",
-                "install what is missing (docs/testing.md)"
+                "install what is missing (docs/getting-started/server.md, requirements)"
                 + (", or use --engine embedded" if owner is not Engine.PULUMI else ""),
             ) from error
         return None, f"engine: embedded, as Pulumi can't be used here: missing is {error}"

@@ -50,7 +50,9 @@ def main() -> None:
     try:
         installation = pulumi_engine.find(gcp=True)
     except IncompleteError as error:
-        console.print(f"error: the real Pulumi can't be used here: missing is {error}\n  fix: docs/testing.md")
+        console.print(
+            f"error: the real Pulumi can't be used here: missing is {error}\n  fix: docs/getting-started/server.md"
+        )
         raise typer.Exit(1) from error
     table = [row for row in yaml.safe_load((GOLDEN / "changes.yaml").read_text()) if set(row["from"]) <= {*POSSIBLE}]
     recorded = []
