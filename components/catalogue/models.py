@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -48,6 +48,8 @@ class Model:
     """Licence as the hub names it; None if unknown."""
     refuses: Mapping[str, str] = field(default_factory=dict)
     """Requests of Elastic (names in components/elastic/corpus.yaml) that the model refuses, and the consequences."""
+    proven: Literal["format", "template", "no"] = "no"
+    """What was run with all of Elastic's requests: its own tokenizer, its own template alone, or neither."""
     unneeded_files: Sequence[str] = ()
     """Patterns of files in the hub's repository that vLLM does not load, e.g. the same weights in another format."""
     notes: str = ""
@@ -151,6 +153,7 @@ FIELDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "gated": ("true or false", _is_boolean),
     "licence": ("text or null", _is_text_or_null),
     "refuses": ("texts by name", _is_texts_by_name),
+    "proven": ("format, template or no", lambda value: value in {"format", "template", "no"}),
     "unneeded_files": ("a list of texts", _is_texts),
     "notes": ("text", _is_text),
 }

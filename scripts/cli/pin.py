@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DEFAULTS = {
     "vllmImage": "docker.io/vllm/vllm-openai:v0.32.0",
     "nginxImage": "docker.io/library/nginx:1.30.6",
-    "model": "mistralai/Mistral-Small-3.2-24B-Instruct-2506",
+    "model": "google/gemma-4-31B-it",
     "modelSource": "hub",
     "hfEndpoint": "https://huggingface.co",
     "target": "existing",

@@ -27,7 +27,7 @@ LONG = [f"tests/integration/test_{name}.py" for name in ("lifecycle", "rotate", 
 """They look at ELASTIC_VLLM_PROVE, so they are run whole, and not their slow tests alone."""
 ELSEWHERE = [
     *LONG,
-    *(f"tests/integration/{name}" for name in "hostile test_canary.py test_drills.py test_soak.py".split()),
+    *(f"tests/integration/{name}" for name in "hostile test_canary.py test_drills.py test_soak.py test_twins.py".split()),
 ]
 LEFT_OUT = [f"--ignore={path}" for path in ELSEWHERE]
 """They have proofs of their own."""
@@ -85,6 +85,11 @@ PROOFS = {
     "long": Proof(
         "what make test has in short: `up` killed at each step, keys rotated twice, prod rehearsed with vLLM",
         (*PYTEST, *LONG),
+        environment=SLOW,
+    ),
+    "twins": Proof(
+        "what Elastic sends, to a twin of every model of the catalogue, on the real vLLM",
+        (*PYTEST, "--capture=no", "tests/integration/test_twins.py"),
         environment=SLOW,
     ),
     "slow": Proof(

@@ -8,7 +8,7 @@ from components.bundle import manifest as bundle_manifest
 from components.bundle.manifest import SUMS, File, Manifest, Part
 from tests.support.program import PINS
 
-MODEL = "mistralai/Mistral-Small-3.2-24B-Instruct-2506"
+MODEL = "google/gemma-4-31B-it"
 
 
 def part(paths: Mapping[str, int], about: Mapping[str, str]) -> Part:

@@ -32,10 +32,12 @@ def sent(program_of: Callable[..., Program]) -> str:
     acme = program_of("gpu", tls="letsencrypt", endpointHost="llm.example.com")
     disk = program_of("airgap", bundleOnHost="/media/bundle")
     podman = program_of("gpu", containerRuntime="podman", sshUser="root")
-    programs = [acme, disk, podman, *(program_of(base) for base in ("local", "gpu", "airgap", "prod"))]
+    mistral = program_of("gpu", model="mistralai/Mistral-Small-3.2-24B-Instruct-2506")
+    programs = [acme, disk, podman, mistral, *(program_of(base) for base in ("local", "gpu", "airgap", "prod"))]
     commands = [command for program in programs for command in program.commands]
     sent = "\n".join(text for c in commands for text in (c.becoming_root, c.script, *c.files.values(), c.cleanup))
     sent += str(programs[0].resources["vllm-container"].inputs["healthcheck"]["tests"][3])
+    sent += "\n".join(mistral.resources["vllm-container"].inputs["envs"])
     sent += "\n".join(texts(programs[-1].resources["vm-instance"].inputs, secret=True))
     return sent.replace("'\"'\"'", "'")  # as the shell quotes it
 

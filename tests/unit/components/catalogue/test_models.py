@@ -46,7 +46,7 @@ def test_the_size_is_positive(model: Model) -> None:
 
 @every_model
 def test_the_connector_sends_tools_only_where_a_parser_takes_them(model: Model) -> None:
-    assert model.native_function_calling == (model.tool_call_parser is not None)
+    assert model.tool_call_parser or not model.native_function_calling
 
 
 @every_model

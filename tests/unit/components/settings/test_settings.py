@@ -12,7 +12,7 @@ from components.settings.stack import PROJECT_DIRECTORY, Settings, SettingsError
 from tests.support.program import HOST_KEY, HUB_TOKEN, PROJECT, Program, run
 from tests.unit.conftest import NO_SECRETS, ON_GOOGLE, ON_SERVERS, found
 
-MISTRAL = "mistralai/Mistral-Small-3.2-24B-Instruct-2506"
+DEFAULT = "google/gemma-4-31B-it"
 LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
 HOST_WEIGHTS = {"modelSource": "host", "modelRevision": "", "hfToken": ""}
 DIGEST = "@sha256:" + "c" * 64
@@ -226,10 +226,10 @@ def test_vllm_arguments_can_not_undo_what_the_endpoint_promises(
 @pytest.mark.parametrize(
     ("overrides", "fix"),
     [
-        ({"vllmExtraArgs": ["--tool-call-parser", "hermes"]}, "the catalogue gives mistral"),
-        ({"vllmExtraArgs": ["--tool-call-parser=hermes"]}, "the catalogue gives mistral"),
-        ({"vllmExtraArgs": ["--tool_call_parser=hermes"]}, "the catalogue gives mistral"),
-        ({"vllmExtraArgs": ["--tool-call-pars", "hermes"]}, "the catalogue gives mistral"),
+        ({"vllmExtraArgs": ["--tool-call-parser", "hermes"]}, "the catalogue gives gemma4"),
+        ({"vllmExtraArgs": ["--tool-call-parser=hermes"]}, "the catalogue gives gemma4"),
+        ({"vllmExtraArgs": ["--tool_call_parser=hermes"]}, "the catalogue gives gemma4"),
+        ({"vllmExtraArgs": ["--tool-call-pars", "hermes"]}, "the catalogue gives gemma4"),
         (
             {"model": "mistralai/Other", "weightsGb": 9, "vllmExtraArgs": ["--tool-call-parser", "hermes"]},
             "use mistral",
@@ -245,7 +245,7 @@ def test_a_tool_call_parser_of_another_family_is_refused(
 ) -> None:
     (problem,) = found(lambda: settle("gpu", overrides))
     assert problem.startswith("vllmExtraArgs = ")
-    assert f"does not belong to {overrides.get('model', MISTRAL)}" in problem
+    assert f"does not belong to {overrides.get('model', DEFAULT)}" in problem
     assert problem.endswith(fix)
 
 
@@ -276,7 +276,7 @@ def test_a_stack_name_that_fits_no_container_is_refused(stack: str, settle: Call
         ("gpu", {"model": LLAMA, "gpuCount": 4}),
         ("gpu", {"model": LLAMA, "gpuMemoryGib": 96}),
         ("gpu", {"model": "acme/Own", "weightsGb": 30, "vllmExtraArgs": ["--tool-call-parser", "acme"]}),
-        ("gpu", {"vllmExtraArgs": ["--tool-call-parser", "mistral", "--max-num-seqs=8", "-O3"]}),
+        ("gpu", {"vllmExtraArgs": ["--tool-call-parser", "gemma4", "--max-num-seqs=8", "-O3"]}),
         ("gpu", {"maxModelLen": 131072}),
         ("gpu", {"keys": {"default": [2], "siem": [3, 1]}}),
         ("gpu", {"vllmImage": "localhost/vllm:v1.0.0", "nginxImage": "localhost/nginx:debian"}),
@@ -357,7 +357,7 @@ def test_settings_know_where_things_are(settle: Callable[..., Settings], key_fil
     assert settings.target.private_key_path == key_files / "plain"
     assert settings.target.directory == "/var/lib/elastic-vllm/prod"
     assert settings.target.prefix == "elastic-vllm-prod"
-    name = f"{MISTRAL.replace('/', '--')}--{settings.model_revision[:12]}"
+    name = f"{DEFAULT.replace('/', '--')}--{settings.model_revision[:12]}"
     assert settings.weights_path == f"/var/lib/elastic-vllm/models/{name}"
     assert settings.target.address == "llm.example"
 
