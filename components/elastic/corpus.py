@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from components.catalogue.models import Model
 from components.settings.elastic import ElasticSettings
 
 CONNECTOR, INFERENCE_ENDPOINT = "connector", "inference-endpoint"
@@ -88,6 +89,13 @@ def forms_to_prove(
             native_function_calling=native_function_calling,
         )
     )
+
+
+def refusals(model: Model | None) -> dict[str, str]:
+    """What follows from each form that vLLM refuses, or the model by its catalogue entry; by the form's name."""
+    own = model.refuses if model else {}
+    found = {form.name: form.refused or own.get(form.name, "") for form in all_forms()}
+    return {name: follows for name, follows in found.items() if follows}
 
 
 def _form(name: str, entry: Mapping[str, Any], sender: Mapping[str, Any], tools: Mapping[str, Any]) -> Form:

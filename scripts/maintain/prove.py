@@ -27,7 +27,8 @@ LONG = [f"tests/integration/test_{name}.py" for name in ("lifecycle", "rotate", 
 """They look at ELASTIC_VLLM_PROVE, so they are run whole, and not their slow tests alone."""
 ELSEWHERE = [
     *LONG,
-    *(f"tests/integration/{name}" for name in "hostile test_canary.py test_drills.py test_soak.py test_twins.py".split()),
+    "tests/integration/hostile",
+    *(f"tests/integration/test_{name}.py" for name in ("canary", "drills", "soak", "twins")),
 ]
 LEFT_OUT = [f"--ignore={path}" for path in ELSEWHERE]
 """They have proofs of their own."""

@@ -10,8 +10,10 @@ from typing import Annotated, Any
 import jinja2
 import typer
 
+from components.catalogue.models import load_catalogue
 from components.elastic import payloads, versions
 from components.elastic.api import VALIDATION_SECONDS
+from components.elastic.corpus import CONNECTOR, all_forms, refusals
 from components.elastic.payloads import ElasticEndpoint
 from components.elastic.versions import Version
 from components.settings.keys import DEFAULT
@@ -150,12 +152,26 @@ def document(
         kibana_settings=payloads.kibana_settings(endpoint),
         security_settings=payloads.security_settings() if self_managed and _before(endpoint, (9, 2)) else "",
         rows=ways.rows(endpoint),
+        refused=_refused(endpoint, served_model),
         inference=ways.has_inference(endpoint),
         validation_seconds=VALIDATION_SECONDS,
         by_version=lambda since, now, before: _by_version(endpoint, since, now, before),
         preconfigured_connector=preconfigured,
         client_files=CLIENT_FILES,
     )
+
+
+def _refused(endpoint: ElasticEndpoint, served_model: str) -> list[str]:
+    """What gets no answer of the model, and what to do: of the requests of the ways that the document offers."""
+    follows = refusals(load_catalogue().models.get(served_model))
+    inference = ways.has_inference(endpoint)
+    return [
+        f"{form.feature}: {follows[form.name]}."
+        for form in all_forms()
+        if form.name in follows
+        and (endpoint.native_function_calling or not form.has_tools)
+        and (inference or form.way == CONNECTOR)
+    ]
 
 
 def _before(endpoint: ElasticEndpoint, version: Version) -> bool:

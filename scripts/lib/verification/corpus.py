@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from components.catalogue.models import load_catalogue
-from components.elastic.corpus import Form
+from components.elastic.corpus import Form, refusals
 from components.files.vllm import ask_vllm
 from scripts.lib.verification.endpoint import CHAT_PATH
 from scripts.lib.verification.failures import CheckFailedError, KnownLimitError, explain_status
@@ -28,7 +28,7 @@ def form_check(form: Form) -> Callable[[Probe], str]:
             headers={"Authorization": f"Bearer {probe.endpoint.key}"},
             timeout=GENERATION_SECONDS,
         )
-        limit = form.refused or known_limits(probe).get(form.name, "")
+        limit = known_limits(probe).get(form.name)
         if response.status_code == BAD_REQUEST and limit:
             raise KnownLimitError(f"{form.feature}: {limit}")
         if response.is_error and response.status_code != BAD_REQUEST:
@@ -43,6 +43,6 @@ def form_check(form: Form) -> Callable[[Probe], str]:
 
 
 def known_limits(probe: Probe) -> Mapping[str, str]:
-    """Names of forms that the catalogue lists as refused by the served model, and what follows; empty if unknown."""
+    """What follows from each form that vLLM refuses, or the served model by its catalogue entry."""
     models = load_catalogue().models
-    return next((models[name].refuses for name in (probe.endpoint.model, *probe.served) if name in models), {})
+    return refusals(next((models[name] for name in (probe.endpoint.model, *probe.served) if name in models), None))

@@ -13,6 +13,7 @@ from cryptography import x509
 from typer.testing import Result
 
 import scripts.cli.verify as cli
+from components.catalogue.models import Catalogue, Model
 from components.elastic.corpus import all_forms
 from scripts.cli.verify import Endpoint, InvalidEndpointError, Report, format_result, verify
 from scripts.lib.verification import corpus, generation, probe
@@ -220,8 +221,9 @@ def test_tools_are_left_out_for_a_model_without_them(gateway: Gateway, authority
 def test_a_refusal_that_the_catalogue_lists_is_a_limit_with_what_follows(
     gateway: Gateway, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limits = dict.fromkeys(SHORT_IDS, "native function calling is off for it")
-    monkeypatch.setattr(corpus, "known_limits", lambda _probe: limits)
+    served = Model(name=MODEL, weights_gb=1, refuses=dict.fromkeys(SHORT_IDS, "native function calling is off for it"))
+    catalogue = Catalogue(models={MODEL: served}, parser_families={})
+    monkeypatch.setattr(corpus, "load_catalogue", lambda: catalogue)
     gateway.fault = "short-call-ids"
     result = run("--outputs", "-", given=outputs(gateway.url, authority))
     assert result.exit_code == 0
