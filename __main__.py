@@ -41,9 +41,11 @@ from components import (
 from components.elastic import agent
 from components.elastic.agent import Observed
 from components.elastic.corpus import forms_to_prove
+from components.machine.ssh import hold_until_exit
 from components.settings.stack import read_settings
 
 settings = read_settings()
+hold_until_exit(settings.ssh_key)
 tls = settings.tls
 access = ElasticAccess("elastic", ElasticAccessArgs(elastic=settings.elastic, client_certificates=bool(tls.clients)))
 machine: ExistingHost | GpuVm
@@ -58,7 +60,7 @@ if settings.gcp:
             network=network,
             weights_directory=settings.weights_directory,
             ssh_user=settings.ssh_user,
-            ssh_private_key_path=settings.ssh_private_key_path,
+            ssh_key=settings.ssh_key,
             prefix=settings.prefix,
             directory=settings.directory,
             after=access.checks,
@@ -213,7 +215,7 @@ pulumi.export(
         "limits": settings.limits.as_output(),
         "containerRuntime": settings.container_runtime,
         "containers": {"vllm": f"{settings.prefix}-vllm", "nginx": f"{settings.prefix}-nginx"},
-        "ssh": None if settings.parked else machine.host.ssh_destination(),
+        "ssh": None if settings.parked else machine.host.ssh_server(),
         "parked": settings.parked,
     },
 )

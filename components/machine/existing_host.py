@@ -44,6 +44,7 @@ class ExistingHost(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: ExistingHostArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("elastic-vllm:index:ExistingHost", name, None, opts)
+        reached = args.host.reached(f"{name}-ssh", parent=self, depends_on=args.after)
         check = args.host.command(
             f"{name}-check",
             render.script(
@@ -62,7 +63,7 @@ class ExistingHost(pulumi.ComponentResource):
                 store=STORE,
             ),
             parent=self,
-            depends_on=args.after,
+            depends_on=[reached],
         )
         self.host = replace(args.host, ready=[check])
         self.address = args.host.address

@@ -4,7 +4,6 @@ from __future__ import annotations  # so that only what makes a VM loads pulumi_
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pulumi
 import pulumi_tls as tls
@@ -12,8 +11,9 @@ from pulumi_gcp import compute
 
 from components import render
 from components.machine.gpu_driver import kernel_script
-from components.machine.host import STANDARD_SSH_PORT, Host
+from components.machine.host import Host
 from components.machine.network import Network
+from components.machine.ssh import STANDARD_SSH_PORT, SshKey
 from components.serving.model_weights import DOWNLOAD_UID
 from components.serving.vllm_server import NGINX_UID, VLLM_UID
 from components.settings.gcp import GcpSettings
@@ -39,7 +39,7 @@ class GpuVmArgs:
     weights_directory: str
     """Where the VM mounts the disk for weights."""
     ssh_user: str
-    ssh_private_key_path: Path
+    ssh_key: SshKey
     prefix: str
     directory: str
     after: Sequence[pulumi.Resource] = ()
@@ -182,7 +182,7 @@ class GpuVm(pulumi.ComponentResource):
             address="127.0.0.1" if through_tunnel else self.address,
             port=args.settings.tunnel_port if through_tunnel else STANDARD_SSH_PORT,
             user=args.ssh_user,
-            private_key_path=args.ssh_private_key_path,
+            ssh_key=args.ssh_key,
             host_key=host_key.public_key_openssh.apply(str.strip),
             identity=instance.instance_id,
             prefix=args.prefix,

@@ -1,17 +1,18 @@
 """A machine that is reached over SSH: its address, its keys, and the commands that run on it."""
 
+import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pulumi
-from pulumi_command import remote
+from pulumi_command import local, remote
 
 from components import render
 from components.containers import podman
+from components.machine import ssh
+from components.machine.ssh import SshKey
 
-STANDARD_SSH_PORT = 22
 STORE = "/var/lib/elastic-vllm/bundle"
 """Directory on a host for a bundle's images and packages, one directory a stack; it stays when that is destroyed."""
 
@@ -48,7 +49,7 @@ class Host:
     address: pulumi.Input[str]
     port: int
     user: str
-    private_key_path: Path
+    ssh_key: SshKey
     host_key: pulumi.Input[str]
     """`ssh-ed25519 AAAA...`; a machine that shows another key is refused."""
     identity: pulumi.Input[str]
@@ -65,17 +66,18 @@ class Host:
     """The machine as a resource, where it is one: what is on it needs no deleting once it goes."""
     bastion: Bastion | None = None
     """A host that SSH goes through, with the same private key."""
-    dial_errors: int = 3
-    """Refused or unanswered connections, a second and more apart, before the machine counts as unreachable."""
+    dial_errors: int = 10
+    """Refused, dropped or unanswered connections, a second and more apart, before the machine counts as unreachable."""
     ready: Sequence[pulumi.Resource] = ()
     """What must be there before anything is done on the machine."""
     packages: str = ""
     """Directory on the machine with the packages that may be installed; empty: those of its repositories."""
 
     def connection(self) -> remote.ConnectionArgs:
-        """The connection for pulumi-command."""
-        private_key = pulumi.Output.secret(self.private_key_path.read_text())
-        through = self.bastion
+        """The connection for pulumi-command, which asks SSH_AUTH_SOCK's agent where it is given no key."""
+        key, through = self.ssh_key, self.bastion
+        private_key = pulumi.Output.secret(key.path.read_text()) if key.path and not key.agent else None
+        passphrase = pulumi.Output.secret(key.passphrase) if key.passphrase else None
         proxy = None
         if through:
             proxy = remote.ProxyConnectionArgs(
@@ -83,6 +85,7 @@ class Host:
                 port=through.port,
                 user=through.user,
                 private_key=private_key,
+                private_key_password=passphrase,
                 host_key=through.host_key,
             )
         return remote.ConnectionArgs(
@@ -90,6 +93,7 @@ class Host:
             port=self.port,
             user=self.user,
             private_key=private_key,
+            private_key_password=passphrase,
             host_key=self.host_key,
             dial_error_limit=self.dial_errors,
             per_dial_timeout=10,
@@ -99,30 +103,28 @@ class Host:
     def docker_url(self) -> pulumi.Output[str]:
         """The address for pulumi-docker, which starts the `ssh` client itself; a path in it is the API's socket."""
         socket = podman.SOCKET if self.engine == podman.PODMAN else ""
-        return pulumi.Output.format("ssh://{}@{}:{}{}", self.user, self.address, self.port, socket)
+        # The user is among the options: from an address, the provider's client would quote what it takes for unusual.
+        return pulumi.Output.format("ssh://{}:{}{}", self.address, self.port, socket)
 
-    def ssh_destination(self) -> pulumi.Output[dict[str, object]]:
-        """How the `ssh` client reaches it, for scripts that look at it later: no secret, the key's path only."""
-        return pulumi.Output.all(address=self.address, options=pulumi.Output.all(*self.ssh_options())).apply(
-            lambda known: {
-                "destination": f"{self.user}@{known['address']}",
-                "port": self.port,
-                "options": known["options"],
-            }
+    def ssh_server(self) -> pulumi.Output[dict[str, object]]:
+        """How the `ssh` client reaches it, for commands that look at it later; a secret where there is a passphrase."""
+        described = pulumi.Output.all(address=self.address, options=self.ssh_options()).apply(
+            lambda known: ssh.server(self.ssh_key, self.user, known["address"], self.port, known["options"])
         )
+        return pulumi.Output.secret(described) if self.ssh_key.passphrase else described
 
-    def ssh_options(self) -> list[pulumi.Input[str]]:
-        """Options for the `ssh` client: this key only, and the host key without a file to keep (OpenSSH 8.5)."""
-        flags = [*_key_options(self.private_key_path, self.address, self.port, self.host_key)]
-        for name, value in {"ConnectTimeout": "10", "ServerAliveInterval": "15"}.items():
-            flags += ["-o", f"{name}={value}"]
-        if self.bastion:
-            through = self.bastion
-            options = _key_options(self.private_key_path, through.host, through.port, through.host_key)
-            # ssh gives this to a shell. It is the one that the pinned host key of the bastion can be told.
-            jump = ["ssh", *options, "-p", str(through.port), "-W", "%h:%p", f"{through.user}@{through.host}"]
-            flags += ["-o", pulumi.Output.all(*jump).apply(lambda words: f"ProxyCommand={shlex.join(words)}")]
-        return flags
+    def ssh_options(self) -> pulumi.Output[list[str]]:
+        """Options for the `ssh` client."""
+        own = pulumi.Output.all(self.address, self.host_key).apply(
+            lambda known: ssh.options(self.ssh_key, self.user, known[0], self.port, known[1])
+        )
+        if not self.bastion:
+            return own.apply(lambda options: [*options, *ssh.patient_connection()])
+        through = self.bastion
+        jump_options = ssh.options(self.ssh_key, through.user, through.host, through.port, through.host_key)
+        # ssh gives this to a shell. It is the one that the pinned host key of the bastion can be told.
+        jump = shlex.join(["ssh", *jump_options, "-p", str(through.port), "-W", "%h:%p", "--", through.host])
+        return own.apply(lambda options: [*options, "-o", f"ProxyCommand={jump}"])
 
     def command(
         self,
@@ -164,6 +166,23 @@ class Host:
         )
         return command
 
+    def reached(self, name: str, *, parent: pulumi.Resource, depends_on: Sequence[pulumi.Resource]) -> local.Command:
+        """Check that `ssh` reaches the machine as Docker will use it, and that it runs what it is sent."""
+        order = {"script": standard_input("true", login="root"), "closing_word": CLOSING_WORD}
+        stdin = pulumi.Output.all(ssh=self.ssh_command(), address=self.address).apply(
+            lambda known: json.dumps(
+                {**order, "ssh": known["ssh"], "destination": f"{self.user}@{known['address']}:{self.port}"}
+            )
+        )
+        return local.Command(
+            name,
+            create="python3 components/files/host/check_ssh.py",
+            stdin=stdin,
+            triggers=[self.identity],
+            add_previous_output_in_env=False,
+            opts=pulumi.ResourceOptions(parent=parent, depends_on=[*self.ready, *depends_on]),
+        )
+
     def standard_input(self, script: pulumi.Input[str], cleanup: str = "") -> pulumi.Output[str]:
         """Standard input for RUN_SCRIPT, with the packages that `script` may install."""
         packages = f"PACKAGES={shlex.quote(self.packages)}\n" if self.packages else ""
@@ -173,8 +192,9 @@ class Host:
 
     def ssh_command(self) -> pulumi.Output[list[str]]:
         """The `ssh` command of this machine that runs a script from its standard input; it never asks anything."""
-        before = ["ssh", "-o", "BatchMode=yes", "-T", *self.ssh_options(), "-p", str(self.port)]
-        return pulumi.Output.all(*before, pulumi.Output.concat(self.user, "@", self.address), RUN_SCRIPT)
+        return pulumi.Output.all(options=self.ssh_options(), address=self.address).apply(
+            lambda known: ["ssh", "-T", *known["options"], "-p", str(self.port), "--", known["address"], RUN_SCRIPT]
+        )
 
 
 def standard_input(script: str, *, login: str, cleanup: str = "") -> str:
@@ -204,21 +224,3 @@ def require_closing_word(output: str | None, destination: str, again: str) -> No
         "  fix: is there a ForceCommand in its sshd_config, command= in its authorized_keys, or a login shell that "
         f"runs something else? Then run: {again}"
     )
-
-
-def _key_options(
-    private_key: Path, address: pulumi.Input[str], port: int, host_key: pulumi.Input[str]
-) -> list[pulumi.Input[str]]:
-    """Options that make `ssh` use this private key only, and trust this host key only."""
-    known = pulumi.Output.from_input(address).apply(
-        lambda host: host if port == STANDARD_SSH_PORT else f"[{host}]:{port}"
-    )
-    options: dict[str, pulumi.Input[str]] = {
-        "IdentitiesOnly": "yes",
-        "StrictHostKeyChecking": "yes",
-        "UserKnownHostsFile": "/dev/null",
-        "GlobalKnownHostsFile": "/dev/null",
-        "KnownHostsCommand": pulumi.Output.concat("/bin/echo ", known, " ", host_key),
-    }
-    flags = [flag for name, value in options.items() for flag in ("-o", pulumi.Output.concat(name, "=", value))]
-    return ["-i", str(private_key), *flags]

@@ -6,7 +6,7 @@ import pulumi
 from pulumi_gcp import compute
 from pulumi_gcp.provider import Provider
 
-from components.machine.host import STANDARD_SSH_PORT
+from components.machine.ssh import STANDARD_SSH_PORT
 from components.settings.acme import HTTP_PORT
 from components.settings.gcp import IAP_SOURCES, GcpSettings
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components.catalogue.machine_types import MachineType, load_machine_types
-from components.machine.host import STANDARD_SSH_PORT, Bastion
+from components.machine.host import Bastion
+from components.machine.ssh import STANDARD_SSH_PORT, SshKey
 from components.settings import ssh
 from components.settings.problems import Problems
 
@@ -130,7 +131,7 @@ class GcpSettings:
         return self.zone.rpartition("-")[0]
 
 
-def gcp_settings(problems: Problems, stack: str, private_key: Path, project_directory: Path) -> GcpSettings:
+def gcp_settings(problems: Problems, stack: str, ssh_key: SshKey, project_directory: Path) -> GcpSettings:
     """Read and check the settings of target gcp; a relative path counts from `project_directory`."""
     text, integer, boolean = problems.text, problems.integer, problems.boolean
     name = f"elastic-vllm-{stack}"
@@ -161,7 +162,7 @@ def gcp_settings(problems: Problems, stack: str, private_key: Path, project_dire
         deletion_protection=boolean("deletionProtection"),
         service_account=_service_account(problems),
         parked=boolean("parked"),
-        ssh_public_key=ssh.public_key(problems, private_key),
+        ssh_public_key=ssh.public_key(problems, ssh_key),
     )
 
 
@@ -240,11 +241,12 @@ def _bastion(problems: Problems, project_directory: Path) -> Bastion | None:
     if not match or not 1 <= int(match["port"] or STANDARD_SSH_PORT) <= MOST_PORT:
         problems.add("bastion", "not of the form USER@HOST:PORT", "write e.g. ops@bastion.example.com:22")
         return None
+    port = int(match["port"] or STANDARD_SSH_PORT)
     return Bastion(
         user=match["user"],
         host=match["host"],
-        port=int(match["port"] or STANDARD_SSH_PORT),
-        host_key=ssh.host_key(problems, project_directory, "bastionHostKey"),
+        port=port,
+        host_key=ssh.host_key(problems, project_directory, "bastionHostKey", match["host"], port),
     )
 
 

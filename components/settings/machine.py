@@ -7,6 +7,7 @@ from pathlib import Path
 from components.catalogue.machine_types import MachineType
 from components.containers.podman import PODMAN
 from components.machine.host import Host
+from components.machine.ssh import SshKey
 from components.settings import gcp as gcp_settings
 from components.settings import problems as check
 from components.settings import ssh
@@ -37,7 +38,7 @@ class MachineSettings:
     target: Host | GcpSettings
     """A server that exists, or the VM to create."""
     ssh_user: str
-    ssh_private_key_path: Path
+    ssh_key: SshKey
     container_runtime: str
     """`docker` or `podman`."""
     gpus: Gpus
@@ -49,18 +50,20 @@ def machine_settings(problems: Problems, stack: str, project_directory: Path) ->
     accelerator = problems.choice("accelerator", ("nvidia", "none"))
     runtime = problems.choice("containerRuntime", ("docker", PODMAN))
     user = problems.text("sshUser", check.USER, "use a Linux user name")
-    private_key = ssh.private_key(problems, project_directory)
+    ssh_key = ssh.ssh_key(problems, stack, project_directory)
     machine: Host | GcpSettings
     if target == "gcp":
-        machine = gcp_settings.gcp_settings(problems, stack, private_key, project_directory)
+        machine = gcp_settings.gcp_settings(problems, stack, ssh_key, project_directory)
         gpus = _gpus(problems, machine.machine_type)
     else:
-        host_key = ssh.host_key(problems, project_directory)
+        address = problems.text("host", check.ADDRESS, "set it to the server's address or name")
+        port = problems.integer("sshPort", 1, 65535)
+        host_key = ssh.host_key(problems, project_directory, "sshHostKey", address, port)
         machine = Host(
-            address=problems.text("host", check.ADDRESS, "set it to the server's address or name"),
-            port=problems.integer("sshPort", 1, 65535),
+            address=address,
+            port=port,
             user=user,
-            private_key_path=private_key,
+            ssh_key=ssh_key,
             host_key=host_key,
             identity=host_key,
             prefix=f"elastic-vllm-{stack}",
@@ -72,7 +75,7 @@ def machine_settings(problems: Problems, stack: str, project_directory: Path) ->
     return MachineSettings(
         target=machine,
         ssh_user=user,
-        ssh_private_key_path=private_key,
+        ssh_key=ssh_key,
         container_runtime=runtime,
         gpus=gpus if accelerator == "nvidia" else replace(gpus, count=0),
     )

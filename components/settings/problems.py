@@ -18,7 +18,7 @@ URL = re.compile(r"https?://[^\s/@]+(/\S*)?")
 PINNED_IMAGE = re.compile(r"(?P<name>[a-z0-9./:_-]+):(?P<tag>[\w.-]+)@sha256:[0-9a-f]{64}")
 LOCAL_IMAGE = re.compile(r"localhost/(?P<name>[a-z0-9./_-]+):(?P<tag>[\w.-]+)")
 # Their values never appear in an error.
-SECRETS = ("hfToken", "kibanaApiKey", "elasticsearchApiKey", "tlsPrivateKey")
+SECRETS = ("hfToken", "kibanaApiKey", "elasticsearchApiKey", "tlsPrivateKey", "sshPrivateKeyPassword")
 ENCRYPTED = "encrypted"
 """Stands for a secret that only the Pulumi CLI can decrypt: it is there, and that is all that is known of it."""
 SECRET_WORDS = re.compile(r"token|key|secret|passw", re.IGNORECASE)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from components.catalogue.models import GB, GIB, LEAST_SAFE_VLLM, WEIGHTS_SHARE
 from components.containers.podman import PODMAN
-from components.machine.host import STANDARD_SSH_PORT
+from components.machine.ssh import STANDARD_SSH_PORT
 from components.settings.gcp import DELETED_BY_GOOGLE, KEYS, OTHERS, PROVISIONING_OF, GcpSettings
 from components.settings.model import REVISION
 from components.settings.problems import LOCAL_IMAGE, PINNED_IMAGE, Problems

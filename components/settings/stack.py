@@ -1,6 +1,7 @@
 """The stack's settings: read here and nowhere else, checked as a whole before any resource exists."""
 
 import json
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -13,9 +14,10 @@ from pulumi.runtime.config import CONFIG, get_config_env, is_config_secret
 
 from components.catalogue.models import Model
 from components.machine.host import Host
+from components.machine.ssh import SshKey
 from components.settings import bundle as bundle_settings
 from components.settings import elastic as elastic_settings
-from components.settings import keys, rules
+from components.settings import keys, rules, ssh
 from components.settings import limits as limit_settings
 from components.settings import model as model_checks
 from components.settings import problems as check
@@ -48,7 +50,7 @@ class Settings:
     target: Host | GcpSettings
     """The server that exists, or the VM to create."""
     ssh_user: str
-    ssh_private_key_path: Path
+    ssh_key: SshKey
     container_runtime: str
     """`docker` or `podman`"""
     gpus: Gpus
@@ -155,10 +157,13 @@ def parse_settings(
     stack: str,
     secrets: Mapping[str, pulumi.Output[str]],
     plain: Collection[str] = (),
+    *,
+    agent_socket: str | None = None,
 ) -> Settings:
     """Check `given` (setting -> text, lists and objects as JSON).
 
     `secrets` holds the values of secret settings as outputs; `plain` names those of them that are not encrypted.
+    `agent_socket` is the SSH agent's, empty without one; None where no connection is to be made.
     Raises SettingsError with every problem found, not only the first.
     """
     contents = bundle_settings.read_bundle(given, defaults(), PROJECT_DIRECTORY)
@@ -170,6 +175,8 @@ def parse_settings(
     problems.plain_secrets(plain)
     check.stack_name(problems, stack)
     machine = machine_settings(problems, stack, PROJECT_DIRECTORY)
+    if agent_socket is not None:
+        ssh.agent(problems, machine.ssh_key, agent_socket)
     bundle = bundle_settings.bundle_settings(problems, contents.manifest, PROJECT_DIRECTORY)
     arguments = model_checks.vllm_extra_args(problems)
     catalogue = model_checks.catalogue(problems, PROJECT_DIRECTORY)
@@ -178,7 +185,7 @@ def parse_settings(
         stack=stack,
         target=machine.target,
         ssh_user=machine.ssh_user,
-        ssh_private_key_path=machine.ssh_private_key_path,
+        ssh_key=machine.ssh_key,
         container_runtime=machine.container_runtime,
         gpus=machine.gpus,
         model=model_checks.model(problems, catalogue, arguments),
@@ -223,4 +230,5 @@ def read_settings() -> Settings:
     }
     secrets = {name: config.get_secret(name) or pulumi.Output.secret("") for name in check.SECRETS}
     plain = [name for name in check.SECRETS if not is_config_secret(f"{project}:{name}")]
-    return parse_settings(values, pulumi.get_stack(), secrets, plain)
+    agent_socket = os.environ.get("SSH_AUTH_SOCK", "")
+    return parse_settings(values, pulumi.get_stack(), secrets, plain, agent_socket=agent_socket)

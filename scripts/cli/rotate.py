@@ -21,6 +21,7 @@ from components.settings.keys import DEFAULT
 from components.settings.problems import Problems
 from components.settings.stack import as_text, defaults
 from scripts.lib.errors import BadInputError, ExitCode, report
+from scripts.lib.ssh import SshError, run_script
 from scripts.lib.stack_file import StackFile
 from scripts.lib.stack_outputs import Rehearsal, first_client, internal, stack_outputs
 from scripts.lib.verification.endpoint import CHAT_PATH, Endpoint
@@ -217,24 +218,12 @@ def _uses(
     look = LOOK.format(
         engine=engine, container=about["containers"]["nginx"], label=key_settings.label(rotation.key, version)
     )
-    command = [
-        "ssh",
-        *ssh["options"],
-        "-o",
-        "BatchMode=yes",
-        "-p",
-        str(int(ssh["port"])),
-        ssh["destination"],
-        "bash -s",
-    ]
+    where = f"{ssh['user']}@{ssh['host']}"
     try:
-        done = subprocess.run(command, input=look, capture_output=True, text=True, timeout=SSH_SECONDS, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise UserError(f"{ssh['destination']} did not answer within {SSH_SECONDS} s", "is SSH open") from error
-    if done.returncode:
-        said = " ".join(done.stderr.split())
-        raise UserError(f"cannot read Nginx's log on {ssh['destination']}: {said}", f"is SSH open, and {engine} up")
-    times = {client: _time(text) for client, text in (line.split() for line in done.stdout.splitlines())}
+        printed = run_script(ssh, look, seconds=SSH_SECONDS)
+    except SshError as error:
+        raise UserError(f"cannot read Nginx's log on {where}: {error}", f"is SSH open, and {engine} up") from error
+    times = {client: _time(text) for client, text in (line.split() for line in printed.splitlines())}
     return times.pop("now"), times.pop("since"), times
 
 

@@ -7,6 +7,7 @@ import pulumi
 import pytest
 
 from components.machine.host import CLOSING_WORD, Host
+from components.machine.ssh import SshKey
 from scripts.lab import RehearsalError
 from scripts.lab.emulator import command_adapter
 from scripts.lab.emulator.resource import Resource
@@ -35,7 +36,7 @@ def step(server: Server, user: str, script: str = "id -u; cat") -> str:
         address="127.0.0.1",
         port=server.port,
         user=user,
-        private_key_path=server.private_key,
+        ssh_key=SshKey(path=server.private_key),
         host_key=server.host_key.read_text(),
         identity="",
         prefix="elastic-vllm-x",

@@ -39,6 +39,14 @@ def no_garbage_is_looked_for() -> Iterator[None]:
 
 
 @pytest.fixture(scope="package", autouse=True)
+def no_agent_of_this_session_is_asked() -> Iterator[None]:
+    """The program connects to the SSH agent of whoever runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SSH_AUTH_SOCK", raising=False)
+        yield
+
+
+@pytest.fixture(scope="package", autouse=True)
 def no_endpoint_is_looked_at() -> Iterator[None]:
     """The program looks at the certificate that an endpoint shows; those of these tests are nowhere."""
     with pytest.MonkeyPatch.context() as patch:

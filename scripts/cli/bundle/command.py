@@ -1,5 +1,6 @@
 """What scripts/elastic-vllm bundle does on a connected machine: build a bundle, and probe the server that it is for."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +9,7 @@ import typer
 from components.errors import UserError
 from components.settings import model as model_checks
 from components.settings import problems as setting_checks
-from components.settings.problems import Problems
+from components.settings.problems import ENCRYPTED, Problems
 from components.settings.stack import as_text, defaults
 from scripts.cli.bundle import collect, guide, making, packages, probe, pulumi_cli, signature, weights
 from scripts.cli.bundle.making import Base
@@ -27,7 +28,7 @@ def probe_server(
 
     Where this machine does not reach it: scripts/elastic-vllm bundle probe --script is what to run there.
     """
-    typer.echo(probe.of_server(_values(StackFile(ROOT, stack)), defaults()), nl=False)
+    typer.echo(probe.of_server(stack, _values(StackFile(ROOT, stack)), defaults()), nl=False)
 
 
 def build(  # noqa: PLR0917 - options all
@@ -97,7 +98,11 @@ def build(  # noqa: PLR0917 - options all
 
 def _values(file: StackFile) -> dict[str, str]:
     """All settings as texts, Pulumi.yaml's defaults among them."""
-    given = {key.removeprefix(PREFIX): as_text(value) for key, value in file.config.items() if key.startswith(PREFIX)}
+    given = {
+        key.removeprefix(PREFIX): ENCRYPTED if isinstance(value, Mapping) and "secure" in value else as_text(value)
+        for key, value in file.config.items()
+        if key.startswith(PREFIX)
+    }
     return {**defaults(), **given}
 
 

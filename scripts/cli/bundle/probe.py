@@ -15,17 +15,19 @@ import shlex
 import subprocess
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
-from components.machine.host import STANDARD_SSH_PORT
+from components.machine import ssh
 from components.settings import problems as setting_checks
 from components.settings import ssh as ssh_checks
-from components.settings.problems import Problems
+from components.settings.problems import ENCRYPTED, Problems
 from components.settings.stack import PROJECT_DIRECTORY
 from scripts.lib.errors import BadInputError
+from scripts.lib.pulumi_cli import ask
+from scripts.lib.ssh import SshError, run_script
 
 FORMAT = 1
 SCRIPT = Path(__file__).with_name("probe.sh")
@@ -92,40 +94,29 @@ def this_machine() -> Probe:
     return parse(json.loads(done.stdout))
 
 
-def of_server(values: Mapping[str, str], defaults: Mapping[str, str]) -> str:
+def of_server(stack: str, values: Mapping[str, str], defaults: Mapping[str, str]) -> str:
     """Probe a stack's server over SSH, its host key checked; returns the document. Raises UserError."""
     problems = Problems(values, defaults)
-    key = ssh_checks.private_key(problems, PROJECT_DIRECTORY)
-    host_key = ssh_checks.host_key(problems, PROJECT_DIRECTORY)
+    key = ssh_checks.ssh_key(problems, stack, PROJECT_DIRECTORY)
     host = problems.text("host", setting_checks.ADDRESS, "set it to the server's address or name")
     user = problems.text("sshUser", setting_checks.USER, "use a Linux user name")
     port = problems.integer("sshPort", 1, 65535)
+    host_key = ssh_checks.host_key(problems, PROJECT_DIRECTORY, "sshHostKey", host, port)
     if problems.found:
         wrong = "".join(f"\n  - {problem}" for problem in problems.found)
         raise BadInputError(f"settings are wrong; nothing was asked:{wrong}", "correct them in the stack's file")
-    known = host if port == STANDARD_SSH_PORT else f"[{host}]:{port}"
-    options = {
-        "BatchMode": "yes",
-        "ConnectTimeout": "10",
-        "IdentitiesOnly": "yes",
-        "StrictHostKeyChecking": "yes",
-        "UserKnownHostsFile": "/dev/null",
-        "GlobalKnownHostsFile": "/dev/null",
-        "KnownHostsCommand": f"/bin/echo {known} {host_key}",
-    }
-    flags = [flag for name, value in options.items() for flag in ("-o", f"{name}={value}")]
-    ssh = ["ssh", "-i", str(key), *flags, "-p", str(port), f"{user}@{host}"]
-    command = [*ssh, f"bash -s -- {shlex.quote(values['weightsDirectory'])}"]
+    if key.passphrase == ENCRYPTED:
+        key = replace(key, passphrase=ask(stack, "config", "get", "sshPrivateKeyPassword").rstrip("\n"))
+    server = ssh.server(key, user, host, port, ssh.options(key, user, host, port, host_key))
+    script = f"set -- {shlex.quote(values['weightsDirectory'])}\n{SCRIPT.read_text()}"
     try:
-        done = subprocess.run(command, input=SCRIPT.read_bytes(), capture_output=True, timeout=SSH_SECONDS, check=False)
-        document = done.stdout.decode("utf-8", "replace")
-        if not done.returncode:
-            parse(json.loads(document))
-    except subprocess.TimeoutExpired as error:
-        raise UserError(f"{user}@{host} does not answer within {SSH_SECONDS} s", "is the machine on") from error
+        document = run_script(server, script, seconds=SSH_SECONDS, as_root=False)
+        parse(json.loads(document))
+    except SshError as error:
+        said = str(error)[-300:]
+        raise UserError(
+            f"{user}@{host} can't be probed: {said}", "check host, sshUser, sshPort and sshHostKey"
+        ) from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{user}@{host} answered something else: {error}", "its shell must print nothing") from error
-    if done.returncode:
-        said = " ".join(done.stderr.decode("utf-8", "replace").split())[-300:]
-        raise UserError(f"{user}@{host} can't be probed: {said}", "check host, sshUser, sshPort and sshHostKey")
     return document

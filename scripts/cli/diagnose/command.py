@@ -18,6 +18,7 @@ from scripts.cli.diagnose.finding import Finding, Look, Rank
 from scripts.lib.errors import BadInputError, ExitCode
 from scripts.lib.progress import Display
 from scripts.lib.redaction import leaves
+from scripts.lib.ssh import SshError
 from scripts.lib.stack_outputs import Rehearsal, first_client, internal, stack_outputs
 from scripts.lib.verification.endpoint import Endpoint, InvalidEndpointError
 
@@ -107,8 +108,8 @@ def _server_looks(
     try:
         engine = str(internal(about).get("containerRuntime") or "docker")
         survey.update(server.survey(ssh, name, engine))
-    except server.UnreachableError as error:
-        yield server.unreachable(error, str(ssh["destination"]))
+    except SshError as error:
+        yield server.unreachable(error, f"{ssh['user']}@{ssh['host']}")
     else:
         yield from server.looks(survey, name, engine)
 

@@ -1,7 +1,6 @@
 """The server as it is now, over SSH: disks, Docker or Podman, containers, socket, packet filter, GPUs."""
 
 import re
-import subprocess
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -14,6 +13,7 @@ from components.elastic import agent
 from components.settings.machine import STATE_DIRECTORY
 from scripts.cli.diagnose.finding import Finding, Look, Rank
 from scripts.lib.errors import ExitCode
+from scripts.lib.ssh import SshError, run_script
 
 SSH_SECONDS = 60
 LINES_OF_LOG = 200
@@ -28,12 +28,8 @@ Survey = Mapping[str, Sequence[str]]
 """Name -> what there is, a line each (survey.sh)."""
 
 
-class UnreachableError(Exception):
-    """SSH did not get there; the text is ssh's own."""
-
-
 def survey(ssh: Mapping[str, Any], stack: str, engine: str) -> Survey:
-    """Look at the server, whose containers `engine` runs. Raises UnreachableError."""
+    """Look at the server, whose containers `engine` runs. Raises SshError."""
     script = render.script(
         engine=engine,
         prefix=f"elastic-vllm-{stack}",
@@ -42,27 +38,16 @@ def survey(ssh: Mapping[str, Any], stack: str, engine: str) -> Survey:
         lines_of_log=LINES_OF_LOG,
     )
     script += (Path(__file__).parent / "survey.sh").read_text()
-    user = str(ssh["destination"]).partition("@")[0]
-    root = "" if user == "root" else "sudo -n "
-    options = [*ssh["options"], "-o", "BatchMode=yes", "-p", str(int(ssh["port"]))]
-    command = ["ssh", *options, ssh["destination"], f"{root}bash -s"]
-    try:
-        done = subprocess.run(
-            command, input=script, capture_output=True, text=True, timeout=SSH_SECONDS, check=False, errors="replace"
-        )
-    except subprocess.TimeoutExpired as error:
-        raise UnreachableError(f"no answer within {SSH_SECONDS} s") from error
+    printed = run_script(ssh, script, seconds=SSH_SECONDS)
     found: dict[str, list[str]] = defaultdict(list)
-    for line in done.stdout.splitlines():
+    for line in printed.splitlines():
         name, tab, text = line.partition("\t")
         if tab:
             found[name].append(text)
-    if "clock" not in found:
-        raise UnreachableError(" ".join(done.stderr.split()) or f"ssh ended with {done.returncode}")
     return found
 
 
-def unreachable(error: UnreachableError, destination: str) -> Look:
+def unreachable(error: SshError, destination: str) -> Look:
     """What the error means."""
     said = str(error)
     if "Host key verification failed" in said or "REMOTE HOST IDENTIFICATION" in said:

@@ -11,6 +11,7 @@ from scripts.cli.diagnose import archive, server
 from scripts.cli.diagnose.finding import Finding, Rank
 from scripts.lib.errors import ExitCode
 from scripts.lib.redaction import REDACTED, redact
+from scripts.lib.ssh import SshError
 
 WELL: server.Survey = {
     "clock": ["1"],
@@ -102,7 +103,7 @@ def test_a_model_that_loads_is_told_with_how_far(log: list[str], far: str) -> No
     ],
 )
 def test_why_ssh_does_not_get_there(said: str, words: str) -> None:
-    (found,) = server.unreachable(server.UnreachableError(said), "root@x").findings
+    (found,) = server.unreachable(SshError(said), "root@x").findings
     assert words in found.cause
     assert found.kind is ExitCode.SERVER
 

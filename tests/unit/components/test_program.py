@@ -14,6 +14,7 @@ import pytest
 
 import components
 from components.machine.host import RUN_CLEANUP, RUN_SCRIPT, Host
+from components.machine.ssh import SshKey
 from tests.support.program import HOST_KEY, ROOT, Program, run
 from tests.support.registered import Registered
 
@@ -209,18 +210,21 @@ def test_no_other_host_key_is_trusted(program: Program) -> None:
 
 def test_docker_trusts_no_other_host_key(program: Program) -> None:
     (provider,) = program.of_type("pulumi:providers:docker")
-    options = str(provider.inputs["sshOpts"])
+    options = json.loads(provider.inputs["sshOpts"])
     assert "StrictHostKeyChecking=yes" in options
     assert "UserKnownHostsFile=/dev/null" in options
     assert "GlobalKnownHostsFile=/dev/null" in options
-    assert re.search(rf'KnownHostsCommand=/bin/echo \S+ {re.escape(program.host_key)}", ', options)
+    (known,) = [option for option in options if option.startswith("KnownHostsCommand=")]
+    assert re.fullmatch(rf'KnownHostsCommand=/bin/sh -c "echo \S+ {re.escape(program.host_key)}"', known)
 
 
 @pytest.mark.parametrize(("port", "known_as"), [(22, "llm.example"), (2222, "[llm.example]:2222")])
 def test_docker_knows_the_host_by_the_name_that_ssh_looks_up(port: int, known_as: str, program_of: Programs) -> None:
     (provider,) = program_of("gpu", sshPort=port).of_type("pulumi:providers:docker")
-    assert f"KnownHostsCommand=/bin/echo {known_as} {HOST_KEY}" in str(provider.inputs["sshOpts"])
-    assert provider.inputs["host"] == f"ssh://ops@llm.example:{port}"
+    options = json.loads(provider.inputs["sshOpts"])
+    assert f'KnownHostsCommand=/bin/sh -c "echo {known_as} {HOST_KEY}"' in options
+    assert provider.inputs["host"] == f"ssh://llm.example:{port}"
+    assert options[:4] == ["-F", "none", "-l", "ops"]
 
 
 def test_another_machine_behind_the_address_is_set_up_anew(program: Program) -> None:
@@ -251,7 +255,7 @@ def test_nothing_is_cleaned_up_on_a_machine_that_goes_away(private_key: Path) ->
         address="10.0.0.5",
         port=22,
         user="root",
-        private_key_path=private_key,
+        ssh_key=SshKey(path=private_key),
         host_key=HOST_KEY,
         identity="instance-1",
         prefix="elastic-vllm-vm",

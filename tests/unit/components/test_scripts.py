@@ -11,6 +11,7 @@ import pytest
 
 from components import render
 from components.machine.host import CLOSING_WORD, Host, require_closing_word
+from components.machine.ssh import SshKey
 from tests.support.program import HOST_KEY, Program, run
 from tests.support.shell import Result, as_root, bash, failed
 
@@ -45,7 +46,7 @@ def server(private_key: Path) -> Host:
         address="10.0.0.5",
         port=22,
         user="root",
-        private_key_path=private_key,
+        ssh_key=SshKey(path=private_key),
         host_key=HOST_KEY,
         identity=HOST_KEY,
         prefix="elastic-vllm-x",

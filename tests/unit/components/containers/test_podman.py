@@ -163,7 +163,7 @@ def test_the_containers_of_a_stack_share_a_level_of_selinux_and_no_others(progra
 
 def test_its_api_is_asked_by_its_socket(program: Program) -> None:
     (provider,) = program.of_type("pulumi:providers:docker")
-    assert provider.inputs["host"] == "ssh://root@llm.example:22/run/podman/podman.sock"
+    assert provider.inputs["host"] == "ssh://llm.example:22/run/podman/podman.sock"
 
 
 def test_no_script_asks_docker(program: Program) -> None:

@@ -1,6 +1,7 @@
 """What the program makes in Google Cloud, on every stack file there: the rules of google_rules, and what varies."""
 
 import copy
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -114,7 +115,7 @@ def test_another_port_is_let_in_instead(program_of: Programs) -> None:
 def test_through_googles_proxy_commands_and_docker_use_the_tunnel(private: Program) -> None:
     connections = {(c["host"], c["port"]) for c in (content(c.inputs["connection"]) for c in private.commands)}
     assert connections == {("127.0.0.1", 22022)}
-    assert private.resources["runtime-provider"].inputs["host"] == "ssh://elastic-vllm@127.0.0.1:22022"
+    assert private.resources["runtime-provider"].inputs["host"] == "ssh://127.0.0.1:22022"
     assert private.resources["network-ssh"].inputs["sourceRanges"] == [*IAP_SOURCES]
 
 
@@ -126,10 +127,11 @@ def test_through_a_bastion_its_host_key_is_verified_as_well(program_of: Programs
         assert proxy["hostKey"] == HOST_KEY
     options = program.resources["runtime-provider"].inputs["sshOpts"]
     (jump,) = [option for option in yaml.safe_load(options) if option.startswith("ProxyCommand=")]
-    assert jump.startswith("ProxyCommand=ssh -i ")
-    assert jump.endswith(" -p 2022 -W %h:%p ops@bastion.example")
-    assert f"KnownHostsCommand=/bin/echo [bastion.example]:2022 {HOST_KEY}" in jump
-    assert "StrictHostKeyChecking=yes" in jump
+    words = shlex.split(jump.removeprefix("ProxyCommand="))
+    assert words[:5] == ["ssh", "-F", "none", "-l", "ops"]
+    assert words[-6:] == ["-p", "2022", "-W", "%h:%p", "--", "bastion.example"]
+    assert f'KnownHostsCommand=/bin/sh -c "echo [bastion.example]:2022 {HOST_KEY}"' in words
+    assert "StrictHostKeyChecking=yes" in words
 
 
 def test_without_a_bastion_there_is_no_proxy(prod: Program) -> None:

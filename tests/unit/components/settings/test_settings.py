@@ -43,18 +43,17 @@ WRONG: list[Any] = [
     ("gpu", "sshPrivateKeyPath", "@", "cannot be read (Is a directory)", PRIVATE_KEY_FIX),
     ("gpu", "sshPrivateKeyPath", "@binary", "cannot be read (not a text file)", PRIVATE_KEY_FIX),
     ("gpu", "sshPrivateKeyPath", "@plain.pub", "is not an SSH private key", "give the private key, not the .pub file"),
-    ("gpu", "sshPrivateKeyPath", "@encrypted", "has a passphrase", "ssh-keygen -t ed25519 -N ''"),
-    ("gpu", "sshPrivateKeyPath", "@pem-encrypted", "has a passphrase", "ssh-keygen -t ed25519 -N ''"),
+    ("gpu", "sshPrivateKeyPath", "@encrypted", "has a passphrase", "--secret sshPrivateKeyPassword"),
+    ("gpu", "sshPrivateKeyPath", "@pem-encrypted", "has a passphrase", "--secret sshPrivateKeyPassword"),
     ("gpu", "sshPrivateKeyPath", "~nobody-of-that-name/key", "cannot be read", PRIVATE_KEY_FIX),
     ("gpu", "sshPrivateKeyPath", "a\0b", "cannot be read", PRIVATE_KEY_FIX),
     ("gpu", "sshHostKey", "", "not set", HOST_KEY_FIX),
     ("gpu", "sshHostKey", "@absent", "neither a public key nor a file that can be read", HOST_KEY_FIX),
     ("gpu", "sshHostKey", "@binary", "neither a public key nor a file that can be read", HOST_KEY_FIX),
-    ("gpu", "sshHostKey", "@known_hosts", "not a public key of the form", HOST_KEY_FIX),
     ("gpu", "sshHostKey", "@plain", "not a public key of the form", HOST_KEY_FIX),
     ("gpu", "sshHostKey", "ssh-ed25519", "not a public key of the form", HOST_KEY_FIX),
     ("gpu", "sshHostKey", "ssh-ed25519 !!!!", "not a public key of the form", HOST_KEY_FIX),
-    ("gpu", "sshHostKey", HOST_KEY.replace("ssh-ed25519", "ssh-rsa"), "not a public key of the form", HOST_KEY_FIX),
+    ("gpu", "sshHostKey", HOST_KEY.replace("ssh-ed25519", "ssh-rsa"), "of type ssh-rsa", HOST_KEY_FIX),
     ("gpu", "containerRuntime", "crio", "unknown value", "use docker or podman"),
     ("gpu", "accelerator", "amd", "unknown value", "use nvidia or none"),
     ("gpu", "gpuCount", "0", "out of range", "use 1 to 16"),
@@ -282,6 +281,7 @@ def test_a_stack_name_that_fits_no_container_is_refused(stack: str, settle: Call
         ("gpu", {"vllmImage": "localhost/vllm:v1.0.0", "nginxImage": "localhost/nginx:debian"}),
         ("gpu", {"endpointHost": "10.0.0.5"}),
         ("gpu", {"sshHostKey": "@host.pub"}),
+        ("gpu", {"sshHostKey": "@known_hosts"}),
     ],
 )
 def test_good_settings_are_accepted(base: str, overrides: dict[str, Any], settle: Callable[..., Settings]) -> None:
@@ -354,7 +354,7 @@ def test_settings_know_where_things_are(settle: Callable[..., Settings], key_fil
     settings = settle("gpu", {"sshHostKey": "@host.pub", "sshPrivateKeyPath": "@plain"}, stack="prod")
     assert isinstance(settings.target, Host)
     assert settings.target.host_key == HOST_KEY  # without the comment
-    assert settings.target.private_key_path == key_files / "plain"
+    assert settings.ssh_key.path == key_files / "plain"
     assert settings.target.directory == "/var/lib/elastic-vllm/prod"
     assert settings.target.prefix == "elastic-vllm-prod"
     name = f"{DEFAULT.replace('/', '--')}--{settings.model_revision[:12]}"
