@@ -176,7 +176,7 @@ class Host:
         )
         return local.Command(
             name,
-            create="python3 components/files/host/check_ssh.py",
+            create="python3 components/files/ssh/check_ssh.py",
             stdin=stdin,
             triggers=[self.identity],
             add_previous_output_in_env=False,

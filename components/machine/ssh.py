@@ -67,7 +67,7 @@ def options(key: SshKey, user: str, address: str, port: int, host_key: str) -> l
 
 def patient_connection() -> list[str]:
     """Options by which `ssh` tries again where a server drops new connections."""
-    program = (FILES / "host" / "connect.py").read_text().split('"""')[2].strip()
+    program = (FILES / "ssh" / "connect.py").read_text().split('"""')[2].strip()
     # One line that any shell passes on to Python as it is; ssh takes % for its own.
     code = f"exec({json.dumps(program)})".replace("%", "%%")
     return ["-o", "ProxyUseFdpass=yes", "-o", f"ProxyCommand=python3 -c '{code}' %h %p"]

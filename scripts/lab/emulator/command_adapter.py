@@ -1,13 +1,16 @@
-"""command:remote:Command over SSH, the host's key pinned exactly."""
+"""command:remote:Command over SSH, as pulumi-command does it: one connection a command, one type of host key."""
 
 import base64
 import hashlib
 import io
 import logging
+import os
 import secrets
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import paramiko
@@ -15,89 +18,118 @@ import paramiko
 from scripts.lab import RehearsalError
 from scripts.lab.emulator.resource import Adapter, NothingDoneError, Resource
 
-CONNECT_SECONDS = 15
+DIAL_SECONDS = 15  # for one connection, where the program names no other time
+DELAY_SECONDS, BACKOFF, MOST_DELAY_SECONDS = 0.1, 1.5, 5.0
+"""Between attempts to connect, as pulumi-command waits."""
 KEEPALIVE_SECONDS = 15
-SESSIONS = 8  # at once on one connection: sshd's own default allows ten
 TAIL_LINES = 30
 
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # every error is raised as well
 
 _lock = threading.Lock()
-_connections: dict[tuple[str, ...], "Connection"] = {}
+_open: set[paramiko.Transport] = set()
 
 
-class Connection:
-    """One SSH connection, made when it is first needed, shared by all commands to the same host as the same user."""
+@contextmanager
+def connected(connection: dict[str, Any]) -> Iterator[paramiko.Transport]:
+    """A connection until the block ends. Raises NothingDoneError with cause and fix where there can be none."""
+    transport = _dial(connection)
+    with _lock:
+        _open.add(transport)
+    try:
+        yield transport
+    finally:
+        with _lock:
+            _open.discard(transport)
+        transport.close()
 
-    def __init__(self, inputs: dict[str, Any]) -> None:
-        """`inputs`: the resource's input `connection`."""
-        self.host, self.port = str(inputs["host"]), int(inputs.get("port", 22))
-        self.user = str(inputs.get("user", "root"))
-        self.key = str(inputs.get("privateKey", ""))
-        self.host_key = str(inputs.get("hostKey", ""))
-        self.dial_error_limit = int(inputs.get("dialErrorLimit", 10))
-        self.sessions = threading.Semaphore(SESSIONS)
-        self._lock = threading.Lock()
-        self._transport: paramiko.Transport | None = None
 
-    def transport(self) -> paramiko.Transport:
-        """The live connection; raises NothingDoneError with cause and fix where there can be none."""
-        with self._lock:
-            if self._transport is None or not self._transport.is_active():
-                self._transport = self._connect()
-            return self._transport
-
-    def close(self) -> None:
-        """End it; commands that run on it fail."""
-        if self._transport:
-            self._transport.close()
-
-    def _connect(self) -> paramiko.Transport:
-        where = f"{self.user}@{self.host}:{self.port}"
-        key_type, expected = parse_host_key(self.host_key)
-        transport = paramiko.Transport(self._dial(where))
-        transport.banner_timeout = transport.auth_timeout = CONNECT_SECONDS
-        options = transport.get_security_options()
-        options.key_types = ("rsa-sha2-512", "rsa-sha2-256") if key_type == "ssh-rsa" else (key_type,)
+def _dial(connection: dict[str, Any]) -> paramiko.Transport:
+    """Connect as often as pulumi-command would; refused keys count like any other failure."""
+    keys = list(_keys(connection))
+    attempts, delay = 0, DELAY_SECONDS
+    while True:
         try:
-            transport.start_client(timeout=CONNECT_SECONDS)
-            _refuse_other_key(where, expected, transport.get_remote_server_key().asbytes())
-            transport.auth_publickey(self.user, read_private_key(self.key))
-        except paramiko.AuthenticationException as error:
-            transport.close()
-            raise NothingDoneError(key_refused(where)) from error
-        except paramiko.ssh_exception.IncompatiblePeer as error:
-            transport.close()
-            raise NothingDoneError(host_key_changed(where, fingerprint(expected), f"no {key_type} key")) from error
-        except (paramiko.SSHException, OSError, EOFError) as error:
-            transport.close()
-            raise NothingDoneError(
-                unreachable(where, f"no SSH connection ({error or 'closed by the host'})")
-            ) from error
-        except BaseException:
-            transport.close()
-            raise
-        transport.set_keepalive(KEEPALIVE_SECONDS)
-        return transport
+            return _connect(connection, keys)
+        except NothingDoneError:
+            attempts += 1
+            if 0 <= int(connection.get("dialErrorLimit", 10)) < attempts:
+                raise
+        time.sleep(delay)
+        delay = min(delay * BACKOFF, MOST_DELAY_SECONDS)
 
-    def _dial(self, where: str) -> socket.socket:
-        errors = 0
-        while True:
-            try:
-                return socket.create_connection((self.host, self.port), timeout=CONNECT_SECONDS)
-            except socket.gaierror as error:
-                raise NothingDoneError(unreachable(where, "no such name")) from error
-            except OSError as error:
-                errors += 1
-                if 0 <= self.dial_error_limit < errors:
-                    cause = (error.strerror or str(error)).lower()
-                    raise NothingDoneError(unreachable(where, cause)) from error
-            time.sleep(1)
+
+def _connect(connection: dict[str, Any], keys: list[paramiko.PKey]) -> paramiko.Transport:
+    address, user = (str(connection["host"]), int(connection.get("port", 22))), str(connection.get("user", "root"))
+    where, seconds = shown(connection), float(connection.get("perDialTimeout", DIAL_SECONDS))
+    key_type, expected = parse_host_key(str(connection.get("hostKey", "")))
+    try:
+        transport = paramiko.Transport(socket.create_connection(address, timeout=seconds))
+    except socket.gaierror as error:
+        raise NothingDoneError(unreachable(where, "no such name")) from error
+    except OSError as error:
+        raise NothingDoneError(unreachable(where, (error.strerror or str(error)).lower())) from error
+    transport.banner_timeout = transport.auth_timeout = seconds
+    try:
+        transport.get_security_options().key_types = (key_type,)
+        transport.start_client(timeout=seconds)
+        _refuse_other_key(where, expected, transport.get_remote_server_key().asbytes())
+        _authenticate(transport, user, keys)
+    except paramiko.AuthenticationException as error:
+        transport.close()
+        raise NothingDoneError(key_refused(where)) from error
+    except (paramiko.ssh_exception.IncompatiblePeer, ValueError) as error:
+        transport.close()
+        raise NothingDoneError(host_key_changed(where, fingerprint(expected), f"no {key_type} key")) from error
+    except (paramiko.SSHException, OSError, EOFError) as error:
+        transport.close()
+        raise NothingDoneError(unreachable(where, f"no SSH connection ({error or 'closed by the host'})")) from error
+    except BaseException:
+        transport.close()
+        raise
+    transport.set_keepalive(KEEPALIVE_SECONDS)
+    return transport
 
 
 def _refuse_other_key(where: str, expected: bytes, found: bytes) -> None:
     if found != expected:
         raise NothingDoneError(host_key_changed(where, fingerprint(expected), fingerprint(found)))
+
+
+def _keys(connection: dict[str, Any]) -> Iterator[paramiko.PKey]:
+    """The given key, or else those of the agent; which must answer wherever SSH_AUTH_SOCK names one."""
+    path = str(connection.get("agentSocketPath") or os.environ.get("SSH_AUTH_SOCK", ""))
+    if path:
+        with socket.socket(socket.AF_UNIX) as trial:
+            try:
+                trial.connect(path)
+            except OSError as error:
+                why = (error.strerror or str(error)).lower()
+                raise NothingDoneError(
+                    f"dial unix {path}: connect: {why}: unset SSH_AUTH_SOCK, or start the agent"
+                ) from error
+    if connection.get("privateKey"):
+        yield read_private_key(str(connection["privateKey"]), connection.get("privateKeyPassword"))
+    elif path:
+        yield from paramiko.Agent().get_keys()
+
+
+def _authenticate(transport: paramiko.Transport, user: str, keys: list[paramiko.PKey]) -> None:
+    """Offer one key after the other. Raises AuthenticationException if none is accepted."""
+    for key in keys:
+        try:
+            transport.auth_publickey(user, key)
+        except paramiko.BadAuthenticationType:
+            raise
+        except paramiko.AuthenticationException:
+            continue
+        return
+    raise paramiko.AuthenticationException
+
+
+def shown(connection: dict[str, Any]) -> str:
+    """A connection as people write it."""
+    return f"{connection.get('user', 'root')}@{connection['host']}:{int(connection.get('port', 22))}"
 
 
 def unreachable(where: str, cause: str) -> str:
@@ -138,51 +170,41 @@ def parse_host_key(text: str) -> tuple[str, bytes]:
         ) from error
 
 
-def read_private_key(text: str) -> paramiko.PKey:
-    """An unencrypted private key of any usual kind."""
+def read_private_key(text: str, passphrase: str | None = None) -> paramiko.PKey:
+    """A private key of any usual kind."""
     for kind in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
         try:
-            return kind.from_private_key(io.StringIO(text))
+            return kind.from_private_key(io.StringIO(text), passphrase)
         except paramiko.PasswordRequiredException:
-            message = "the SSH key has a passphrase (sshPrivateKeyPath): give one without, readable by you alone"
+            message = "the SSH key has a passphrase (sshPrivateKeyPath): set sshPrivateKeyPassword"
             raise NothingDoneError(message) from None
         except (paramiko.SSHException, ValueError, IndexError):
             continue
     raise NothingDoneError("the file at sshPrivateKeyPath is no private SSH key: did you give the .pub file?")
 
 
-def connection(inputs: dict[str, Any]) -> Connection:
-    """The shared connection for a resource's input `connection`."""
-    wanted = Connection(inputs)
-    key = (wanted.host, str(wanted.port), wanted.user, wanted.key, wanted.host_key)
-    with _lock:
-        return _connections.setdefault(key, wanted)
-
-
 def close_all() -> None:
     """End all connections."""
     with _lock:
-        for each in _connections.values():
-            each.close()
-        _connections.clear()
+        for transport in _open:
+            transport.close()
 
 
 def run(resource: Resource, script: str) -> dict[str, Any]:
     """Run a script on the host; returns stdout and stderr. Raises RehearsalError with their tail, never with stdin."""
-    where = connection(resource.inputs["connection"])
-    shown = resource.inputs.get("logging", "stdoutAndStderr")
+    connection = resource.inputs["connection"]
+    where, logged = shown(connection), resource.inputs.get("logging", "stdoutAndStderr")
     output: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
 
     def collect(name: str, read: Any) -> None:
         while data := read(65536):
             output[name].append(data)
-            if name in shown.lower():
+            if name in logged.lower():
                 resource.say(data.decode(errors="replace"))
 
-    with where.sessions:
-        transport = where.transport()
+    with connected(connection) as transport:
         try:
-            channel = transport.open_session(timeout=CONNECT_SECONDS)
+            channel = transport.open_session(timeout=DIAL_SECONDS)
             channel.exec_command(script)
             readers = [
                 threading.Thread(target=collect, args=("stdout", channel.recv), daemon=True),
@@ -196,18 +218,20 @@ def run(resource: Resource, script: str) -> dict[str, Any]:
             code = channel.recv_exit_status()
             channel.close()
         except (paramiko.SSHException, OSError, EOFError) as error:
-            message = f"cannot run a command as {where.user}@{where.host}:{where.port}: {error or 'connection closed'}"
-            raise RehearsalError(message) from error
-    if code == -1 and not transport.is_active():
+            raise RehearsalError(f"cannot run a command as {where}: {error or 'connection closed'}") from error
+        cut = code == -1 and not transport.is_active()
+    if cut:
         raise RehearsalError(
-            f"the SSH connection to {where.user}@{where.host}:{where.port} was lost while this ran: "
+            f"the SSH connection to {where} was lost while this ran: "
             "is the host still up? Run the same again: it goes on where it was"
         )
     out, err = (b"".join(output[name]).decode(errors="replace").removesuffix("\n") for name in ("stdout", "stderr"))
     if code != 0:
         tail = "\n".join((err.strip() or out.strip()).splitlines()[-TAIL_LINES:])
         end = "was killed by a signal" if code == -1 else f"ended with exit code {code}"
-        raise RehearsalError(f"the command on {where.host} {end}" + (f":\n{tail}" if tail else ", without a word"))
+        raise RehearsalError(
+            f"the command on {connection['host']} {end}" + (f":\n{tail}" if tail else ", without a word")
+        )
     return {"stdout": out, "stderr": err}
 
 

@@ -1,8 +1,9 @@
 """What a change of a setting touches: docs/reference/changes.md and tests/golden/changes.yaml."""
 
+import os
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,25 @@ def another_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def encrypted_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ssh") / "encrypted"
+    command = ["ssh-keygen", "-q", "-a", "1", "-t", "ed25519", "-N", "open sesame", "-f", str(path)]
+    subprocess.run(command, check=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def agent_socket(tmp_path_factory: pytest.TempPathFactory, another_key: Path) -> Iterator[str]:
+    """An SSH agent with a key."""
+    path = tmp_path_factory.mktemp("agent") / "socket"
+    with subprocess.Popen(["ssh-agent", "-a", path, "cat"], stdin=subprocess.PIPE) as agent:
+        while not path.exists():
+            assert agent.poll() is None
+        subprocess.run(["ssh-add", "-q", another_key], env={**os.environ, "SSH_AUTH_SOCK": str(path)}, check=True)
+        yield str(path)
+
+
+@pytest.fixture(scope="session")
 def pem_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What stands for files in the table: a CA, and two certificates of it with their keys."""
     directory, ca = tmp_path_factory.mktemp("pem"), new_authority()
@@ -61,11 +81,24 @@ def another_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settled(
-    program_of: Callable[..., Program], another_key: Path, pem_files: dict[str, str], another_bundle: Path
+    program_of: Callable[..., Program],
+    another_key: Path,
+    encrypted_key: Path,
+    agent_socket: str,
+    pem_files: dict[str, str],
+    another_bundle: Path,
 ) -> Callable[[str, dict[str, Any]], Program]:
     def program(base: str, overrides: dict[str, Any]) -> Program:
-        known = {"ANOTHER KEY": str(another_key), "ANOTHER BUNDLE": str(another_bundle), **pem_files}
-        return program_of(base, **{key: known.get(str(value), value) for key, value in overrides.items()})
+        known = {
+            "ANOTHER KEY": str(another_key),
+            "ENCRYPTED KEY": str(encrypted_key),
+            "ANOTHER BUNDLE": str(another_bundle),
+            **pem_files,
+        }
+        with pytest.MonkeyPatch.context() as patch:
+            if "sshAgent" in overrides:
+                patch.setenv("SSH_AUTH_SOCK", agent_socket)
+            return program_of(base, **{key: known.get(str(value), value) for key, value in overrides.items()})
 
     return program
 

@@ -1,5 +1,6 @@
-"""The tunnel to another host's Docker, with a stand-in for ssh."""
+"""The way to another host's Docker, with a stand-in for ssh."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,12 +8,15 @@ from pathlib import Path
 import pytest
 
 from scripts.lab.emulator import docker_ssh
+from scripts.lab.emulator.resource import NothingDoneError
 
-# As OpenSSH's: there is a moment between its socket's file and its answering.
+# What Docker at the other end would answer, and a note of the words that it was started with.
 SSH = """
-import http.server, socketserver, sys, time
+import http.server, json, os, socket, sys
 
 class Docker(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
     def do_GET(self):
         body = b'{"ApiVersion": "1.44"}' if self.path.endswith("/version") else b"OK"
         self.send_response(200)
@@ -20,28 +24,55 @@ class Docker(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    do_HEAD = do_GET
+
     def address_string(self):
         return "client"
 
-path = sys.argv[sys.argv.index("-L") + 1].partition(":")[0]
-server = socketserver.ThreadingUnixStreamServer(path, Docker, bind_and_activate=False)
-server.server_bind()
-time.sleep(0.3)
-server.server_activate()
-server.serve_forever()
+    def log_message(self, *_):
+        pass
+
+with open(os.path.join(os.path.dirname(__file__), "words"), "a") as words:
+    print(json.dumps(sys.argv[1:]), file=words)
+Docker(socket.socket(fileno=0), "client", None)
 """
 
 
-@pytest.fixture
-def slow_to_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    program = tmp_path / "ssh"
-    program.write_text(f"#!{sys.executable}\n{SSH}")
-    program.chmod(0o755)
+def write_ssh(directory: Path, program: str) -> None:
+    ssh = directory / "ssh"
+    ssh.write_text(f"#!{sys.executable}\n{program}")
+    ssh.chmod(0o755)
+
+
+@pytest.fixture(autouse=True)
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    write_ssh(tmp_path, SSH)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     yield
     docker_ssh.close_all()
 
 
-@pytest.mark.usefixtures("slow_to_listen")
-def test_a_tunnel_whose_socket_is_there_before_it_listens_is_waited_for() -> None:
-    assert docker_ssh.client({"host": "ssh://root@192.0.2.1:22"}).ping()
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        ("ssh://192.0.2.1:22", ["-p", "22", "-x", "-T", "--", "192.0.2.1", "docker system dial-stdio"]),
+        (
+            "ssh://[::1]:2222/run/podman/podman.sock",
+            [
+                *["-p", "2222", "-x", "-T", "--", "::1"],
+                "docker --host=unix:///run/podman/podman.sock system dial-stdio",
+            ],
+        ),
+    ],
+)
+def test_each_connection_is_an_ssh_as_dockers_client_starts_it(host: str, words: list[str], tmp_path: Path) -> None:
+    assert docker_ssh.client({"host": host, "sshOpts": '["-x"]'}).ping()
+    started = [json.loads(line) for line in (tmp_path / "words").read_text().splitlines()]
+    assert started
+    assert all(each == words for each in started)
+
+
+def test_what_ssh_prints_is_the_cause(tmp_path: Path) -> None:
+    write_ssh(tmp_path, "import sys; sys.exit('kex_exchange_identification: Connection reset by peer')")
+    with pytest.raises(NothingDoneError, match=r"cannot reach 192\.0\.2\.1:22: kex_exchange_identification"):
+        docker_ssh.client({"host": "ssh://192.0.2.1:22"})

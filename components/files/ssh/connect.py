@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 
-DROPPED_SECONDS, UNREACHABLE_SECONDS, ANSWER_SECONDS = 60, 5, 10
+DROPPED_SECONDS, UNREACHABLE_SECONDS, ANSWER_SECONDS = 60, 3, 10
 
 host, port = sys.argv[1:]
 began = time.monotonic()
@@ -22,6 +22,8 @@ while True:
             break
         connection.close()
         patience, cause = DROPPED_SECONDS, "sshd drops connections: " + (greeting or "see its MaxStartups")
+    except socket.gaierror as error:
+        sys.exit(f"Could not resolve hostname {host}: {error.strerror}")
     except OSError as error:
         patience, cause = UNREACHABLE_SECONDS, str(error)
     if time.monotonic() - began > patience:
