@@ -136,7 +136,7 @@ def test_through_a_bastion_its_host_key_is_verified_as_well(program_of: Programs
 
 def test_without_a_bastion_there_is_no_proxy(prod: Program) -> None:
     assert not [c.name for c in prod.commands if content(c.inputs["connection"]).get("proxy")]
-    assert "ProxyCommand" not in str(prod.resources["runtime-provider"].inputs["sshOpts"])
+    assert "ProxyCommand=ssh" not in str(prod.resources["runtime-provider"].inputs["sshOpts"])
 
 
 # Network
