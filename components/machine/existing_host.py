@@ -14,7 +14,7 @@ IMAGES_GB = 40
 
 @dataclass(frozen=True, kw_only=True)
 class ExistingHostArgs:
-    """What the server must offer, besides how it is reached."""
+    """Requirements of the endpoint on the server."""
 
     host: Host
     https_port: int
@@ -26,9 +26,9 @@ class ExistingHostArgs:
     images: Mapping[str, str]
     """Role -> image reference; one that begins with `localhost/` must be there already, unless a bundle brings it."""
     bundled_images_mb: int | None
-    """What a bundle's images and packages take, packed; None: images come from their registries."""
+    """Size of a bundle's images and packages, packed; None if images come from their registries."""
     after: Sequence[pulumi.Resource] = ()
-    """What must be right before the server is looked at."""
+    """Checks that must succeed before the server is looked at."""
 
 
 class ExistingHost(pulumi.ComponentResource):
@@ -40,7 +40,7 @@ class ExistingHost(pulumi.ComponentResource):
 
     host: Host
     address: pulumi.Input[str]
-    """What clients connect to."""
+    """Address that clients connect to."""
 
     def __init__(self, name: str, args: ExistingHostArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("elastic-vllm:index:ExistingHost", name, None, opts)

@@ -18,7 +18,7 @@ DECIDED_BY_BUNDLE = {"model": ("weights", "model"), "modelRevision": ("weights",
 
 @dataclass(frozen=True, kw_only=True)
 class BundleContents:
-    """What a stack's bundle, if there is one, says about the stack."""
+    """Settings that a stack's bundle decides, if it has one."""
 
     manifest: Manifest | None = None
     values: Mapping[str, str] = field(default_factory=dict)

@@ -38,7 +38,7 @@ IAP_SOURCES = ("35.235.240.0/20",)
 PROVISIONING_MODELS = ("STANDARD", "SPOT", "FLEX_START", "RESERVATION_BOUND")
 DELETED_BY_GOOGLE = PROVISIONING_MODELS[1:]
 """Those whose VMs Google ends by itself."""
-# Wider ranges are nobody's own.
+# A wider range can't belong to one user.
 LEAST_PREFIX = 8
 EVERYONE = "0.0.0.0/0"
 LABELS_FIX = "write the stack's file as in labels: {team: search}"
@@ -84,7 +84,7 @@ OTHERS = frozenset({"host", "sshPort", "sshHostKey", "gpuCount", "gpuMemoryGib"}
 
 @dataclass(frozen=True, kw_only=True)
 class GcpSettings:
-    """What is provisioned, and where. Pulumi.yaml describes each setting."""
+    """The VM and its surroundings in Google Cloud. Pulumi.yaml describes each setting."""
 
     name: str
     """Name of the VM, and prefix of every other resource in Google Cloud."""
@@ -94,7 +94,7 @@ class GcpSettings:
     provisioning_model: str
     reservation: str
     image: str
-    """Of the boot disk: projects/PROJECT/global/images/NAME."""
+    """Image of the boot disk: projects/PROJECT/global/images/NAME."""
     network: str
     """Name of an existing VPC, or projects/PROJECT/global/networks/NAME; empty: the stack creates one."""
     subnetwork: str
@@ -109,12 +109,12 @@ class GcpSettings:
     boot_disk_gb: int
     weights_disk_gb: int
     weights_disk: str
-    """Name of a disk that exists and is not managed here; empty: one of the stack's own."""
+    """Name of an existing disk, which is not managed here; empty to create one."""
     keep_weights_disk: bool
     labels: Mapping[str, str]
     deletion_protection: bool
     service_account: str
-    """Email; empty: none."""
+    """Email; empty for none."""
     parked: bool
     ssh_public_key: str
     """Public half of `sshPrivateKeyPath`."""

@@ -15,7 +15,7 @@ class Limits:
     """With one key, evenly spread; see `burst`."""
     body_mib: int
     header_kib: int = 8
-    """Of one header line or of the request line; all header lines together may have four times as much."""
+    """Size of one header line or of the request line; all header lines together may have four times as much."""
     header_seconds: int = 15
     """Time for all of a request's header to arrive (client_header_timeout)."""
     body_seconds: int = 60

@@ -40,7 +40,7 @@ RESERVED_ARGUMENTS = {
 
 
 def vllm_extra_args(problems: Problems) -> tuple[str, ...]:
-    """vLLM arguments of the user's own, none of which may undo what the endpoint promises."""
+    """The user's vLLM arguments, none of which may undo what the endpoint promises."""
     key = "vllmExtraArgs"
     arguments = problems.texts(key, 'write ["--option", "value"]')
     for argument in arguments:
@@ -60,7 +60,7 @@ def alias(problems: Problems) -> str:
 
 
 def is_option(argument: str, option: str) -> bool:
-    """Whether vLLM could take `argument` for `option`: with `_` for `-`, cut short, or with its value behind `=`."""
+    """True if vLLM could read `argument` as `option`: with `_` for `-`, cut short, or with its value behind `=`."""
     name = argument.split("=", 1)[0].replace("_", "-")
     return name == option or (len(name) > len("--") and name.startswith("--") and option.startswith(name))
 

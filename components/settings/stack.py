@@ -81,7 +81,7 @@ class Settings:
 
     @property
     def gcp(self) -> GcpSettings | None:
-        """What Google Cloud is to provide, if anything."""
+        """The settings of target gcp; None for a server that exists."""
         return self.target if isinstance(self.target, GcpSettings) else None
 
     @property

@@ -75,7 +75,7 @@ def _clients(problems: Problems) -> tuple[str, ...]:
     if wrong := [name for name in names if not CLIENT.fullmatch(name)]:
         problems.add(key, f"{wrong[0]!r} can't be a certificate's name", fix)
     if len(set(names)) < len(names):
-        problems.add(key, "has a name twice", "give each certificate a name of its own")
+        problems.add(key, "has a name twice", "give each certificate another name")
     return tuple(names)
 
 
@@ -138,7 +138,7 @@ def _handshake(problems: Problems, host: str, chain: str, private_key: str, ca: 
         try:
             server.load_cert_chain(file.name)
         except ssl.SSLError as error:
-            problems.add("tlsCertificate", f"is not taken by OpenSSL ({error.reason})", "have another one issued")
+            problems.add("tlsCertificate", f"is refused by OpenSSL ({error.reason})", "have another one issued")
             return
     if ca:
         client.load_verify_locations(cadata=ca)
@@ -154,7 +154,7 @@ def _handshake(problems: Problems, host: str, chain: str, private_key: str, ca: 
     except ssl.SSLCertVerificationError as error:
         problems.add("tlsCertificate", *_refusal(error.verify_message, host, ca))
     except ssl.SSLError as error:
-        problems.add("tlsCertificate", f"is not taken by OpenSSL ({error.reason})", "have another one issued")
+        problems.add("tlsCertificate", f"is refused by OpenSSL ({error.reason})", "have another one issued")
 
 
 def _step(side: ssl.SSLObject) -> None:
@@ -162,18 +162,21 @@ def _step(side: ssl.SSLObject) -> None:
         side.do_handshake()
 
 
-def _refusal(said: str, host: str, ca: str) -> tuple[str, str]:
-    """Problem and fix for what OpenSSL says of a chain."""
-    if "mismatch" in said:
-        return f"is not for {host} ({said})", "set endpointHost to a name in the certificate, or have one issued for it"
-    if "issuer" in said or "self-signed" in said or "self signed" in said:
+def _refusal(reason: str, host: str, ca: str) -> tuple[str, str]:
+    """Cause and fix for the reason that OpenSSL gives for refusing a chain."""
+    if "mismatch" in reason:
+        return (
+            f"is not for {host} ({reason})",
+            "set endpointHost to a name in the certificate, or have one issued for it",
+        )
+    if "issuer" in reason or "self-signed" in reason or "self signed" in reason:
         if ca:
             return (
-                f"is not signed by tlsCa ({said})",
+                f"is not signed by tlsCa ({reason})",
                 "add the certificates between the two, in order, or correct tlsCa",
             )
         return (
-            f"does not lead to a public CA ({said})",
+            f"does not lead to a public CA ({reason})",
             "add the certificates between it and its CA, in order; for a private CA set tlsCa as well",
         )
-    return f"is refused by clients ({said})", "have another one issued"
+    return f"is refused by clients ({reason})", "have another one issued"

@@ -1,4 +1,4 @@
-"""What a change of a setting touches: docs/reference/changes.md and tests/golden/changes.yaml."""
+"""Resources that a change of a setting touches: docs/reference/changes.md and tests/golden/changes.yaml."""
 
 import os
 import re
@@ -65,7 +65,7 @@ def agent_socket(tmp_path_factory: pytest.TempPathFactory, another_key: Path) ->
 
 @pytest.fixture(scope="session")
 def pem_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What stands for files in the table: a CA, and two certificates of it with their keys."""
+    """Files that the table names: a CA, and two certificates of it with their keys."""
     directory, ca = tmp_path_factory.mktemp("pem"), new_authority()
     (directory / "ca").write_text(ca.pem)
     names: list[x509.GeneralName] = [x509.DNSName("llm.example")]

@@ -1,4 +1,4 @@
-"""What holds for the whole program, on every stack file and on a server with GPUs."""
+"""Promises of the whole program, on every stack file and on a server with GPUs."""
 
 import json
 import re

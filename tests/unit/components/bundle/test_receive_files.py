@@ -57,13 +57,13 @@ def order(shell: list[str], tmp_path: Path) -> dict[str, Any]:
 
 
 def test_they_arrive_and_come_once(order: dict[str, Any], tmp_path: Path) -> None:
-    said: list[str] = []
+    printed: list[str] = []
     sent = Sent()
-    assert send(order, said.append, sent) == 0, said
+    assert send(order, printed.append, sent) == 0, printed
     assert {name: (tmp_path / "arrived" / name).read_bytes() for name in CONTENTS} == CONTENTS
-    assert send(order, said.append, again := Sent()) == 0
+    assert send(order, printed.append, again := Sent()) == 0
     assert (sent.bytes, again.bytes) == (sum(map(len, CONTENTS.values())), 0)
-    assert said[-1].startswith("complete: 3 files")
+    assert printed[-1].startswith("complete: 3 files")
 
 
 def test_what_was_cut_off_goes_on(order: dict[str, Any], tmp_path: Path) -> None:

@@ -73,9 +73,9 @@ def test_a_wrong_file_is_refused_with_the_entry_and_the_field(
 ) -> None:
     file.write_text(text)
     (problem,) = found(lambda: settle("gpu", {"modelCatalogue": str(file)}))
-    told, _, fix = problem.partition("; ")
-    assert told.startswith(f"modelCatalogue = {str(file)!r}: ")
-    assert cause in told
+    reason, _, fix = problem.partition("; ")
+    assert reason.startswith(f"modelCatalogue = {str(file)!r}: ")
+    assert cause in reason
     assert fix == "give a file in the form of components/catalogue/models.yaml"
 
 

@@ -45,6 +45,6 @@ def test_the_agent_reads_it(program: Program, program_of: Callable[..., Program]
 
 
 def test_without_gpus_there_is_nothing_for_it_to_see(settle: Callable[..., Settings]) -> None:
-    (said,) = found(lambda: settle("local", {"dcgmImage": IMAGE}))
-    assert said.startswith("dcgmImage")
-    assert "there are no GPUs" in said
+    (problem,) = found(lambda: settle("local", {"dcgmImage": IMAGE}))
+    assert problem.startswith("dcgmImage")
+    assert "there are no GPUs" in problem

@@ -51,9 +51,9 @@ def values(arguments: list[str], option: str) -> list[str]:
 def test_what_it_can_not_do_is_refused(
     base: str, overrides: dict[str, str], key: str, cause: str, settle: Callable[..., Settings]
 ) -> None:
-    (said,) = found(lambda: settle(base, {"containerRuntime": "podman", **overrides}))
-    assert said.startswith(key)
-    assert cause in said
+    (problem,) = found(lambda: settle(base, {"containerRuntime": "podman", **overrides}))
+    assert problem.startswith(key)
+    assert cause in problem
 
 
 # vLLM's container

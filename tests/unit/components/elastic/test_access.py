@@ -35,9 +35,9 @@ def test_a_key_that_is_good_for_it_passes_and_nothing_is_made(
 def test_a_key_without_the_privilege_is_found_first(
     elastic: Elastic, provider: ResourceProvider, privilege: str
 ) -> None:
-    said = failure(lambda: provider.create(access(elastic, key=READER)))
-    assert "lacks a privilege" in said
-    assert privilege in said
+    message = failure(lambda: provider.create(access(elastic, key=READER)))
+    assert "lacks a privilege" in message
+    assert privilege in message
 
 
 @ACCESS
@@ -46,8 +46,8 @@ def test_what_time_does_not_mend_is_found_first(
     elastic: Elastic, provider: ResourceProvider, privilege: str, change: dict[str, str], slept: list[float]
 ) -> None:
     wanted = access(elastic)
-    said = failure(lambda: provider.update("asked", wanted, wanted | change))
-    assert "refuses the API key" in said or "there is no such name" in said
+    message = failure(lambda: provider.update("asked", wanted, wanted | change))
+    assert "refuses the API key" in message or "there is no such name" in message
     assert slept == []
 
 

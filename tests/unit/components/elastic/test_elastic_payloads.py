@@ -1,4 +1,4 @@
-"""What Elastic is told is complete, as reviewed (tests/golden/elastic), and accepted by Elastic's own rules."""
+"""What Elastic receives is complete, as reviewed (tests/golden/elastic), and accepted by Elastic's own rules."""
 
 import base64
 import copy
@@ -38,21 +38,21 @@ WITH_KEY = {"connectorApiKey", "kibanaConnectorRequest", "inferenceEndpointReque
 
 @pytest.mark.parametrize("base", ["local", "prod"])
 def test_what_elastic_is_told_is_as_reviewed(base: str, outputs_of: Outputs, golden: Golden) -> None:
-    told = outputs_of(base)
-    golden(f"elastic/{base}-connector.json", json.dumps(told["kibanaConnectorRequest"], indent=2) + "\n")
-    golden(f"elastic/{base}-inference-endpoint.json", json.dumps(told["inferenceEndpointRequest"], indent=2) + "\n")
-    golden(f"elastic/{base}-kibana.yml", told["kibanaYml"])
-    golden(f"elastic/{base}-preconfigured.yml", told["preconfiguredConnectorYml"])
+    outputs = outputs_of(base)
+    golden(f"elastic/{base}-connector.json", json.dumps(outputs["kibanaConnectorRequest"], indent=2) + "\n")
+    golden(f"elastic/{base}-inference-endpoint.json", json.dumps(outputs["inferenceEndpointRequest"], indent=2) + "\n")
+    golden(f"elastic/{base}-kibana.yml", outputs["kibanaYml"])
+    golden(f"elastic/{base}-preconfigured.yml", outputs["preconfiguredConnectorYml"])
 
 
 def test_elastic_accepts_what_every_stack_tells_it(program: Program) -> None:
-    told = program.outputs
+    outputs = program.outputs
     # The mocks' CA is no certificate.
-    settings = told["kibanaYml"].replace("certificate certificate-ca", "-----BEGIN CERTIFICATE-----")
-    assert schemas.problems(schemas.CONNECTOR, told["kibanaConnectorRequest"]) == []
-    assert schemas.problems(schemas.INFERENCE_ENDPOINT, told["inferenceEndpointRequest"]) == []
+    settings = outputs["kibanaYml"].replace("certificate certificate-ca", "-----BEGIN CERTIFICATE-----")
+    assert schemas.problems(schemas.CONNECTOR, outputs["kibanaConnectorRequest"]) == []
+    assert schemas.problems(schemas.INFERENCE_ENDPOINT, outputs["inferenceEndpointRequest"]) == []
     assert schemas.kibana_yml_problems(settings) == []
-    assert schemas.kibana_yml_problems(settings + told["preconfiguredConnectorYml"]) == []
+    assert schemas.kibana_yml_problems(settings + outputs["preconfiguredConnectorYml"]) == []
 
 
 def test_every_output_with_the_key_is_secret_and_waits_for_the_endpoint(program: Program) -> None:
@@ -94,20 +94,23 @@ def test_what_holds_the_key_is_secret_even_where_the_key_came_in_the_clear() -> 
             if isinstance(value, pulumi.Output) and not name.startswith("_"):
                 pulumi.export(name, value)
 
-    told = run({}, main=main)
-    with_key = {name for name, value in told.outputs.items() if KEY in json.dumps(value)}
+    outputs = run({}, main=main)
+    with_key = {name for name, value in outputs.outputs.items() if KEY in json.dumps(value)}
     assert with_key == {"key", "kibana_connector", "inference_endpoint", "preconfigured_connector"}
-    assert told.secret_outputs == with_key
+    assert outputs.secret_outputs == with_key
 
 
 def test_the_outputs_name_what_is_served(outputs_of: Outputs) -> None:
-    told = outputs_of("prod", keys={"default": [2, 1]}, httpsPort=8443, servedModelName="assistant")
+    outputs = outputs_of("prod", keys={"default": [2, 1]}, httpsPort=8443, servedModelName="assistant")
     url = "https://llm.example.com:8443/v1/chat/completions"
-    config, settings = told["kibanaConnectorRequest"]["config"], told["inferenceEndpointRequest"]["service_settings"]
-    assert (told["endpointUrl"], told["connectorUrl"]) == ("https://llm.example.com:8443/v1", url)
+    config, settings = (
+        outputs["kibanaConnectorRequest"]["config"],
+        outputs["inferenceEndpointRequest"]["service_settings"],
+    )
+    assert (outputs["endpointUrl"], outputs["connectorUrl"]) == ("https://llm.example.com:8443/v1", url)
     assert (config["apiUrl"], config["defaultModel"]) == (url, "assistant") == (settings["url"], settings["model_id"])
-    assert told["kibanaConnectorRequest"]["secrets"]["apiKey"] == key_of("key-v2") == settings["api_key"]
-    assert "url: https://llm.example.com:8443\n" in told["kibanaYml"]
+    assert outputs["kibanaConnectorRequest"]["secrets"]["apiKey"] == key_of("key-v2") == settings["api_key"]
+    assert "url: https://llm.example.com:8443\n" in outputs["kibanaYml"]
 
 
 @pytest.mark.parametrize(
@@ -122,9 +125,9 @@ def test_the_outputs_name_what_is_served(outputs_of: Outputs) -> None:
 def test_the_context_length_is_what_is_served(
     overrides: dict[str, Any], tokens: int, program_of: Callable[..., Program]
 ) -> None:
-    told = program_of("gpu", **overrides).outputs
-    assert told["maxModelLen"] == tokens
-    assert told["kibanaConnectorRequest"]["config"].get("contextWindowLength", 0) == tokens
+    outputs = program_of("gpu", **overrides).outputs
+    assert outputs["maxModelLen"] == tokens
+    assert outputs["kibanaConnectorRequest"]["config"].get("contextWindowLength", 0) == tokens
 
 
 @pytest.mark.parametrize(
@@ -133,8 +136,8 @@ def test_the_context_length_is_what_is_served(
 def test_tools_are_sent_only_to_a_model_that_has_them(
     arguments: list[str], expected: bool, program_of: Callable[..., Program]
 ) -> None:
-    told = program_of("gpu", model="acme/Own", weightsGb=10, vllmExtraArgs=arguments).outputs
-    assert told["kibanaConnectorRequest"]["config"]["enableNativeFunctionCalling"] is expected
+    outputs = program_of("gpu", model="acme/Own", weightsGb=10, vllmExtraArgs=arguments).outputs
+    assert outputs["kibanaConnectorRequest"]["config"]["enableNativeFunctionCalling"] is expected
 
 
 @pytest.mark.parametrize("model", load_catalogue().models.values(), ids=lambda model: str(model.name))

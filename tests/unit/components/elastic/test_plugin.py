@@ -1,4 +1,4 @@
-"""The process that Pulumi starts for dynamic providers, as it starts it, and what it is told over gRPC."""
+"""The process that Pulumi starts for dynamic providers, as it starts it, and what it receives over gRPC."""
 
 import json
 import os
@@ -93,11 +93,11 @@ def test_a_connectors_whole_life(plugin: Any, elastic: Elastic) -> None:
 def test_a_refusal_is_its_own_words_and_no_key(plugin: Any, elastic: Elastic) -> None:
     with pytest.raises(grpc.RpcError) as raised:
         plugin.Create(provider_pb2.CreateRequest(properties=struct(elastic, key=READER)), timeout=SECONDS)
-    said = str(raised.value.details())
-    assert said.startswith(
+    message = str(raised.value.details())
+    assert message.startswith(
         "Exception calling application: the API key in kibanaApiKey lacks a privilege in Kibana (403"
     )
-    assert not [secret for secret in (KEY, READER) if secret in said]
+    assert not [secret for secret in (KEY, READER) if secret in message]
 
 
 def test_the_plugin_prints_no_traceback(elastic: Elastic) -> None:

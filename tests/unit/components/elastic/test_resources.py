@@ -169,17 +169,17 @@ def test_one_of_another_origin_is_left_alone_and_refused(elastic: Elastic, provi
 
 @BOTH
 def test_a_wrong_key(elastic: Elastic, provider: ResourceProvider) -> None:
-    said = failure(lambda: provider.create(props(elastic, provider, key="d3Jvbmc=")))
-    assert "refuses the API key (401: " in said
-    assert ("elasticsearchApiKey" if provider is INFERENCE else "kibanaApiKey") in said
+    message = failure(lambda: provider.create(props(elastic, provider, key="d3Jvbmc=")))
+    assert "refuses the API key (401: " in message
+    assert ("elasticsearchApiKey" if provider is INFERENCE else "kibanaApiKey") in message
 
 
 @BOTH
 def test_a_key_without_the_privilege(elastic: Elastic, provider: ResourceProvider) -> None:
-    said = failure(lambda: provider.create(props(elastic, provider, key=READER)))
+    message = failure(lambda: provider.create(props(elastic, provider, key=READER)))
     privilege = "manage_inference" if provider is INFERENCE else "'Actions and Connectors: all'"
-    assert "lacks a privilege" in said
-    assert privilege in said
+    assert "lacks a privilege" in message
+    assert privilege in message
 
 
 def test_no_connector_is_made_in_a_space_that_is_not_there(elastic: Elastic) -> None:
@@ -232,25 +232,25 @@ def test_an_elasticsearch_without_the_timeout_parameter_is_asked_without_it(elas
 def test_elastics_own_reason_for_a_body_it_refuses(elastic: Elastic, provider: ResourceProvider) -> None:
     body = json.loads(props(elastic, provider)["body"])
     body["colour"] = "red"
-    said = failure(lambda: provider.create(props(elastic, provider, body=resources.as_text(body))))
-    assert "(400): " in said
-    assert "'colour' was unexpected" in said
+    message = failure(lambda: provider.create(props(elastic, provider, body=resources.as_text(body))))
+    assert "(400): " in message
+    assert "'colour' was unexpected" in message
 
 
 def test_a_refusal_that_repeats_the_key_is_told_without_it(elastic: Elastic) -> None:
     body = json.loads(props(elastic, CONNECTOR)["body"])
     body[KEY] = "x"
-    said = failure(lambda: CONNECTOR.create(props(elastic, CONNECTOR, body=resources.as_text(body))))
-    assert "'<key>' was unexpected" in said
+    message = failure(lambda: CONNECTOR.create(props(elastic, CONNECTOR, body=resources.as_text(body))))
+    assert "'<key>' was unexpected" in message
 
 
 @BOTH
 def test_nobody_answers(elastic: Elastic, provider: ResourceProvider, slept: list[float]) -> None:
     wanted = props(elastic, provider, url="http://127.0.0.1:9")
-    said = failure(lambda: provider.create(wanted))
-    assert "cannot reach" in said
-    assert "Connection refused" in said
-    assert "Nothing else is wrong" in said
+    message = failure(lambda: provider.create(wanted))
+    assert "cannot reach" in message
+    assert "Connection refused" in message
+    assert "Nothing else is wrong" in message
     assert 30 < sum(slept) <= api.PATIENCE_SECONDS
 
 
@@ -265,8 +265,8 @@ def test_a_certificate_that_is_not_trusted_is_said_at_once(tmp_path: Path, slept
 
 
 def test_a_server_that_is_no_kibana(elastic: Elastic) -> None:
-    said = failure(lambda: CONNECTOR.create(props(elastic, CONNECTOR, url=f"{elastic.address}/elsewhere")))
-    assert "is kibanaUrl right?" in said
+    message = failure(lambda: CONNECTOR.create(props(elastic, CONNECTOR, url=f"{elastic.address}/elsewhere")))
+    assert "is kibanaUrl right?" in message
 
 
 # Patience
@@ -325,8 +325,8 @@ def test_a_trial_that_cannot_be_removed_leaves_what_works_alone(elastic: Elastic
     before, after = props(elastic, INFERENCE), props(elastic, INFERENCE, model="other")
     INFERENCE.create(before)
     elastic.answers = [*[None] * 3, (409, {})]
-    said = failure(lambda: INFERENCE.update(NAME, before, after))
-    assert f"refuses DELETE /_inference/chat_completion/{NAME}-trial (409)" in said
+    message = failure(lambda: INFERENCE.update(NAME, before, after))
+    assert f"refuses DELETE /_inference/chat_completion/{NAME}-trial (409)" in message
     assert elastic.inference[NAME] == json.loads(before["body"])
     INFERENCE.update(NAME, before, after)
     assert elastic.inference == {NAME: json.loads(after["body"])}
@@ -337,9 +337,9 @@ def test_a_refresh_that_asks_with_a_key_of_the_past_says_how_to_go_on(
     elastic: Elastic, provider: ResourceProvider
 ) -> None:
     made = props(elastic, provider, key="d3Jvbmc=")
-    said = failure(lambda: provider.read(made["id"], made))
-    assert "refuses the API key (401: " in said
-    assert "run `pulumi up` without --refresh" in said
+    message = failure(lambda: provider.read(made["id"], made))
+    assert "refuses the API key (401: " in message
+    assert "run `pulumi up` without --refresh" in message
 
 
 def test_the_key_alone_is_changed_without_a_gap(elastic: Elastic) -> None:

@@ -46,7 +46,7 @@ def test_lets_encrypt_reaches_no_vm_without_an_external_address(settle: Settle) 
     assert settle("prod", {**OWN, **private, "endpointHost": "llm.lan"}).tls.acme
 
 
-# Settings and the one that is told
+# Settings and the one that is named
 WRONG: list[tuple[dict[str, Any], str]] = [
     *(
         ({**NAMED, "acmeServer": server}, "acmeServer")

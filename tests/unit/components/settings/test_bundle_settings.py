@@ -1,4 +1,4 @@
-"""Where nothing may be fetched: what the settings say of a bundle, and what the program makes of it."""
+"""A bundle where nothing may be fetched: its settings, and the resources that follow from them."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -19,12 +19,12 @@ DIGEST = "@sha256:" + "c" * 64
 
 
 def order(program: Program, part: str) -> dict[str, Any]:
-    """What transfer.py is told."""
+    """Orders that transfer.py receives."""
     given: dict[str, Any] = json.loads(program.resources[f"bundle-{part}"].inputs["stdin"])
     return given
 
 
-# base, settings beside it, the setting that is told, cause, fix
+# base, settings beside it, the setting that is named, cause, fix
 WRONG: list[Any] = [
     ("local", {"bundleKey": "k"}, "bundleKey", "set, but bundle is not", "set bundle to the bundle's directory"),
     ("local", {"bundleOnHost": "/b"}, "bundleOnHost", "set, but bundle is not", "set bundle to the bundle's directory"),

@@ -65,11 +65,11 @@ WRONG: list[Any] = [
 
 @pytest.mark.parametrize(("given", "key", "problem", "fix"), WRONG)
 def test_what_cannot_work_is_refused(settle: Settle, given: dict[str, Any], key: str, problem: str, fix: str) -> None:
-    (said,) = found(lambda: settle("local", given))
-    assert said.startswith(key)
-    assert problem in said
-    assert fix in said.partition("; ")[2]
-    assert not [secret for secret in ("a2liYW5h", "two words") if secret in said]
+    (problem_shown,) = found(lambda: settle("local", given))
+    assert problem_shown.startswith(key)
+    assert problem in problem_shown
+    assert fix in problem_shown.partition("; ")[2]
+    assert not [secret for secret in ("a2liYW5h", "two words") if secret in problem_shown]
 
 
 @pytest.mark.parametrize(

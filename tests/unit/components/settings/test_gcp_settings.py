@@ -122,8 +122,8 @@ def test_a_wrong_setting_is_named_with_its_value_and_the_fix(
     if named == key:
         assert problem.startswith(f"{key} = {value!r}: " if value else f"{key}: ")
     assert problem.startswith((f"{named} = ", f"{named}: "))
-    told, _, advice = problem.partition("; ")
-    assert cause in told
+    reason, _, advice = problem.partition("; ")
+    assert cause in reason
     assert fix in advice
 
 
@@ -176,8 +176,8 @@ def test_settings_that_contradict_each_other_are_refused(
 ) -> None:
     problems = found(lambda: settle(base, overrides))
     (problem,) = [problem for problem in problems if problem.startswith((f"{key} =", f"{key}:"))]
-    told, _, advice = problem.partition("; ")
-    assert cause in told
+    reason, _, advice = problem.partition("; ")
+    assert cause in reason
     assert fix in advice
 
 
@@ -235,11 +235,11 @@ def test_firewall_rules_of_a_shared_vpc_are_made_in_its_host_project(program_of:
     assert vm["networkInterfaces"][0]["subnetwork"] == SHARED["subnetwork"]
 
 
-@pytest.mark.parametrize(("stack", "told"), [("prod-", "ends in '-'"), ("p" * 41, "up to 40"), ("Prod", "a-z, 0-9")])
-def test_a_stack_name_that_fits_no_resource_is_refused(stack: str, told: str, settle: Settle) -> None:
+@pytest.mark.parametrize(("stack", "reason"), [("prod-", "ends in '-'"), ("p" * 41, "up to 40"), ("Prod", "a-z, 0-9")])
+def test_a_stack_name_that_fits_no_resource_is_refused(stack: str, reason: str, settle: Settle) -> None:
     (problem,) = found(lambda: settle("prod", {}, stack))
     assert problem.startswith(f"stack name {stack!r}: ")
-    assert told in problem
+    assert reason in problem
 
 
 @pytest.mark.parametrize(("bastion", "port"), [("ops@bastion.example", 22), ("ops@10.0.0.5:2022", 2022)])

@@ -52,9 +52,9 @@ def test_an_old_setting_is_refused_with_what_became_of_it(
     name: str, value: object, cause: str, fix: str, settle: Settle
 ) -> None:
     (problem,) = found(lambda: settle("gpu", {name: value}))
-    told, _, advice = problem.partition("; ")
-    assert told.startswith((f"{name} = ", f"{name}: "))
-    assert f": {name} {cause}" in told
+    reason, _, advice = problem.partition("; ")
+    assert reason.startswith((f"{name} = ", f"{name}: "))
+    assert f": {name} {cause}" in reason
     assert fix in advice
     assert "hf_x" not in problem
 

@@ -1,4 +1,4 @@
-"""What people read when a setting is wrong: every message, whole, as reviewed (tests/golden/setting-messages.txt)."""
+"""Every message about a wrong setting, as reviewed (tests/golden/setting-messages.txt)."""
 
 import re
 from collections.abc import Callable, Iterator

@@ -148,8 +148,8 @@ def test_a_wrong_setting_is_named_with_its_value_and_the_fix(
     value = str(key_files / value[1:]) if value.startswith("@") else value
     shown = f" = {value!r}" if value else ""
     assert problem.startswith(f"{key}{shown}: ")
-    told, _, advice = problem.removeprefix(f"{key}{shown}: ").partition("; ")
-    assert cause in told
+    reason, _, advice = problem.removeprefix(f"{key}{shown}: ").partition("; ")
+    assert cause in reason
     assert fix in advice
 
 
@@ -186,8 +186,8 @@ def test_settings_that_contradict_each_other_are_refused(
 ) -> None:
     problems = found(lambda: settle(base, overrides))
     (problem,) = [problem for problem in problems if problem.startswith((f"{key} =", f"{key}:"))]
-    told, _, advice = problem.partition("; ")
-    assert cause in told
+    reason, _, advice = problem.partition("; ")
+    assert cause in reason
     assert fix in advice
 
 
@@ -288,12 +288,12 @@ def test_good_settings_are_accepted(base: str, overrides: dict[str, Any], settle
     assert not found(lambda: settle(base, overrides))
 
 
-def test_all_problems_are_told_in_one_error(settle: Callable[..., Settings]) -> None:
+def test_all_problems_are_in_one_error(settle: Callable[..., Settings]) -> None:
     wrong = {"host": "", "sshPort": 0, "nginxImage": "nginx", "keys": "x", "hftoken": ""}
     with pytest.raises(SettingsError, match="5 settings are wrong in stack local; nothing was changed") as error:
         settle("gpu", wrong)
-    told = {line.removeprefix("  - ").partition(":")[0].split(" ")[0] for line in str(error.value).splitlines()[1:]}
-    assert told == set(wrong)
+    reason = {line.removeprefix("  - ").partition(":")[0].split(" ")[0] for line in str(error.value).splitlines()[1:]}
+    assert reason == set(wrong)
     with pytest.raises(SettingsError, match=r"^1 setting is wrong in stack local; nothing was changed"):
         settle("gpu", {"host": ""})
 

@@ -86,10 +86,10 @@ def self_signed(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, name: str) 
 
 
 def refused(settle: Settle, settings: dict[str, str], base: str = "local") -> str:
-    said = found(lambda: settle(base, settings))
-    assert said
-    assert not [line for line in said if "PRIVATE KEY" in line or "; " not in line]
-    return "\n".join(said)
+    messages = found(lambda: settle(base, settings))
+    assert messages
+    assert not [line for line in messages if "PRIVATE KEY" in line or "; " not in line]
+    return "\n".join(messages)
 
 
 # provided
@@ -150,8 +150,8 @@ def wrong_certificates(provide: Provide, directory: Path) -> Iterator[tuple[str,
 def test_each_refusal_of_a_certificate_is_as_reviewed(
     settle: Settle, provide: Provide, tmp_path: Path, golden: Callable[[str, str], None]
 ) -> None:
-    said = [refused(settle, settings, base) for base, settings in wrong_certificates(provide, tmp_path)]
-    lines = [re.sub(r"\d{4}-\d\d-\d\d", "DATE", line.replace(str(tmp_path), "TEMPORARY")) for line in said]
+    messages = [refused(settle, settings, base) for base, settings in wrong_certificates(provide, tmp_path)]
+    lines = [re.sub(r"\d{4}-\d\d-\d\d", "DATE", line.replace(str(tmp_path), "TEMPORARY")) for line in messages]
     golden("certificate-messages.txt", "".join(f"{line}\n" for line in lines))
 
 
@@ -172,8 +172,8 @@ def test_a_provided_certificate_has_no_ca_of_the_stacks_own(program_of: Programs
 
 @pytest.mark.parametrize(("days", "warned"), [(29, True), (31, False)])
 def test_one_that_expires_soon_is_said_at_every_up(days: int, warned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr("components.tls.certificate.pulumi.log.warn", lambda text, _resource: said.append(text))
+    messages: list[str] = []
+    monkeypatch.setattr("components.tls.certificate.pulumi.log.warn", lambda text, _resource: messages.append(text))
     expires = datetime.now(UTC) + timedelta(days=days, hours=1)
     no_key: Any = None
     provided = ProvidedCertificate(chain="x", private_key=no_key, ca="", expires=expires)
@@ -182,8 +182,8 @@ def test_one_that_expires_soon_is_said_at_every_up(days: int, warned: bool, monk
         Certificate("certificate", CertificateArgs(host=HOST, provided=provided, acme=None))
 
     run({}, main=main)
-    assert bool(said) == warned
-    assert not warned or f"expires in {days} days, on {expires:%Y-%m-%d}" in said[0]
+    assert bool(messages) == warned
+    assert not warned or f"expires in {days} days, on {expires:%Y-%m-%d}" in messages[0]
 
 
 # clientCertificates
@@ -205,7 +205,7 @@ def test_without_clients_nginx_asks_for_no_certificate() -> None:
 def test_every_guarded_path_asks_for_a_known_client_and_a_key() -> None:
     conf = nginx_conf(["unix:/x"], ["kibana", "second"], limits=LIMITS)
     asked = conf.count('if ($client_known = "") {\n        return 403;\n      }\n      if ($key_label = "-")')
-    assert asked == conf.count('if ($key_label = "-")') == 4  # two paths, all others, and what an internal one is told
+    assert asked == conf.count('if ($key_label = "-")') == 4  # two paths, all others, and the internal one
     assert [f'if ($ssl_client_s_dn = "{subject(name)}")' in conf for name in ("kibana", "second", "third")] == [
         True,
         True,
@@ -228,7 +228,12 @@ def test_each_client_has_a_certificate_of_a_ca_that_signs_nothing_else(program_o
 
 
 def test_kibana_shows_the_first_certificate_and_there_is_no_inference_endpoint(program_of: Programs) -> None:
-    told = program_of("local", clientCertificates=["kibana", "second"]).outputs
-    assert set(told["kibanaConnectorRequest"]["secrets"]) == {"apiKey", "certificateData", "privateKeyData", "caData"}
-    assert schemas.problems(schemas.CONNECTOR, told["kibanaConnectorRequest"]) == []
-    assert told["inferenceEndpointRequest"] == {}
+    outputs = program_of("local", clientCertificates=["kibana", "second"]).outputs
+    assert set(outputs["kibanaConnectorRequest"]["secrets"]) == {
+        "apiKey",
+        "certificateData",
+        "privateKeyData",
+        "caData",
+    }
+    assert schemas.problems(schemas.CONNECTOR, outputs["kibanaConnectorRequest"]) == []
+    assert outputs["inferenceEndpointRequest"] == {}
