@@ -22,7 +22,7 @@ from components.settings.problems import Problems
 from components.settings.stack import as_text, defaults
 from scripts.lib.errors import BadInputError, ExitCode, report
 from scripts.lib.ssh import SshError, run_script
-from scripts.lib.stack_file import StackFile
+from scripts.lib.stack_file import PREFIX, StackFile
 from scripts.lib.stack_outputs import Rehearsal, first_client, internal, stack_outputs
 from scripts.lib.verification.endpoint import CHAT_PATH, Endpoint
 
@@ -61,8 +61,10 @@ class Rotation:
     def in_file(self) -> tuple[int, ...]:
         """The versions that the stack's file asks for. Raises BadInputError."""
         file = self._file()
-        keys = file.get("keys")
-        problems = Problems(defaults() if keys is None else {**defaults(), "keys": as_text(keys)}, defaults())
+        own = {key: value for key, value in file.config.items() if key.startswith(PREFIX)}
+        given = {key.removeprefix(PREFIX): as_text(value) for key, value in own.items()}
+        problems = Problems({**defaults(), **given}, defaults())
+        problems.unknown_keys()
         versions = key_settings.key_versions(problems)
         if problems.found:
             raise BadInputError(f"{file.name}: {problems.found[0]}", "correct it there")

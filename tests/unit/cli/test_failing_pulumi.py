@@ -12,7 +12,7 @@ from tests.support.commands import invoke
 from tests.support.pulumi_stub import LOGIN_ERROR, PulumiStub
 
 COMMANDS = ("verify", "handoff", "rotate", "diagnose")
-FILE = "config:\n  elastic-vllm:keyVersion: 1\n"
+FILE = "config:\n  elastic-vllm:keys: {default: [1]}\n"
 REHEARSAL = """\
 #!/bin/sh
 echo "$*" >> "{directory}/rehearsal-asked"
