@@ -91,7 +91,7 @@ def extended(catalogue: Catalogue, file: Path) -> Catalogue:
     """
     try:
         document = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or NUL in the path
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise CatalogueError(f"cannot be read ({reason})") from error
     except yaml.YAMLError as error:

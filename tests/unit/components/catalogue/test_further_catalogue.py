@@ -86,6 +86,7 @@ def test_a_wrong_file_is_refused_with_the_entry_and_the_field(
         (".", "cannot be read (Is a directory)"),
         ("~nobody-of-that-name/models.yaml", "Could not determine home directory"),
         ("@binary", "cannot be read (not a text file)"),
+        ("a\0b", "cannot be read (not a text file)"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused(path: str, cause: str, settle: Settle) -> None:

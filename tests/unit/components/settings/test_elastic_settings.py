@@ -54,6 +54,7 @@ WRONG: list[Any] = [
     ({**PUBLIC, "elasticVersion": "9.2"}, "elasticVersion", "serverless has no version", "leave it empty"),
     ({"kibanaDefaultConnector": True}, "kibanaDefaultConnector", "there is no kibanaUrl", "set kibanaUrl"),
     ({**KIBANA, "elasticCa": "/no/such.pem"}, "elasticCa", "neither PEM nor a file", "path"),
+    ({**KIBANA, "elasticCa": "a\0b"}, "elasticCa", "neither PEM nor a file", "path"),
     ({**KIBANA, "elasticCa": OLD}, "elasticCa", "holds no certificate", "BEGIN CERTIFICATE"),
     ({**KIBANA, "elasticDeployment": "serverless"}, "kibanaUrl", "can't be told to trust a private CA", "provided"),
     ({**ELASTICSEARCH, "elasticDeployment": "hosted"}, "elasticsearchUrl", "on hosted can't", "provided"),
