@@ -1,4 +1,4 @@
-"""What unit tests share: the values of stacks, with SSH keys that exist, and what the program makes of them."""
+"""Fixtures of the unit tests: the values of stacks, with real SSH keys, and the program's runs with them."""
 
 import asyncio
 import gc
@@ -17,21 +17,21 @@ from tests.support import empty_bundle
 from tests.support.program import FILLED_IN, GPU, HOST_KEY, PINS, STACKS, VM_IMAGE, Program, configuration, run, written
 
 BASES = [*STACKS, "gpu"]
-"""Where tests start from: each stack file, and a server with GPUs."""
+"""Bases of the tests: each stack file, and a server with GPUs."""
 ON_GOOGLE = [stack for stack in STACKS if written(stack).get("target") == "gcp"]
 ON_SERVERS = [base for base in BASES if base not in ON_GOOGLE]
 
 
 @pytest.fixture(autouse=True)
 def event_loop_for_outputs() -> None:
-    """Pulumi needs a loop to make an output, and another test may have left none."""
+    """Set an event loop: Pulumi needs one to create an output, and another test may have left none."""
     if asyncio.get_event_loop_policy()._local._loop is None:  # type: ignore[attr-defined]
         asyncio.set_event_loop(asyncio.new_event_loop())
 
 
 @pytest.fixture(scope="package", autouse=True)
 def no_garbage_is_looked_for() -> Iterator[None]:
-    """Programs that were run are kept until the end: looking through them takes a fifth of the time."""
+    """Keep the garbage collector from searching the programs, which stay until the end: that saves a fifth of time."""
     gc.disable()
     yield
     gc.freeze()
@@ -48,7 +48,7 @@ def no_agent_of_this_session_is_asked() -> Iterator[None]:
 
 @pytest.fixture(scope="package", autouse=True)
 def no_endpoint_is_looked_at() -> Iterator[None]:
-    """The program looks at the certificate that an endpoint shows; those of these tests are nowhere."""
+    """Keep the program from looking for the certificates of endpoints, which do not exist in these tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(acme_certificate, "served_certificate", lambda *_: None)
         yield
@@ -63,13 +63,13 @@ def private_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of stack airgap."""
+    """Bundle of stack airgap."""
     return empty_bundle.write(tmp_path_factory.mktemp("bundle"), empty_bundle.parts())
 
 
 @pytest.fixture(scope="session")
 def values_of(private_key: Path, bundle: Path) -> Callable[..., dict[str, str]]:
-    """The values of a base, some of them replaced; what its file leaves empty is filled in, as its user does."""
+    """Function that returns the values of a base, with replacements; empty values are filled in as users would."""
 
     def values(base: str, **overrides: Any) -> dict[str, str]:
         key = {"sshPrivateKeyPath": str(private_key)}
@@ -89,7 +89,7 @@ def values_of(private_key: Path, bundle: Path) -> Callable[..., dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def program_of(values_of: Callable[..., dict[str, str]]) -> Callable[..., Program]:
-    """What the program makes of a base, some values replaced. Each combination is run once."""
+    """Function that runs the program with a base and replaced values. Each combination runs once."""
     known: dict[tuple[Any, ...], Program] = {}
 
     def program(base: str, **overrides: Any) -> Program:
@@ -104,7 +104,7 @@ def program_of(values_of: Callable[..., dict[str, str]]) -> Callable[..., Progra
 
 @pytest.fixture(scope="session")
 def outputs_of(values_of: Callable[..., dict[str, str]]) -> Callable[..., dict[str, Any]]:
-    """The outputs of a base with a CA's certificate that is one, and for prod with a name."""
+    """Function that returns the outputs of a base, with a real CA certificate, and for prod with a host name."""
 
     def outputs(base: str, **overrides: Any) -> dict[str, Any]:
         names = {"endpointHost": "llm.example.com"} if base == "prod" else {}
@@ -116,7 +116,7 @@ def outputs_of(values_of: Callable[..., dict[str, str]]) -> Callable[..., dict[s
 
 @pytest.fixture(params=ON_SERVERS)
 def on_server(request: pytest.FixtureRequest, program_of: Callable[..., Program]) -> Program:
-    """Each base that has its server already."""
+    """Each base with an existing server."""
     return program_of(request.param)
 
 
@@ -137,7 +137,7 @@ NO_SECRETS: Any = dict.fromkeys(SECRETS)
 
 @pytest.fixture(scope="session")
 def key_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of all kinds that people give as keys."""
+    """Files of all kinds that users provide as keys."""
     directory = tmp_path_factory.mktemp("keys")
     for name, passphrase in (("plain", ""), ("encrypted", "secret")):
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-a", "1", "-N", passphrase, "-f", f"{directory}/{name}"]
@@ -154,7 +154,7 @@ def key_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settle(values_of: Callable[..., dict[str, str]], key_files: Path) -> Callable[..., Settings]:
-    """Checks a base with some values replaced; a value that begins with @ is one of key_files."""
+    """Function that checks a base with replaced values; a value that begins with @ is one of key_files."""
 
     def settled(base: str, overrides: dict[str, Any], stack: str = "local") -> Settings:
         files = {k: str(key_files / v[1:]) for k, v in overrides.items() if isinstance(v, str) and v.startswith("@")}
@@ -164,7 +164,7 @@ def settle(values_of: Callable[..., dict[str, str]], key_files: Path) -> Callabl
 
 
 def found(check: Callable[[], Any]) -> list[str]:
-    """The problems that SettingsError tells, one line each; empty without an error."""
+    """Return the problems in a SettingsError, one line each; none without an error."""
     try:
         check()
     except SettingsError as error:

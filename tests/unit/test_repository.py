@@ -13,14 +13,14 @@ from tests.support import side_by_side
 from tests.support.program import ROOT, Program
 from tests.support.registered import texts
 
-# *.in: what `make pins` makes a file of.
+# `make pins` generates other files from *.in.
 AREAS = ROOT / "components" / "files"
 FILES = sorted(path.relative_to(AREAS).as_posix() for path in AREAS.glob("*/*.*") if path.suffix != ".in")
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").iterdir() if path.is_file() and not path.suffix)
 
 
 def own_files(*patterns: str) -> list[Path]:
-    """The files of a checkout that match, those not committed yet included."""
+    """Return the files of a checkout that match, including those not committed yet."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     return [ROOT / name for name in listed if (ROOT / name).is_file()]
@@ -28,7 +28,7 @@ def own_files(*patterns: str) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def sent(program_of: Callable[..., Program]) -> str:
-    """All that any stack sends to its host."""
+    """Everything that any stack sends to its host."""
     acme = program_of("gpu", tls="letsencrypt", endpointHost="llm.example.com")
     disk = program_of("airgap", bundleOnHost="/media/bundle")
     podman = program_of("gpu", containerRuntime="podman", sshUser="root")
@@ -60,7 +60,7 @@ def test_every_script_is_executable(name: str) -> None:
 def test_a_launcher_sets_up_and_runs_its_module_with_the_checkouts_python(
     name: str, module: str, tmp_path: Path
 ) -> None:
-    """Beside a setup that does nothing and a Python that only says what it is asked for."""
+    """The launcher runs beside a setup that does nothing and a Python that only prints its arguments."""
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)

@@ -35,7 +35,7 @@ def test_the_list_of_commands_shows_each_with_its_summary_and_imports_none() -> 
 
 
 def test_commands_are_modules_of_the_operators_commands() -> None:
-    """Imports by name are seen by no linter."""
+    """No linter checks imports by name."""
     commands = [*_Operator.table.values(), *_Bundle.table.values()]
     assert not [command.module for command in commands if not command.module.startswith("scripts.cli.")]
 
@@ -48,7 +48,7 @@ def test_help_lists_every_exit_status_with_its_meaning() -> None:
 
 
 def exits(path: Path) -> Iterator[ast.expr]:
-    """What the calls that end a program pass on."""
+    """Yield the arguments of calls that end a program."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in {"typer.Exit", "sys.exit", "SystemExit", "exit"}:
             yield from node.args

@@ -1,4 +1,4 @@
-"""What a survey of the server means, which of several findings is the cause, and what a support archive leaves out."""
+"""Findings of a server survey, the choice of the cause among several, and redaction in a support archive."""
 
 import base64
 import json
@@ -34,7 +34,7 @@ def findings(**changes: list[str] | None) -> list[Finding]:
 
 def test_a_server_that_is_well_has_no_findings() -> None:
     assert findings() == []
-    # Started anew, but long ago; or just now, and for the first time.
+    # Restarted, but long ago; or started just now, for the first time.
     assert findings(clock=["1767229200"], container_nginx=["running 0 false 9 2026-01-01 00:00:00.1 +0000 UTC"]) == []
     assert findings(clock=["1767225605"], container_nginx=["running 0 false 0 2026-01-01T00:00:00Z"]) == []
 
@@ -87,14 +87,14 @@ def test_what_is_wrong_is_named(changes: dict[str, list[str] | None], kind: Exit
         (["Starting to load model x..."], "still loading: Starting"),
     ],
 )
-def test_a_model_that_loads_is_told_with_how_far(log: list[str], far: str) -> None:
+def test_a_loading_model_is_reported_with_its_progress(log: list[str], far: str) -> None:
     (found,) = findings(vllm_health=["000"], socket=None, log_vllm=log)
     assert found.kind is ExitCode.LOADING
     assert far in found.cause
 
 
 @pytest.mark.parametrize(
-    ("said", "words"),
+    ("error", "words"),
     [
         ("Host key verification failed.", "another host key"),
         ("root@x: Permission denied (publickey).", "refuses the private key"),
@@ -102,8 +102,8 @@ def test_a_model_that_loads_is_told_with_how_far(log: list[str], far: str) -> No
         ("connect to host x port 22: Connection refused", "SSH does not get there"),
     ],
 )
-def test_why_ssh_does_not_get_there(said: str, words: str) -> None:
-    (found,) = server.unreachable(SshError(said), "root@x").findings
+def test_why_ssh_does_not_get_there(error: str, words: str) -> None:
+    (found,) = server.unreachable(SshError(error), "root@x").findings
     assert words in found.cause
     assert found.kind is ExitCode.SERVER
 

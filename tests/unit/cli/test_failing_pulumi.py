@@ -1,4 +1,4 @@
-"""A stack that Pulumi can't answer for: its own words are shown, and no rehearsal of that name takes its place."""
+"""A failing Pulumi: its error is shown, and no rehearsal of that name replaces the stack."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ echo '{{"connectorUrl": "https://rehearsed.invalid/v1/chat/completions"}}'
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project whose stack `prod` was rehearsed, and is up there."""
+    """Project whose stack `prod` was rehearsed, and whose rehearsal is up."""
     directory = tmp_path / "project"
     (directory / "stacks").mkdir(parents=True)
     (directory / "stacks" / "Pulumi.prod.yaml").write_text(FILE)
@@ -68,7 +68,7 @@ def test_a_login_error_is_shown_and_nothing_is_changed(command: str, project: Pa
 def test_a_rehearsal_is_taken_where_it_is_asked_for(command: str, project: Path, pulumi: PulumiStub) -> None:
     pulumi.fails()
     result = run(command, pulumi, "--rehearsal")
-    assert result.exit_code == 2  # these outputs are good for nothing
+    assert result.exit_code == 2  # these outputs are of no use
     assert LOGIN_ERROR not in result.output
     asked = (project.parent / "rehearsal-asked").read_text()
     assert asked == "outputs --json --show-secrets --stack prod\n"
@@ -84,7 +84,7 @@ def test_a_rehearsal_is_taken_where_it_is_asked_for(command: str, project: Path,
         ("{}", "--stack prod: it has no outputs\n  fix: bring it up: pulumi up --stack prod"),
     ],
 )
-def test_an_answer_without_outputs_is_told(
+def test_an_answer_without_outputs_is_reported(
     command: str, answer: str, words: str, project: Path, pulumi: PulumiStub
 ) -> None:
     pulumi.answers(answer)
@@ -101,7 +101,9 @@ def test_without_a_pulumi_it_says_so(command: str, project: Path, pulumi: Pulumi
     assert "--rehearsal" in result.stderr
 
 
-def test_a_pulumi_that_does_not_end_is_told(project: Path, pulumi: PulumiStub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pulumi_that_does_not_end_is_reported(
+    project: Path, pulumi: PulumiStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pulumi_cli, "SECONDS", 0.1)
     (project.parent / "bin" / "pulumi").write_text("#!/bin/sh\nexec sleep 60\n")
     result = run("verify", pulumi)

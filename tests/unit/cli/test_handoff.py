@@ -1,4 +1,4 @@
-"""What the Elastic admin gets: as reviewed, without the key, and every command in it runs as it is written."""
+"""The hand-off for the Elastic admin: as reviewed, without the key, and every command in it runs as written."""
 
 import base64
 import json
@@ -42,7 +42,7 @@ GOOD: dict[str, Any] = {
 
 @pytest.fixture
 def hand_off(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Result]:
-    """Runs the command on a stack `prod` with these outputs; the key shows only where it is asked for."""
+    """Function that runs the command on a stack `prod` with these outputs; the key shows only on request."""
     pulumi = PulumiStub(tmp_path_factory.mktemp("stub") / "bin")
 
     def run(*arguments: str, outputs: dict[str, Any] | None = None, stack: str = "prod") -> Result:
@@ -57,7 +57,7 @@ def hand_off(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Result]:
 
 @pytest.fixture
 def written(hand_off: Callable[..., Result], tmp_path: Path) -> Callable[..., str]:
-    """The document for these outputs, some of them replaced."""
+    """Function that returns the document for a stack with some outputs replaced."""
 
     def text(**outputs: Any) -> str:
         assert hand_off("--output", str(tmp_path), outputs=GOOD | outputs).exit_code == 0
@@ -108,7 +108,7 @@ def test_a_file_that_others_may_read_is_not_written_over_but_replaced(
     before = key_file.open()
     assert hand_off("--output", str(tmp_path)).exit_code == 0
     assert key_file.stat().st_mode & 0o777 == 0o600
-    assert before.read() == "old"  # who had it open sees no key
+    assert before.read() == "old"  # a reader that has the old file open sees no key
     key_file.unlink()
     key_file.symlink_to(other)
     assert hand_off("--output", str(tmp_path)).exit_code == 0
@@ -173,7 +173,7 @@ def test_a_directory_that_can_not_be_written_is_refused_with_its_fix(
     assert "give a directory that can be written" in result.stderr
 
 
-# What it says
+# Its contents
 
 
 def test_serverless_can_not_trust_a_private_ca(written: Callable[..., str]) -> None:
@@ -207,7 +207,7 @@ def test_elastic_cloud_does_not_reach_a_private_address(host: str, private: bool
         (64_000, "- Context: 64,000 tokens, question and answer together. Elastic's"),
     ],
 )
-def test_it_says_whether_the_context_is_enough(tokens: int, words: str, written: Callable[..., str]) -> None:
+def test_it_shows_whether_the_context_is_enough(tokens: int, words: str, written: Callable[..., str]) -> None:
     assert words in written(maxModelLen=tokens)
 
 
@@ -257,7 +257,7 @@ def test_kibana_accepts_the_blocks_for_its_settings(written: Callable[..., str])
     settings, security, preconfigured = blocks(written(), "yaml")
     assert schemas.kibana_yml_problems(settings) == []
     assert schemas.kibana_yml_problems(settings + security + preconfigured) == []
-    # Kibana puts variables of its environment there.
+    # Kibana replaces these with variables of its environment.
     assert "apiKey: ${ELASTIC_VLLM_KEY}\n" in preconfigured
 
 
@@ -266,7 +266,7 @@ def test_kibana_accepts_the_blocks_for_its_settings(written: Callable[..., str])
 
 @contextmanager
 def elastic() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Stands for Kibana and Elasticsearch: an address, and the requests that came."""
+    """Run a stand-in for Kibana and Elasticsearch, and yield its address and the requests that arrived."""
     requests: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -293,7 +293,7 @@ def elastic() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def run_bash(commands: list[str], directory: Path, tmp_path: Path, **environment: str) -> tuple[list[str], str]:
-    """What each block prints, run one after the other in one shell, and what curl had in its command lines."""
+    """Run the blocks in one shell, and return the output of each and the command lines of curl."""
     curl = tmp_path / "curl"
     curl.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >> {tmp_path}/arguments\nexec {_which("curl")} "$@"\n')
     curl.chmod(0o755)
@@ -369,7 +369,7 @@ def test_with_client_certificates_a_connector_is_the_only_way(hand_off: Callable
     assert "caData: ${ELASTIC_VLLM_CA_BASE64}" in preconfigured
 
 
-def test_what_up_has_made_is_not_to_be_made_again(written: Callable[..., str]) -> None:
+def test_what_up_has_created_need_not_be_created_again(written: Callable[..., str]) -> None:
     assert "has already created" not in written()
     document = written(kibanaConnectorId="my-id", inferenceEndpointId="elastic-vllm-prod")
     assert "has already created the connector (B): `my-id`.**" in document
@@ -386,7 +386,7 @@ def test_the_commands_for_elastic_send_what_elastic_accepts(hand_off: Callable[.
     directory = tmp_path / "handoff"
     assert hand_off("--output", str(directory)).exit_code == 0
     commands = blocks((directory / "handoff.md").read_text(), "bash")
-    # keytool is Elasticsearch's own; the addresses and keys of Elastic are given otherwise here.
+    # keytool belongs to Elasticsearch; Elastic's addresses and keys come from the test.
     sending = [c for c in commands if c.startswith(NEEDS_ELASTIC) and "curl" in c and "keytool" not in c]
     secrets = {"KIBANA_API_KEY": "a2liYW5h", "ELASTICSEARCH_API_KEY": "ZWxhc3RpYw=="}
     with elastic() as (address, requests):

@@ -1,4 +1,4 @@
-"""What pin says about a stack's file that it can't complete: one line for the cause, one for the fix."""
+"""Errors of `pin` for a stack's file that it can't complete: one line for the cause, one for the fix."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ FILES = {
 
 
 @pytest.mark.parametrize(("content", "problem"), FILES.values(), ids=FILES.keys())
-def test_what_is_wrong_is_said_in_one_line(
+def test_an_error_is_one_line_with_its_cause_and_one_with_its_fix(
     content: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pin, "ROOT", tmp_path)
@@ -36,9 +36,9 @@ def test_what_is_wrong_is_said_in_one_line(
     file.parent.mkdir()
     file.write_text(content)
     done = invoke("pin", "--stack", "mine")
-    *_, said, fix = done.output.splitlines()
+    *_, message, fix = done.output.splitlines()
     assert done.exit_code == (1 if "does not answer" in problem else 2)
     assert isinstance(done.exception, SystemExit)
-    assert said.startswith(problem)
+    assert message.startswith(problem)
     assert fix.startswith("  fix: ")
     assert file.read_text() == content

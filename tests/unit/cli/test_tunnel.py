@@ -1,4 +1,4 @@
-"""The tunnel to a private VM, with a stand-in for gcloud that says what the real one does."""
+"""The tunnel to a private VM, with a stand-in for gcloud that prints the real one's messages."""
 
 import io
 import os
@@ -31,7 +31,7 @@ SLEEP = "sleep 60"
 
 @dataclass
 class Run:
-    """A tunnel in a thread of its own: what it said, and how it ended."""
+    """A tunnel in a separate thread, with its output and its outcome."""
 
     target: Target
     command: list[str]
@@ -52,7 +52,7 @@ class Run:
 
 @pytest.fixture
 def gcloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gcloud]:
-    """On PATH, with waits cut short."""
+    """Stand-in on PATH, with shortened waits."""
     stand_in = gcloud_stand_in.make(tmp_path / "gcloud")
     monkeypatch.setenv("PATH", f"{stand_in.bin}:{os.environ['PATH']}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -63,7 +63,7 @@ def gcloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gcloud]:
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+def output(monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
     text = io.StringIO()
     monkeypatch.setattr(tunnel, "console", Console(file=text, soft_wrap=True, highlight=False))
     return text.getvalue
@@ -78,7 +78,7 @@ def target() -> Target:
 
 @contextmanager
 def running(target: Target, *command: str) -> Iterator[Run]:
-    """The tunnel beside a test; at its end it is told to end, as by Ctrl-C."""
+    """Run the tunnel beside a test, and interrupt it at the end, as by Ctrl-C."""
     run = Run(target, list(command))
     thread = threading.Thread(target=run.work)
     thread.start()
@@ -92,7 +92,7 @@ def running(target: Target, *command: str) -> Iterator[Run]:
 
 @contextmanager
 def backend(greeting: bytes) -> Iterator[int]:
-    """What listens on the VM's port 22: it greets, as sshd does. The port."""
+    """Run a server that stands for the VM's sshd and greets like it, and yield its port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -112,7 +112,7 @@ def backend(greeting: bytes) -> Iterator[int]:
 
 
 def greeting(target: Target) -> bytes | None:
-    """What comes through the tunnel; None where nothing listens."""
+    """Return the greeting that comes through the tunnel; None if nothing listens."""
     try:
         with socket.create_connection(("127.0.0.1", target.port), timeout=5) as client:
             return client.recv(100)
@@ -122,12 +122,12 @@ def greeting(target: Target) -> bytes | None:
         return b""
 
 
-def test_it_waits_for_the_vm_and_opens(gcloud: Gcloud, target: Target, said: Callable[[], str]) -> None:
+def test_it_waits_for_the_vm_and_opens(gcloud: Gcloud, target: Target, output: Callable[[], str]) -> None:
     with running(target), backend(b"SSH-2.0-a") as port:
         until(lambda: len(gcloud.calls) > 2, "tries")
         assert greeting(target) is None
         gcloud.vm_is_at(port)
-        until(lambda: "open: " in said(), "the tunnel")
+        until(lambda: "open: " in output(), "the tunnel")
         assert greeting(target) == b"SSH-2.0-a"
     assert gcloud.calls[0][1] == (
         f"compute start-iap-tunnel elastic-vllm-x 22 --local-host-port=127.0.0.1:{target.port} "
@@ -135,42 +135,42 @@ def test_it_waits_for_the_vm_and_opens(gcloud: Gcloud, target: Target, said: Cal
     )
 
 
-def test_while_it_waits_it_says_so_and_why(
-    gcloud: Gcloud, target: Target, said: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+def test_while_it_waits_it_reports_that_and_why(
+    gcloud: Gcloud, target: Target, output: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert tunnel.LINE_SECONDS <= 10
     monkeypatch.setattr(tunnel, "LINE_SECONDS", 0.1)
     with running(target):
-        until(lambda: said().count("waiting for VM elastic-vllm-x (") > 2, "lines")
-        until(lambda: "(0 s): there is no such VM yet" in said(), "the reason")
+        until(lambda: output().count("waiting for VM elastic-vllm-x (") > 2, "lines")
+        until(lambda: "(0 s): there is no such VM yet" in output(), "the reason")
 
 
-def test_it_opens_again_when_the_tunnel_has_ended(gcloud: Gcloud, target: Target, said: Callable[[], str]) -> None:
+def test_it_opens_again_when_the_tunnel_has_ended(gcloud: Gcloud, target: Target, output: Callable[[], str]) -> None:
     with running(target), backend(b"SSH-2.0-a") as port:
         gcloud.vm_is_at(port)
         for time in (1, 2, 3):
-            until(lambda count=time: said().count("open: ") == count, f"tunnel {time}")  # type: ignore[misc]
+            until(lambda count=time: output().count("open: ") == count, f"tunnel {time}")  # type: ignore[misc]
             assert greeting(target) == b"SSH-2.0-a"
-            if time == 2:  # as a drop while the VM is replaced
+            if time == 2:  # like a drop while the VM is replaced
                 gcloud.vm_is_at(None)
             gcloud.kill()
             if time == 2:
-                until(lambda: "there is no such VM yet" in said(), "waiting")
+                until(lambda: "there is no such VM yet" in output(), "waiting")
                 gcloud.vm_is_at(port)
-    assert "the tunnel has ended" in said()
+    assert "the tunnel has ended" in output()
 
 
-def test_it_leads_to_the_vm_that_replaces_another(gcloud: Gcloud, target: Target, said: Callable[[], str]) -> None:
+def test_it_leads_to_the_vm_that_replaces_another(gcloud: Gcloud, target: Target, output: Callable[[], str]) -> None:
     with running(target), backend(b"SSH-2.0-old") as old, backend(b"SSH-2.0-new") as new:
         gcloud.vm_is_at(old)
-        until(lambda: "open: " in said(), "the tunnel")
+        until(lambda: "open: " in output(), "the tunnel")
         gcloud.vm_is_at(None)
-        for _ in range(3):  # of which it tells once
+        for _ in range(3):  # it reports only the first
             assert greeting(target) == b""
-        until(lambda: "no connection to VM elastic-vllm-x: IAP does not find it" in said(), "the reason")
+        until(lambda: "no connection to VM elastic-vllm-x: IAP does not find it" in output(), "the reason")
         gcloud.vm_is_at(new)
         assert greeting(target) == b"SSH-2.0-new"
-    assert said().count("no connection to VM") == 1
+    assert output().count("no connection to VM") == 1
     assert len(gcloud.calls) == 1
 
 
@@ -186,7 +186,7 @@ def test_it_leads_to_the_vm_that_replaces_another(gcloud: Gcloud, target: Target
         "gcloud crashed (ConnectionError): HTTPSConnectionPool(host='compute.googleapis.com', port=443): Max retries",
     ],
 )
-def test_what_time_may_mend_is_waited_for(error: str) -> None:
+def test_it_waits_for_an_error_that_may_pass(error: str) -> None:
     assert tunnel._meaning(f"ERROR: (gcloud.compute.start-iap-tunnel) {error}")
 
 
@@ -210,9 +210,7 @@ def test_what_time_may_mend_is_waited_for(error: str) -> None:
         ("Something new.", "try it by hand: gcloud compute start-iap-tunnel elastic-vllm-x 22 --local"),
     ],
 )
-def test_what_waiting_cannot_mend_ends_it_with_gclouds_words(
-    error: str, fix: str, gcloud: Gcloud, target: Target
-) -> None:
+def test_a_lasting_error_ends_it_with_gclouds_message(error: str, fix: str, gcloud: Gcloud, target: Target) -> None:
     gcloud.says(f"WARNING: of something else\nERROR: (gcloud.compute.start-iap-tunnel) {error}\n")
     with pytest.raises(UserError) as raised:
         tunnel.keep_open(target, [], [])
@@ -222,7 +220,9 @@ def test_what_waiting_cannot_mend_ends_it_with_gclouds_words(
     assert len(gcloud.calls) == 1
 
 
-def test_without_gcloud_it_says_how_to_get_it(gcloud: Gcloud, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_gcloud_the_fix_is_to_install_it(
+    gcloud: Gcloud, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(UserError, match=r"there is no gcloud on PATH; fix: install it \(https://"):
         tunnel.keep_open(target, [], [])
@@ -272,7 +272,7 @@ def test_no_command_begins_where_the_first_try_fails_for_good(gcloud: Gcloud, ta
 
 
 def test_a_command_is_interrupted_where_the_tunnel_fails_for_good(
-    gcloud: Gcloud, target: Target, said: Callable[[], str], tmp_path: Path
+    gcloud: Gcloud, target: Target, output: Callable[[], str], tmp_path: Path
 ) -> None:
     script = f"trap 'touch {tmp_path}/interrupted; exit 3' INT; touch {tmp_path}/begun; while :; do sleep 0.02; done"
     with running(target, "bash", "-c", script) as run:
@@ -280,7 +280,7 @@ def test_a_command_is_interrupted_where_the_tunnel_fails_for_good(
         gcloud.says(DENIED)
         until(lambda: run.ended, "the end")
     assert "4033" in str(run.error)
-    assert "interrupting bash" in said()
+    assert "interrupting bash" in output()
     assert (tmp_path / "interrupted").exists()
 
 
@@ -293,7 +293,7 @@ def test_a_command_that_is_not_there_is_an_error(gcloud: Gcloud, target: Target)
 def test_a_signal_is_the_commands_own_and_the_tunnel_outlives_it(
     gcloud: Gcloud, target: Target, tmp_path: Path
 ) -> None:
-    """As Pulumi finishes what it has begun, for which it needs the tunnel."""
+    """Pulumi, for example, then finishes its current steps, which need the tunnel."""
     with backend(b"SSH-2.0-a") as port:
         gcloud.vm_is_at(port)
         last = f"cat < /dev/tcp/127.0.0.1/{target.port} > {tmp_path}/heard; exit 5"
@@ -310,8 +310,8 @@ def test_a_signal_is_the_commands_own_and_the_tunnel_outlives_it(
 # Twice
 
 
-def test_a_second_tunnel_says_that_there_is_one(gcloud: Gcloud, target: Target) -> None:
-    """Also while the first one waits, and nothing listens yet."""
+def test_a_second_tunnel_is_refused(gcloud: Gcloud, target: Target) -> None:
+    """It is refused even while the first one waits and nothing listens yet."""
     with running(target):
         until(lambda: gcloud.calls, "the first")
         with pytest.raises(UserError, match=f"is a tunnel on .*: process {os.getpid()}, to acme-llm/.*/elastic-vllm-x"):
@@ -322,18 +322,18 @@ def test_a_second_tunnel_says_that_there_is_one(gcloud: Gcloud, target: Target) 
 
 
 def test_a_command_uses_a_tunnel_that_is_there_and_follows_it(
-    gcloud: Gcloud, target: Target, said: Callable[[], str], tmp_path: Path
+    gcloud: Gcloud, target: Target, output: Callable[[], str], tmp_path: Path
 ) -> None:
     with backend(b"SSH-2.0-a") as port:
         gcloud.vm_is_at(port)
         with running(target):
-            until(lambda: "open: " in said(), "the first")
+            until(lambda: "open: " in output(), "the first")
             second = running(target, "sh", "-c", f"touch {tmp_path}/begun; {SLEEP}")
             run = second.__enter__()
             until((tmp_path / "begun").exists, "the command")
-            assert f"using the tunnel on 127.0.0.1:{target.port} that process {os.getpid()} keeps" in said()
+            assert f"using the tunnel on 127.0.0.1:{target.port} that process {os.getpid()} keeps" in output()
             assert len(gcloud.calls) == 1
-        until(lambda: said().count("open: ") == 2, "a tunnel of its own")
+        until(lambda: output().count("open: ") == 2, "its own tunnel")
         assert greeting(target) == b"SSH-2.0-a"
         run.signals.append(signal.SIGTERM)
         second.__exit__(None, None, None)
@@ -369,7 +369,7 @@ def test_the_vm_is_the_stacks() -> None:
 @pytest.mark.parametrize("other", [None, gcp(ssh_via="bastion"), gcp(ssh_via="address")])
 @pytest.mark.parametrize("command", [[], ["--", "sh", "-c", "exit 7"]])
 def test_where_no_tunnel_is_needed_the_command_is_just_run(
-    other: Any, command: list[str], gcloud: Gcloud, said: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+    other: Any, command: list[str], gcloud: Gcloud, output: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
 
@@ -381,13 +381,13 @@ def test_where_no_tunnel_is_needed_the_command_is_just_run(
     monkeypatch.setattr(os, "execvp", lambda *arguments: asked.append(arguments))
     result = invoke("tunnel", "--stack", "x", "--set", "tunnelPort=2022", *command)
     assert result.exit_code == 0, result.output
-    assert "stack x is not reached through IAP: nothing to open" in said()
+    assert "stack x is not reached through IAP: nothing to open" in output()
     assert asked == [("x", {"tunnelPort": "2022"}), *([("sh", ["sh", "-c", "exit 7"])] if command else [])]
     assert not gcloud.calls
 
 
-def test_what_is_wrong_is_said_in_short(
-    gcloud: Gcloud, target: Target, said: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+def test_an_error_is_a_short_message(
+    gcloud: Gcloud, target: Target, output: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gcloud.says(DENIED)
     monkeypatch.setattr(tunnel, "load", lambda *_: None)
@@ -396,4 +396,4 @@ def test_what_is_wrong_is_said_in_short(
     result = invoke("tunnel", "--stack", "x")
     assert result.exit_code == 1
     assert "error: no tunnel to VM elastic-vllm-x; gcloud says:\nERROR: (gcloud." in result.stderr
-    assert "Traceback" not in said() + result.output
+    assert "Traceback" not in output() + result.output

@@ -36,7 +36,7 @@ GENERATING = {"chat", "chat-stream"} | TOOLS | FORMS
 GATEWAY = {"certificate", "healthz", "no-key", "wrong-key", "error-shape", "closed-paths", "methods"}
 ALL = GATEWAY | GENERATING | {"models"}
 
-# What the server does wrong, the checks that fail, and what the first of them says.
+# Fault of the server, the checks that fail, and the message of the first.
 FAULTS: list[tuple[str, set[str], str]] = [
     ("", set(), ""),
     ("reasoning-only", set(), ""),
@@ -93,7 +93,7 @@ def gateway(shared_gateway: Gateway) -> Gateway:
 
 
 def run(*arguments: str, given: dict[str, Any] | None = None, environment: dict[str, str] | None = None) -> Result:
-    """The command's outcome, with `given` on stdin; the key must show nowhere."""
+    """Run the command with `given` on stdin; the key must show nowhere."""
     stdin = None if given is None else json.dumps(given)
     result = invoke("verify", *arguments, input=stdin, env=environment)
     assert KEY[:-1].lower() not in result.output.lower()
@@ -107,7 +107,7 @@ def outputs(url: str, authority: Authority | None) -> dict[str, Any]:
 
 
 def failures(url: str, authority: Authority | None, *options: str) -> dict[str, str]:
-    """Runs the command, and returns the details of the checks that failed."""
+    """Run the command and return the details of the checks that failed."""
     result = run("--outputs", "-", "--json", *options, given=outputs(url, authority))
     document = json.loads(result.stdout)
     failed = {check["name"]: check["detail"] for check in document["checks"] if not check["ok"]}
@@ -122,7 +122,7 @@ def test_a_fault_fails_its_own_checks_and_no_other(
     fault: str, checks: set[str], words: str, gateway: Gateway, authority: Authority
 ) -> None:
     gateway.fault = fault
-    # What Nginx alone does wrong can't touch tool calls, which take most of the time.
+    # A fault of Nginx alone can't affect tool calls, which take most of the time.
     options = ["--no-tools"] if checks and checks <= GATEWAY else []
     failed = failures(gateway.url, authority, *options)
     assert set(failed) == checks
@@ -188,18 +188,18 @@ def test_a_certificate_near_its_end_passes_with_a_warning(authority: Authority, 
     assert "expires in 12 days: renew it" in results[0].detail
 
 
-def test_results_are_told_as_they_come() -> None:
-    told: list[str] = []
+def test_results_are_reported_as_they_come() -> None:
+    progress: list[str] = []
     report = verify(
         Endpoint(url="https://127.0.0.1:1/v1/chat/completions", key=KEY, model=MODEL),
-        on_start=told.append,
-        on_result=lambda result: told.append(format_result(result)),
+        on_start=progress.append,
+        on_result=lambda result: progress.append(format_result(result)),
     )
-    assert told[::2] == [result.name for result in report.results]
-    assert told[1::2] == [format_result(result) for result in report.results]
+    assert progress[::2] == [result.name for result in report.results]
+    assert progress[1::2] == [format_result(result) for result in report.results]
 
 
-def test_lines_say_verdict_name_detail_and_seconds(gateway: Gateway, authority: Authority) -> None:
+def test_lines_have_verdict_name_detail_and_seconds(gateway: Gateway, authority: Authority) -> None:
     gateway.fault = "metrics-open"
     result = run("--outputs", "-", given=outputs(gateway.url, authority))
     lines = result.stdout.splitlines()
@@ -249,7 +249,7 @@ def test_the_quick_form_sends_what_features_need_and_tells_its_cost(gateway: Gat
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Endpoint]:
-    """The endpoints that the command would have checked."""
+    """Endpoints that the command would have checked."""
     endpoints: list[Endpoint] = []
 
     def record(endpoint: Endpoint, **_options: object) -> Report:
@@ -277,7 +277,7 @@ def test_options_override_outputs_and_the_environment_does_not(asked: list[Endpo
 
 
 @pytest.mark.parametrize(("given", "tools"), [({}, True), ({"nativeFunctionCalling": False}, False)])
-def test_a_stack_says_whether_its_model_has_tools(given: dict[str, bool], tools: bool, asked: list[Endpoint]) -> None:
+def test_outputs_show_whether_the_model_has_tools(given: dict[str, bool], tools: bool, asked: list[Endpoint]) -> None:
     assert run("--outputs", "-", given=GOOD | given).exit_code == 0
     assert asked[0].supports_tools is tools
 

@@ -75,7 +75,7 @@ def pem_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def another_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same but for a newer revision of the model."""
+    """Bundle that differs only in a newer revision of the model."""
     return empty_bundle.write(tmp_path_factory.mktemp("bundle"), empty_bundle.parts(revision="3" * 40))
 
 
@@ -121,14 +121,14 @@ PREVIEWS: list[dict[str, Any]] = yaml.safe_load((GOLDEN / "previews.yaml").read_
     "preview", PREVIEWS, ids=lambda row: f"{_base(row)}:{row['setting']}={row['to'][row['setting']]}"
 )
 def test_the_real_engine_plans_the_same(preview: dict[str, Any]) -> None:
-    """Recorded by scripts/maintain/record_previews.py: this fails where the table has changed since."""
+    """The previews are recorded by scripts/maintain/record_previews.py; this fails if the table changed since."""
     (row,) = [row for row in TABLE if row["to"] == preview["to"] and row["base"] == _base(preview)]
     kinds = ("created", "replaced", "updated", "deleted")
     assert {kind: preview[kind] for kind in kinds} == {kind: sorted(row[kind]) for kind in kinds}
 
 
-# The engine can't preview what is on a VM whose address is not known yet: docs/guides/day-2.md says to park it first.
-# And another boot image is none that a rehearsal can have.
+# The engine can't preview resources on a VM whose address is not known yet: docs/guides/day-2.md says to park it first.
+# A rehearsal cannot use another boot image either.
 NOT_PREVIEWED = (
     {"externalAddress": False, "cloudNat": True},
     {"gcpProject": "acme-other"},
@@ -149,7 +149,7 @@ def test_the_table_holds_every_setting_that_can_change() -> None:
 
 
 def _documented(section: str) -> set[str]:
-    """The settings in the first column of a table in docs/reference/changes.md."""
+    """Return the settings in the first column of a table in docs/reference/changes.md."""
     document = (ROOT / "docs" / "reference" / "changes.md").read_text()
     rows = document.partition(f"\n## {section}\n")[2].partition("\n## ")[0].splitlines()
     return set(re.findall(r"`(\w+)(?:: \w+)?`", "".join(row.split("|")[1] for row in rows if row.startswith("|"))))

@@ -82,7 +82,7 @@ def test_every_container_has(key: str, value: Any, program: Program) -> None:
     }
 
 
-def test_every_container_has_a_user_of_its_own(program: Program) -> None:
+def test_every_container_has_a_dedicated_user(program: Program) -> None:
     users = [c.inputs["user"].split(":")[0] for c in program.containers]
     assert all(int(user) >= 10000 for user in users)
     assert len(set(users)) == len(users)
@@ -96,7 +96,7 @@ def test_every_log_is_rotated(program: Program) -> None:
     assert all({"max-size", "max-file"} <= set(c.inputs["logOpts"]) for c in program.containers)
 
 
-def test_every_container_says_whose_it_is(program: Program) -> None:
+def test_every_container_is_labelled_with_its_stack(program: Program) -> None:
     (stack,) = {c.inputs["name"].removeprefix("elastic-vllm-").rpartition("-")[0] for c in program.containers}
     labels = [{each["label"]: each["value"] for each in c.inputs["labels"]} for c in program.containers]
     assert [each["elastic-vllm.stack"] for each in labels] == [stack] * 2
@@ -141,7 +141,7 @@ def test_nothing_in_a_tmpfs_gains_rights(program: Program) -> None:
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1", "VLLM_NO_USAGE_STATS=1"])
-def test_vllm_is_told_to_stay_offline(variable: str, program: Program) -> None:
+def test_vllm_is_configured_to_stay_offline(variable: str, program: Program) -> None:
     assert variable in container(program, "vllm").inputs["envs"]
 
 
@@ -197,7 +197,7 @@ def test_nginx_does_not_wait_for_the_model_to_load(program: Program) -> None:
 
 
 @pytest.mark.parametrize("output", ["connectorUrl", "connectorApiKey"])
-def test_whoever_has_the_outputs_may_use_the_endpoint(output: str, program: Program) -> None:
+def test_outputs_are_available_once_the_endpoint_works(output: str, program: Program) -> None:
     assert {"vllm-ready", "nginx-ready"} <= program.outputs_wait_for[output]
 
 
@@ -227,19 +227,19 @@ def test_docker_knows_the_host_by_the_name_that_ssh_looks_up(port: int, known_as
     assert options[:4] == ["-F", "none", "-l", "ops"]
 
 
-def test_another_machine_behind_the_address_is_set_up_anew(program: Program) -> None:
+def test_another_machine_behind_the_address_is_set_up_again(program: Program) -> None:
     assert not [c.name for c in program.commands if not c.cleanup and program.machine not in c.inputs["triggers"]]
     assert not [r.name for r in program.leaves if r.is_docker and r.replacement_trigger != program.machine]
 
 
-def test_what_has_a_name_on_the_host_goes_before_its_successor_comes(program: Program) -> None:
+def test_a_resource_with_a_name_on_the_host_is_deleted_before_its_successor_is_created(program: Program) -> None:
     named = [r for r in program.leaves if r.is_docker and "Image" not in r.type]
     assert len(named) == 3
     assert not [r.name for r in named if not r.delete_before_replace]
 
 
 def test_what_cleans_up_is_never_replaced(on_server: Program) -> None:
-    """A replacement's cleanup asks a machine that may be gone, or takes away what its successor has made."""
+    """A replacement's cleanup would contact a machine that may be gone, or remove the work of its successor."""
     cleaning = [command for command in on_server.commands if command.cleanup]
     assert cleaning
     assert not [command.name for command in cleaning if command.inputs.get("triggers")]
@@ -319,7 +319,7 @@ def test_components_are_typed_by_their_class_and_found_in_the_package(program: P
     assert {"elastic-vllm:index:Certificate", "elastic-vllm:index:NginxGateway"} <= tokens
 
 
-def test_there_is_one_component_a_file() -> None:
+def test_there_is_one_component_per_file() -> None:
     found = {
         path: re.findall(r"^class (\w+)\(pulumi\.ComponentResource\)", path.read_text(), re.M)
         for path in (ROOT / "components").rglob("*.py")
@@ -346,7 +346,7 @@ print("pulumi_gcp.compute.instance" in sys.modules)
 def test_googles_api_is_loaded_only_where_it_is_used(
     base: str, loaded: bool, values_of: Callable[..., dict[str, str]]
 ) -> None:
-    """Its classes take a second and 50 MB."""
+    """Loading its classes takes a second and 50 MB."""
     command = [sys.executable, "-c", RUN, base]
     done = subprocess.run(command, input=json.dumps(values_of(base)), capture_output=True, text=True, check=True)
     assert done.stdout == f"{loaded}\n"

@@ -1,4 +1,4 @@
-"""The texts that reach the server: as reviewed (tests/golden), and whatever goes into them, well-formed."""
+"""Texts that reach the server: as reviewed (tests/golden), and well-formed for all values."""
 
 import base64
 import json
@@ -28,7 +28,7 @@ PROXIED = {
     "/v1/models": "http://vllm/v1/models",
     "/healthz": "http://vllm/health",
 }
-# What a shell or a variable can hold: anything but NUL and halves of surrogate pairs.
+# Text that a shell or a variable can hold: anything except NUL and halves of surrogate pairs.
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
 
 
@@ -42,7 +42,7 @@ def locations(conf: Directive) -> dict[str, Directive]:
 
 
 def command_line(model: Model, gpu_count: int, **values: Any) -> list[str]:
-    """vLLM's command line as the container runs it."""
+    """Return vLLM's command line as the container runs it."""
     arguments: dict[str, Any] = {
         "alias": "elastic-llm",
         "gpu_count": gpu_count,
@@ -98,7 +98,7 @@ def test_a_setting_adds_its_argument_and_nothing_else(values: dict[str, Any], ex
 
 
 @pytest.mark.parametrize("given_parser", [("--tool-call-parser", "hermes"), ("--tool-call-parser=hermes",)])
-def test_a_parser_of_the_users_own_is_given_once(given_parser: tuple[str, ...]) -> None:
+def test_a_users_own_parser_appears_once(given_parser: tuple[str, ...]) -> None:
     model = Model(name="acme/Own", weights_gb=1, tool_call_parser="hermes")
     line = command_line(model, 2, extra_args=given_parser)
     assert sum(word.startswith("--tool-call-parser") for word in line) == 1
@@ -183,7 +183,7 @@ def test_a_refusal_is_json_in_openais_shape(status: int, conf: Directive) -> Non
     assert json.loads(body) == {
         "error": {"message": error.message, "type": error.type, "param": None, "code": error.code}
     }
-    assert "$" not in body  # Nginx would take it for a variable
+    assert "$" not in body  # Nginx would treat it as a variable
 
 
 def test_every_status_that_nginx_gives_is_answered_as_json(conf: Directive) -> None:
@@ -211,7 +211,7 @@ def test_the_log_holds_no_prompt_no_query_and_no_key(conf: Directive) -> None:
         assert variable not in line + " "
     assert [log.arguments for log in conf.all("access_log")] == [["/dev/stdout", "audit"]]
     assert conf.own("error_log") == [["stderr", "warn"]]
-    # A line about vLLM would have the query.
+    # A log line about vLLM would contain the query.
     proxied = [location for location in conf.all("location") if location.own("proxy_pass")]
     assert [location.own("error_log") for location in proxied] == [[["stderr", "emerg"]]] * len(PROXIED)
 
@@ -232,7 +232,7 @@ def test_nginx_is_set_to(name: str, value: str, conf: Directive) -> None:
     assert [directive.arguments for directive in conf.all(name)] == [[value]]
 
 
-def test_silence_is_survived_but_not_taken_for_health(conf: Directive) -> None:
+def test_silence_is_survived_but_does_not_count_as_health(conf: Directive) -> None:
     assert [directive.arguments for directive in conf.all("proxy_read_timeout")] == [["600s"], ["10s"]]
 
 

@@ -1,4 +1,4 @@
-"""The scripts that run on the host, in a real bash, as far as they need no Docker. With Docker: tests/integration."""
+"""Scripts that run on the host, in a real bash, as far as they need no Docker. With Docker: tests/integration."""
 
 import os
 import stat
@@ -34,7 +34,7 @@ def test_every_script_stops_at_its_first_error(program: Program) -> None:
     assert (result.returncode, result.stdout) == (1, "")
 
 
-def test_a_failure_tells_the_cause_and_the_fix() -> None:
+def test_a_failure_names_the_cause_and_the_fix() -> None:
     result = bash(render.script() + "fail '100 % is 50% too much' 'take $half'\necho after")
     assert result.stdout == ""
     assert result.stderr == "elastic-vllm: 100 % is 50% too much\n  fix: take $half\n"
@@ -83,7 +83,7 @@ def test_data_reaches_the_script_and_is_never_run(private_key: Path) -> None:
 
 @pytest.fixture
 def run_as_sent(private_key: Path) -> Callable[..., Result]:
-    """Runs a script by the command that a login shell is given; `before` is a script that takes its place first."""
+    """Function that runs a script by the command for a login shell; `before` is a script that runs first instead."""
 
     def run_as_sent(script: str, *, cleanup: str = "", command: str = "create", before: str = 'exec "$@"') -> Result:
         host = server(private_key)
@@ -141,7 +141,7 @@ def test_the_cleanup_runs_by_its_own_command_alone(run_as_sent: Callable[..., Re
 
 
 def test_an_output_without_the_closing_word_stops_the_update() -> None:
-    """Such as that of a ForceCommand, which replaces the command whole."""
+    """A ForceCommand, for example, replaces the whole command and its output."""
     require_closing_word(f"some lines\n{CLOSING_WORD}", "root@llm.example", "again")
     for output in ("", "This service allows sftp connections only."):
         with pytest.raises(pulumi.RunError, match=r"root@llm\.example did not run .*\n.*ForceCommand.* again"):
@@ -155,7 +155,7 @@ FILES = {"nginx.conf": "events {}\n", "keys.conf": "# é\n", "private-key.pem": 
 
 @pytest.fixture
 def install(tmp_path: Path) -> Callable[..., Result]:
-    """Installs files where no container of that name runs: a running one takes them by reload (tests/integration)."""
+    """Function that installs files without a running container, which would reload them (tests/integration)."""
 
     def run_install(files: dict[str, str], **environment: str) -> Result:
         script = render.script(
@@ -216,7 +216,7 @@ def test_without_a_configuration_the_old_one_stays(
 
 @as_root
 def test_a_configuration_that_nginx_refuses_is_taken_away_again(install: Callable[..., Result], tmp_path: Path) -> None:
-    """A `docker` that says: the container runs, and its `nginx -t` fails. What a reload does is for integration."""
+    """A stand-in for `docker` reports a running container whose `nginx -t` fails. Reloads: tests/integration."""
     install(FILES)
     docker = tmp_path / "bin" / "docker"
     docker.parent.mkdir()
@@ -257,7 +257,7 @@ def test_a_directory_is_removed_and_its_parent_if_empty(sibling: bool, parent_st
     (stack / "inside").mkdir(parents=True)
     if sibling:
         (stack.parent / "another").touch()
-    for _ in range(2):  # the second time there is nothing to do
+    for _ in range(2):  # the second time nothing is left to do
         assert bash(render.script("host/remove-directory.sh", directory=str(stack))).returncode == 0
         assert not stack.exists()
     assert stack.parent.exists() == parent_stays

@@ -1,4 +1,4 @@
-"""Secrets reach those who need them and nobody else; keys and certificates are the right ones."""
+"""Secrets reach only the resources that need them; keys and certificates are the right ones."""
 
 import base64
 import ipaddress
@@ -17,7 +17,7 @@ TLS_KEYS = ("certificate-ca-key", "certificate-key")
 
 
 def forms_of(secret: str) -> list[str]:
-    """A secret as it is, and as it may hide."""
+    """Return a secret in plain and encoded forms."""
     plain = secret.encode()
     return [secret, base64.b64encode(plain).decode(), plain.hex()]
 
@@ -28,7 +28,7 @@ def secrets_of(private_key: Path) -> list[str]:
 
 
 def holders(program: Program, secret: str) -> Iterator[str]:
-    """`resource.input` of each input with this secret, encoded or not, marked or not."""
+    """Yield `resource.input` of each input with this secret, encoded or not, marked or not."""
     for resource in program.resources.values():
         for name, value in resource.inputs.items():
             found = "\n".join([*texts(value), *texts(value, secret=True)])
@@ -114,7 +114,7 @@ def test_nginx_accepts_the_versions_in_keys(
     ]
 
 
-def test_a_named_key_has_an_output_of_its_own(program_of: Programs) -> None:
+def test_a_named_key_has_its_own_output(program_of: Programs) -> None:
     outputs = program_of("local", keys={"siem": [2, 1]}).outputs
     assert outputs["apiKeys"] == {"siem": key_of("key-siem-v2")}
     assert outputs["_internal"]["keyVersions"] == {"default": [1], "siem": [2, 1]}

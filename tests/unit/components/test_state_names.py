@@ -1,4 +1,4 @@
-"""Names in every stack's state, by which an update finds what is there: they stay, from 0.1.0 on."""
+"""Names in every stack's state, by which an update finds existing resources: they stay, from 0.1.0 on."""
 
 import base64
 import pickle
@@ -33,7 +33,7 @@ STACKS: list[tuple[str, dict[str, Any]]] = [
     ("prod", NAMED),
     ("prod", {"network": "shared", "subnetwork": "llm"}),
 ]
-"""Every feature that has resources of its own."""
+"""Settings that enable every feature with resources."""
 LOST = """\
 These names are in the states of stacks, and the program no longer uses them:
 {names}
@@ -44,7 +44,7 @@ with the old names plans no replacement, then run: pytest --update-golden"""
 
 @pytest.fixture(scope="module")
 def names(program_of: Callable[..., Program]) -> set[str]:
-    """Types (with those of the parents) and name of each resource, and the class of each pickled provider."""
+    """Return the types (with the parents') and name of each resource, and the class of each pickled provider."""
     found = set()
     for program in (program_of(base, **overrides) for base, overrides in STACKS):
         for resource in program.resources.values():
@@ -56,7 +56,7 @@ def names(program_of: Callable[..., Program]) -> set[str]:
 
 
 def pickled(resource: Registered) -> str:
-    """The class under which the state holds a dynamic resource's provider."""
+    """Return the class under which the state holds a dynamic resource's provider."""
     if "__provider" not in resource.inputs:
         return ""
     kept = resource.inputs["__provider"]

@@ -36,7 +36,7 @@ def create(kind: str, **inputs: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def chain() -> dict[str, dict[str, Any]]:
-    """A CA, and a server certificate that it has signed."""
+    """CA, and a server certificate that it has signed."""
     ca_key = create(f"{TLS}privateKey:PrivateKey", algorithm="ECDSA", ecdsaCurve="P256")
     ca = create(
         f"{TLS}selfSignedCert:SelfSignedCert",

@@ -1,4 +1,4 @@
-"""The rehearsal's engine with resources that live in memory: what it decides, and what a crash leaves behind."""
+"""The rehearsal's engine with resources in memory: its decisions, and the state that a crash leaves behind."""
 
 import json
 from collections.abc import Callable
@@ -36,16 +36,16 @@ After = lambda *things, **options: pulumi.ResourceOptions(depends_on=list(things
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing that comes after it runs."""
+    """Stand-in for SIGKILL: nothing after it runs."""
 
 
 @dataclass
 class World:
-    """What exists, by name, and what was done, in order."""
+    """Existing resources by name, and operations in order."""
 
     exists: dict[str, dict[str, Any]] = field(default_factory=dict)
     done: list[str] = field(default_factory=list)
-    failing: dict[str, BaseException] = field(default_factory=dict)  # "create a" -> what it raises
+    failing: dict[str, BaseException] = field(default_factory=dict)  # "create a" -> exception
     seen: dict[str, Seen] = field(default_factory=dict)
 
     def adapters(self) -> dict[str, Adapter]:
@@ -80,13 +80,13 @@ class World:
 
 
 class Stack:
-    """A project in a directory of its own, whose program the test writes."""
+    """A project in a separate directory, whose program the test writes."""
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.root, self.world = directory, directory / "root", World()
 
     def up(self, program: str, **values: Any) -> list[str]:
-        """What was done, in order."""
+        """Run the program, and return the operations in order."""
         (self.directory / "__main__.py").write_text(HEAD + program)
         self.world.done.clear()
         with Display() as display:
@@ -148,7 +148,7 @@ def test_ignored_change_does_nothing(stack: Stack) -> None:
     assert stack.up(program.format(2)) == []
 
 
-def test_a_replacement_takes_the_ignored_input_as_it_is_declared_now(stack: Stack) -> None:
+def test_a_replacement_uses_the_ignored_input_as_it_is_declared_now(stack: Stack) -> None:
     program = "Thing('a', pulumi.ResourceOptions(ignore_changes=['value']), value={0}, fixed={1})"
     stack.up(program.format(1, 1))
     assert stack.up(program.format(2, 2)) == ["delete a", "create a"]
@@ -166,7 +166,7 @@ def test_an_update_leaves_an_ignored_input_as_it_was(stack: Stack) -> None:
     ("seen", "done"),
     [("repaired", []), ("gone", ["delete a", "create a"]), ("expired", ["delete a", "create a"])],
 )
-def test_refresh_repairs_or_makes_anew(stack: Stack, seen: Seen, done: list[str]) -> None:
+def test_refresh_repairs_or_creates_again(stack: Stack, seen: Seen, done: list[str]) -> None:
     stack.up("Thing('a', value=1)")
     stack.world.seen["a"] = seen
     assert stack.up("Thing('a', value=1)") == done
@@ -219,7 +219,7 @@ def test_killed_while_creating_is_created_by_the_next_up(stack: Stack) -> None:
     assert stack.up("Thing('a', value=1)") == ["create a"]
 
 
-def test_killed_while_deleting_is_never_taken_for_alive(stack: Stack) -> None:
+def test_killed_while_deleting_never_counts_as_alive(stack: Stack) -> None:
     stack.up("Thing('a', value=1)")
     stack.world.failing["delete a"] = Killed()
     with pytest.raises(Killed):

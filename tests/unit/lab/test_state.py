@@ -50,7 +50,7 @@ def test_a_write_that_is_cut_off_leaves_the_old_state(tmp_path: Path, monkeypatc
         with pytest.raises(KeyboardInterrupt):
             state.save()
     assert "urn" in state.path.read_text()
-    state.save()  # what the cut-off one left is no obstacle
+    state.save()  # remains of the interrupted write do not matter
     assert "urn" not in state.path.read_text()
 
 

@@ -1,4 +1,4 @@
-"""The progress that every command shows: on a terminal a table, elsewhere lines."""
+"""Progress of every command: on a terminal a table, elsewhere lines."""
 
 import os
 import pty
@@ -34,14 +34,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def until(shown: Callable[[], str], text: str) -> str:
-    """Everything that is shown until the text is in it."""
+    """Return everything that is shown until the text is in it."""
     seen, end = "", time.monotonic() + 5
     while text not in seen and time.monotonic() < end:
         seen += shown()
     return seen
 
 
-def test_without_a_terminal_a_long_task_is_announced_and_says_what_it_does(
+def test_without_a_terminal_a_long_task_is_announced_with_its_progress(
     quick: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Display() as display, display.task("image", "set-up") as task:
@@ -68,14 +68,14 @@ def test_results_are_apart_from_progress(quick: None, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == "ok chat\n"
 
 
-def test_a_task_that_fails_is_told_as_failed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_task_that_fails_is_reported_as_failed(capsys: pytest.CaptureFixture[str]) -> None:
     with Display() as display, pytest.raises(ValueError, match="no"), display.task("image"):
         raise ValueError("no")
     assert capsys.readouterr().out.startswith("failed     image ")
 
 
 def on_a_terminal(code: str) -> tuple[str, str]:
-    """Standard output and standard error of a program that has a terminal for the latter."""
+    """Run a program with a terminal as standard error, and return its standard output and standard error."""
     terminal, its_end = pty.openpty()
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -88,7 +88,7 @@ def on_a_terminal(code: str) -> tuple[str, str]:
     )
     os.close(its_end)
     shown = b""
-    with suppress(OSError):  # a terminal that nobody writes to any more
+    with suppress(OSError):  # no process writes to the terminal any more
         while piece := os.read(terminal, 100_000):
             shown += piece
     os.close(terminal)

@@ -54,7 +54,7 @@ def test_secrets_come_from_files(directory: Path) -> None:
 
 
 def test_a_secret_setting_in_plain_text_is_no_secret(directory: Path) -> None:
-    """As for Pulumi; so the program can refuse it."""
+    """Pulumi does the same, so that the program can refuse it."""
     assert read_config(directory, "local", ["token=hf_x"], []).secrets == set()
 
 
@@ -67,7 +67,7 @@ def test_a_secret_setting_in_plain_text_is_no_secret(directory: Path) -> None:
         ("local", [], ["token=/nowhere"], "--set-file token=/nowhere: No such file"),
     ],
 )
-def test_what_is_wrong_is_said(
+def test_an_unreadable_configuration_is_one_error(
     directory: Path, stack: str, sets: list[str], set_files: list[str], message: str
 ) -> None:
     with pytest.raises(BadInputError, match=message):

@@ -16,7 +16,7 @@ from tests.support.program import GPU, HOST_KEY
 
 @pytest.fixture
 def stack(tmp_path: Path, private_key: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A stack with an encrypted token, in a project of its own."""
+    """Stack with an encrypted token, in a separate project."""
     values = GPU | {"sshPrivateKeyPath": str(private_key), "sshHostKey": HOST_KEY, "hfToken": {"secure": "v1:abc"}}
     shutil.copy(PROJECT_DIRECTORY / "Pulumi.yaml", tmp_path)
     (tmp_path / "stacks").mkdir()
@@ -44,7 +44,7 @@ def test_overrides_go_over_the_file(stack: str) -> None:
     assert load(stack, {"httpsPort": "8443"}).https_port == 8443
 
 
-def test_what_is_wrong_is_said_by_the_settings_own_check(stack: str) -> None:
+def test_a_wrong_setting_is_reported_by_the_settings_own_check(stack: str) -> None:
     with pytest.raises(BadInputError, match="httpsPort = '0': out of range"):
         load(stack, {"httpsPort": "0"})
 

@@ -1,4 +1,4 @@
-"""uv is told what pip is told, or leaves the work to pip."""
+"""uv gets pip's settings, or leaves the work to pip."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ ALWAYS = as_environment({})
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "expected"),
     [
         ({"index-url": "https://pypi.example/simple"}, {"UV_DEFAULT_INDEX": "https://pypi.example/simple"}),
         (
@@ -28,19 +28,19 @@ ALWAYS = as_environment({})
         ({"timeout": "60", "quiet": "1", "cache-dir": "/tmp/cache"}, {"UV_HTTP_TIMEOUT": "60"}),
     ],
 )
-def test_uv_has_another_name_for_it(settings: dict[str, str], told: dict[str, str]) -> None:
+def test_uv_has_another_name_for_it(settings: dict[str, str], expected: dict[str, str]) -> None:
     found = as_environment(settings)
-    assert found.items() >= {**ALWAYS, **told}.items()
+    assert found.items() >= {**ALWAYS, **expected}.items()
 
 
 @pytest.mark.parametrize("setting", ["constraint", "no-index", "target", "no-binary"])
-def test_what_uv_has_no_name_for_is_left_to_pip(setting: str) -> None:
+def test_settings_without_a_counterpart_in_uv_are_left_to_pip(setting: str) -> None:
     with pytest.raises(KeyError, match=setting):
         as_environment({setting: "x"})
 
 
 def run(tmp_path: Path, uvs_status: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    """With an `uv` and a Python that say what they are told, and the settings of this file and environment alone."""
+    """Run it with an `uv` and a Python that print their arguments, and with these settings alone."""
     for name, status in (("uv", uvs_status), ("python", 3)):
         (tmp_path / name).write_text(f"#!/bin/sh\nenv\necho {name}: $*\nexit {status}\n")
         (tmp_path / name).chmod(0o755)
@@ -68,7 +68,7 @@ def test_the_environment_counts_more_than_a_file(tmp_path: Path) -> None:
     assert lines[-1] == BY_UV.format(tmp_path)
 
 
-def test_pip_does_what_uv_can_not_be_told(tmp_path: Path) -> None:
+def test_pip_does_what_uv_has_no_setting_for(tmp_path: Path) -> None:
     done = run(tmp_path, PIP_CONSTRAINT="/srv/constraints.txt")
     assert (done.returncode, done.stdout.splitlines()[-1]) == (3, BY_PIP)
     assert "uv: " not in done.stdout
@@ -77,7 +77,7 @@ def test_pip_does_what_uv_can_not_be_told(tmp_path: Path) -> None:
 
 def test_pip_tries_where_uv_fails(tmp_path: Path) -> None:
     done = run(tmp_path, uvs_status=1)
-    said = done.stdout.splitlines()
-    assert BY_UV.format(tmp_path) in said
-    assert (done.returncode, said[-1]) == (3, BY_PIP)
+    lines = done.stdout.splitlines()
+    assert BY_UV.format(tmp_path) in lines
+    assert (done.returncode, lines[-1]) == (3, BY_PIP)
     assert done.stderr == "uv could not; pip, which takes longer, tries\n"

@@ -1,4 +1,4 @@
-"""`make prove` tells what came of each proof, and fails where one did."""
+"""`make prove` reports the outcome of each proof, and fails if one did."""
 
 import sys
 from pathlib import Path
@@ -30,7 +30,7 @@ def proofs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(prove, "LOGS", prove.ROOT / ".proofs" / tmp_path.name)
 
 
-def test_one_that_fails_is_told_with_its_reason_and_the_others_still_run() -> None:
+def test_a_failing_proof_is_reported_with_its_reason_and_the_others_still_run() -> None:
     done = proved()
     assert done.exit_code == 1
     assert "this is why" in done.stdout
@@ -41,7 +41,7 @@ def test_one_that_fails_is_told_with_its_reason_and_the_others_still_run() -> No
     assert "third     not run: no no-such-program on PATH" in summary
 
 
-def test_what_measures_times_is_over_before_the_others_begin() -> None:
+def test_proofs_that_measure_times_end_before_the_others_begin() -> None:
     lines = proved().stdout.splitlines()
     starts = [lines.index(f"{name}: {proof.title}") for name, proof in prove.PROOFS.items() if name != "alone"]
     over = [number for number, line in enumerate(lines) if line.startswith("alone: ok")]
@@ -49,7 +49,7 @@ def test_what_measures_times_is_over_before_the_others_begin() -> None:
     assert over[0] < min(starts)
 
 
-def test_what_is_to_be_taken_away_goes_even_if_the_proof_failed(tmp_path: Path) -> None:
+def test_the_cleanup_runs_even_if_the_proof_failed(tmp_path: Path) -> None:
     proved("--only", "second")
     assert not (tmp_path / "afterwards").exists()
     proved("--only", "first")
@@ -60,7 +60,7 @@ def test_all_well_is_exit_status_0() -> None:
     assert proved("--only", "second").exit_code == 0
 
 
-def test_a_proof_that_there_is_not_is_refused() -> None:
+def test_an_unknown_proof_is_refused() -> None:
     done = proved("--only", "fourth")
     assert done.exit_code == 2
     assert "no such proof; use one of first, second, alone, beside, third" in " ".join(done.stdout.split())

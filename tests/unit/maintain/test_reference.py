@@ -1,4 +1,4 @@
-"""The generated references: as the program is now."""
+"""Generated references match the current program."""
 
 from collections.abc import Callable
 

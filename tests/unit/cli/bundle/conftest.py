@@ -29,7 +29,7 @@ def key(path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def signer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A private key; its public one lies beside it."""
+    """Private key, with its public key in the file beside it."""
     return key(tmp_path_factory.mktemp("signer") / "key")
 
 
@@ -39,7 +39,7 @@ def public_key(signer: Path) -> Path:
 
 
 def archive(entries: Iterable[tarfile.TarInfo], how: str = "gz") -> bytes:
-    """A tar archive; `how`: gz, xz or empty."""
+    """Return a tar archive; `how` is gz, xz or empty."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode=f"w:{how}") as tar:  # type: ignore[call-overload] # one of those
         for entry in entries:
@@ -48,7 +48,7 @@ def archive(entries: Iterable[tarfile.TarInfo], how: str = "gz") -> bytes:
 
 
 def debian(data: bytes, control: bytes | None = None, names: Iterable[str] = ()) -> bytes:
-    """A Debian package of two archives, or with other `names` of its three members."""
+    """Return a Debian package of two archives, or with other `names` of its three members."""
     found = tuple(names) or ("debian-binary", "control.tar.gz", "data.tar.xz")
     control = archive([tarfile.TarInfo("./control")]) if control is None else control
     out = b"!<arch>\n"
@@ -70,7 +70,7 @@ def wheel(*names: str) -> bytes:
 
 
 def write(directory: Path, contents: dict[str, bytes], signer: Path | None) -> Path:
-    """A bundle of these files, with a manifest and checksums that are right."""
+    """Write a bundle of these files, with a correct manifest and checksums."""
     files = []
     for name, content in contents.items():
         path = directory / name
@@ -87,7 +87,7 @@ def write(directory: Path, contents: dict[str, bytes], signer: Path | None) -> P
 
 
 def contents() -> dict[str, bytes]:
-    """One file of each kind."""
+    """Return the contents of one file of each kind."""
     image = {"Config": CONFIGURATION[-77:], "RepoTags": ["localhost/elastic-vllm/vllm:1"], "Layers": [LAYER[-77:]]}
     files = [tarfile.TarInfo("./usr/bin/curl"), link("./usr/bin/get", "/usr/bin/curl")]
     return {
@@ -105,7 +105,7 @@ def contents() -> dict[str, bytes]:
 
 
 def entry(name: str, **about: object) -> tarfile.TarInfo:
-    """Of a tar archive."""
+    """Return an entry of a tar archive."""
     made = tarfile.TarInfo(name)
     for attribute, value in about.items():
         setattr(made, attribute, value)
@@ -122,7 +122,7 @@ def bundle(tmp_path: Path, signer: Path) -> Path:
 
 
 def rewritten(bundle: Path, signer: Path, **changes: object) -> None:
-    """The manifest with some of its top-level values replaced, its checksum and signature right again."""
+    """Replace some top-level values of the manifest, and correct its checksum and signature."""
     path = bundle / manifest.MANIFEST
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     lines = (bundle / SUMS).read_text().splitlines()[1:]

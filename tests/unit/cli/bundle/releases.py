@@ -1,4 +1,4 @@
-"""Pulumi's releases as their makers publish them, on a web server of this machine; the CLI only records its calls."""
+"""Pulumi's releases as published by their makers, on a local web server; the CLI in them only records its calls."""
 
 import gzip
 import hashlib
@@ -38,7 +38,7 @@ def content(archive: Archive) -> bytes:
 
 
 def published() -> dict[str, bytes]:
-    """URL path -> what is there, as the makers' own workflows publish it."""
+    """Map each URL path to its content, as the makers' workflows publish it."""
     found = {}
     for each in WANTED:
         place, data = f"/{each.repository}/releases/download/v{each.version}", content(each)
@@ -59,7 +59,7 @@ class Mirror:
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     """Path and range of each GET."""
     cut_after: int | None = None
-    """Answers end after so many bytes."""
+    """Number of bytes after which answers end."""
 
     def part(self) -> Wanted:
         found = pulumi_cli.part(WANTED, self.url)
@@ -69,7 +69,7 @@ class Mirror:
 
 @contextmanager
 def running() -> Iterator[Mirror]:
-    """Serve until the block ends."""
+    """Serve the releases until the block ends."""
 
     class Handler(BaseHTTPRequestHandler):
         mirror: ClassVar[Mirror]

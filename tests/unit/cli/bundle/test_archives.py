@@ -1,4 +1,4 @@
-"""What an archive in a bundle would put somewhere else is found, in each kind of archive, whoever signed it."""
+"""Entries that lead out of an archive in a bundle are found, in each kind of archive, even in a signed one."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def found(tmp_path: Path, signer: Path, changes: dict[str, bytes], *, layers: bo
     return list(problems(bundle, signer.with_suffix(".pub"), compressed_layers=layers))
 
 
-# Unpacked into a directory: nothing may leave it
+# Archives that are unpacked into a directory: nothing may leave it
 BAD_IN_TREES = {
     "traversal": entry("a/../../etc/cron.d/x"),
     "absolute": entry("/etc/cron.d/x"),
@@ -53,15 +53,15 @@ BAD_IN_TREES = {
 @pytest.mark.parametrize("kind", BAD_IN_TREES)
 def test_an_entry_that_leads_out(tmp_path: Path, signer: Path, name: str, kind: str) -> None:
     bad = archive([tarfile.TarInfo("a/good"), BAD_IN_TREES[kind]])
-    (said,) = found(tmp_path, signer, {name: bad})
-    assert said.startswith(f"{name}: its entry '{BAD_IN_TREES[kind].name}' ")
+    (problem,) = found(tmp_path, signer, {name: bad})
+    assert problem.startswith(f"{name}: its entry '{BAD_IN_TREES[kind].name}' ")
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_an_entry_below_a_link_is_found_wherever_the_link_stands(tmp_path: Path, signer: Path, order: int) -> None:
     entries = [link("a/l", "."), entry("a/l/x")][::order]
-    (said,) = found(tmp_path, signer, {PROJECT: archive(entries)})
-    assert said == f"{PROJECT}: its entry 'a/l/x' goes through the link 'a/l'"
+    (problem,) = found(tmp_path, signer, {PROJECT: archive(entries)})
+    assert problem == f"{PROJECT}: its entry 'a/l/x' goes through the link 'a/l'"
 
 
 def test_links_inside_are_fine(tmp_path: Path, signer: Path) -> None:
@@ -69,7 +69,7 @@ def test_links_inside_are_fine(tmp_path: Path, signer: Path) -> None:
     assert found(tmp_path, signer, {PROJECT: archive(inside)}) == []
 
 
-# Unpacked at a root: links may name it, devices are an image's alone
+# Archives that are unpacked at a root: links may name it, only images may have devices
 BAD_AT_ROOTS = {
     "traversal": entry("./usr/../../etc/cron.d/x"),
     "hard link": entry("./usr/x", type=tarfile.LNKTYPE, linkname="../etc/shadow"),
@@ -80,8 +80,8 @@ BAD_AT_ROOTS = {
 @pytest.mark.parametrize("how", ["", "gz"])
 def test_a_layer_that_leads_out(tmp_path: Path, signer: Path, kind: str, how: str) -> None:
     bad = archive([entry("dev/null", type=tarfile.CHRTYPE), link("a", "/b"), BAD_AT_ROOTS[kind]], how)
-    (said,) = found(tmp_path, signer, {LAYER: bad}, layers=bool(how))
-    assert said.startswith(f"{LAYER}: its entry '{BAD_AT_ROOTS[kind].name}' ")
+    (problem,) = found(tmp_path, signer, {LAYER: bad}, layers=bool(how))
+    assert problem.startswith(f"{LAYER}: its entry '{BAD_AT_ROOTS[kind].name}' ")
 
 
 @pytest.mark.parametrize("kind", [*BAD_AT_ROOTS, "device", "pipe", "absolute"])
@@ -90,12 +90,12 @@ def test_a_debian_package_that_leads_out(tmp_path: Path, signer: Path, kind: str
     bad = {**BAD_IN_TREES, **BAD_AT_ROOTS}[kind]
     good = archive([tarfile.TarInfo("./control")])
     package = debian(archive([bad], "xz")) if member == "data" else debian(good, archive([bad]))
-    (said,) = found(tmp_path, signer, {PACKAGE: package})
-    assert said.startswith(f"{PACKAGE}: its entry '{bad.name}' ")
+    (problem,) = found(tmp_path, signer, {PACKAGE: package})
+    assert problem.startswith(f"{PACKAGE}: its entry '{bad.name}' ")
 
 
 def zstd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its program, but for the algorithm: what follows the four bytes that tell it is not compressed."""
+    """Stand-in for the program zstd without the algorithm: after the four magic bytes the data is uncompressed."""
     program = tmp_path / "bin" / "zstd"
     program.parent.mkdir()
     program.write_text("#!/bin/sh\nexec tail -c +5\n")
@@ -111,19 +111,19 @@ def test_ubuntus_packages_are_decompressed_by_zstd_itself(
     bad = [BAD_AT_ROOTS[kind]] if kind else []
     data = archives.ZSTD + archive([tarfile.TarInfo("./usr/bin/curl"), *bad], "")
     package = debian(data, names=("debian-binary", "control.tar.gz", "data.tar.zst"))
-    said = found(tmp_path, signer, {PACKAGE: package})
-    assert [line.partition("' ")[0] for line in said] == [f"{PACKAGE}: its entry '{entry.name}" for entry in bad]
+    problems = found(tmp_path, signer, {PACKAGE: package})
+    assert [line.partition("' ")[0] for line in problems] == [f"{PACKAGE}: its entry '{entry.name}" for entry in bad]
 
 
-def test_without_zstd_it_says_what_to_do(tmp_path: Path, signer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_zstd_the_fix_is_named(tmp_path: Path, signer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ssh_keygen = shutil.which("ssh-keygen")
     assert ssh_keygen
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "ssh-keygen").symlink_to(ssh_keygen)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     package = debian(archives.ZSTD + b"...", names=("debian-binary", "control.tar.gz", "data.tar.zst"))
-    (said,) = found(tmp_path, signer, {PACKAGE: package})
-    assert said.startswith(
+    (problem,) = found(tmp_path, signer, {PACKAGE: package})
+    assert problem.startswith(
         f"{PACKAGE}: no archive that can be read: compressed with zstd, which is not on this machine"
     )
 
@@ -145,8 +145,8 @@ def test_what_is_no_debian_package(tmp_path: Path, signer: Path, package: bytes)
 
 @pytest.mark.parametrize("name", ["../x.py", "/etc/x", "a/../../x", "..\\x", "C:/x"])
 def test_a_wheel_that_leads_out(tmp_path: Path, signer: Path, name: str) -> None:
-    (said,) = found(tmp_path, signer, {WHEEL: wheel(name)})
-    assert said.startswith(f"{WHEEL}: its entry ")
+    (problem,) = found(tmp_path, signer, {WHEEL: wheel(name)})
+    assert problem.startswith(f"{WHEEL}: its entry ")
 
 
 def test_a_wheel_with_a_link(tmp_path: Path, signer: Path) -> None:
@@ -155,8 +155,8 @@ def test_a_wheel_with_a_link(tmp_path: Path, signer: Path) -> None:
         inner = zipfile.ZipInfo("a/b")
         inner.external_attr = 0o120777 << 16
         made.writestr(inner, "/etc/passwd")
-    (said,) = found(tmp_path, signer, {WHEEL: out.getvalue()})
-    assert said == f"{WHEEL}: its entry 'a/b' is no file and no directory"
+    (problem,) = found(tmp_path, signer, {WHEEL: out.getvalue()})
+    assert problem == f"{WHEEL}: its entry 'a/b' is no file and no directory"
 
 
 @pytest.mark.parametrize(
@@ -174,11 +174,11 @@ def test_an_image_that_would_be_loaded_as_something_else(
     tmp_path: Path, signer: Path, changes: dict[str, object]
 ) -> None:
     (image,) = json.loads(contents()[LOAD])
-    (said,) = found(tmp_path, signer, {LOAD: json.dumps([{**image, **changes}]).encode()})
-    assert said.startswith(f"{LOAD}: ")
+    (problem,) = found(tmp_path, signer, {LOAD: json.dumps([{**image, **changes}]).encode()})
+    assert problem.startswith(f"{LOAD}: ")
 
 
 @pytest.mark.parametrize("name", [WHEEL, PROJECT, PLUGIN, PACKAGE, LAYER, LOAD])
-def test_an_archive_that_is_none(tmp_path: Path, signer: Path, name: str) -> None:
-    (said,) = found(tmp_path, signer, {name: b"no archive at all"})
-    assert said.startswith(f"{name}: no archive that can be read")
+def test_a_file_that_is_no_archive_is_named(tmp_path: Path, signer: Path, name: str) -> None:
+    (problem,) = found(tmp_path, signer, {name: b"no archive at all"})
+    assert problem.startswith(f"{name}: no archive that can be read")

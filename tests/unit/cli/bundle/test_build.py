@@ -1,4 +1,4 @@
-"""`bundle build` says what it takes, and what cannot be bundled, before anything is made."""
+"""`bundle build` reports its usage, and stacks that cannot be bundled, before it builds anything."""
 
 import re
 from pathlib import Path
@@ -15,15 +15,15 @@ from tests.support.commands import invoke
 
 
 def test_it_answers_help() -> None:
-    told = invoke("bundle", "build", "--help")
-    assert told.exit_code == 0
-    assert "--sign-key" in told.output
+    result = invoke("bundle", "build", "--help")
+    assert result.exit_code == 0
+    assert "--sign-key" in result.output
 
 
 def test_a_stack_that_is_not_there(tmp_path: Path) -> None:
-    told = invoke("bundle", "build", "--stack", "nope", "--output", str(tmp_path / "b"))
-    assert told.exit_code == 2
-    assert "there is no stacks/Pulumi.nope.yaml (--stack) fix: " in " ".join(told.output.split())
+    result = invoke("bundle", "build", "--stack", "nope", "--output", str(tmp_path / "b"))
+    assert result.exit_code == 2
+    assert "there is no stacks/Pulumi.nope.yaml (--stack) fix: " in " ".join(result.output.split())
     assert not (tmp_path / "b").exists()
 
 
@@ -42,7 +42,7 @@ def test_the_sites_document_has_the_commands_in_order() -> None:
         return Wanted(name=name, directory=directory, source="x", bytes=lambda: 0, make=lambda *_: None)
 
     parts = [part("weights", "weights/o--m--0123"), part("pulumi", "pulumi")]
-    told = guide.text("airgap", parts, weights_directory="/srv/models", base=None)
+    text = guide.text("airgap", parts, weights_directory="/srv/models", base=None)
     order = [
         "ssh-keygen -Y verify",
         "sha256sum --check --strict",
@@ -58,21 +58,21 @@ def test_the_sites_document_has_the_commands_in_order() -> None:
         "build --stack airgap --since manifest.json",
         "xpack.productDocBase.artifactRepositoryUrl",
     ]
-    places = [told.find(text) for text in order]
+    places = [text.find(text) for text in order]
     assert -1 not in places, order[places.index(-1)]
     assert places == sorted(places)
-    assert max(map(len, told.splitlines())) <= 130
-    assert " is a delta" not in told
+    assert max(map(len, text.splitlines())) <= 130
+    assert " is a delta" not in text
 
 
 def test_the_sites_document_without_the_cli_without_weights_and_of_a_delta() -> None:
     base = Base(Manifest(stack="x", commit="", made="", architecture="", python="", parts={}), "5" * 64)
-    told = guide.text("airgap", [], weights_directory="/srv/models", base=base)
-    assert "    scripts/rehearse up --stack airgap\n" in told
-    assert "    pulumi stack init" not in told
-    assert "must be on the server already" in told
-    assert f"`{'5' * 64}`" in told
-    assert "install . --base BUNDLE-BEFORE" in told
+    text = guide.text("airgap", [], weights_directory="/srv/models", base=base)
+    assert "    scripts/rehearse up --stack airgap\n" in text
+    assert "    pulumi stack init" not in text
+    assert "must be on the server already" in text
+    assert f"`{'5' * 64}`" in text
+    assert "install . --base BUNDLE-BEFORE" in text
 
 
 def test_weights_from_a_directory_are_named_after_their_content(tmp_path: Path) -> None:

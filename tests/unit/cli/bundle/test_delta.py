@@ -1,4 +1,4 @@
-"""A delta carries what is new, and nothing that the bundle before it has, under whatever name."""
+"""A delta carries only new content, and nothing that the bundle before it has under any name."""
 
 import json
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ OLD = {"weights/m--1": {"big": "weights", "tokenizer": "words"}, "wheels": {"a.t
 def build(
     output: Path, parts: Mapping[str, Mapping[str, str]], base: Base | None = None, made: list[str] | None = None
 ) -> Manifest:
-    """Of directories with files of these texts; `made` is told what was made."""
+    """Build a bundle of directories with files of these texts; `made` receives the names of built parts."""
 
     def wanted(directory: str, files: Mapping[str, str]) -> Wanted:
         def make(path: Path, _say: Say) -> None:
@@ -98,7 +98,7 @@ def test_a_delta_of_nothing_is_empty(tmp_path: Path, base: Base) -> None:
 
 
 def test_a_delta_since_a_delta(tmp_path: Path, base: Base) -> None:
-    """All that the bundles before it had is known, carried by the last of them or not."""
+    """All files of the bundles before it are known, whether or not the last one carried them."""
     build(tmp_path / "delta", NEW, base)
     newest = {**NEW, "weights/m--3": {"big": "weights", "tokenizer": "more words"}}
     del newest["weights/m--2"]
@@ -118,7 +118,7 @@ def test_what_is_no_base(tmp_path: Path, name: str) -> None:
         Base.read(tmp_path / name)
 
 
-def test_an_optional_part_that_cannot_be_reached_is_left_out_with_a_word(
+def test_an_optional_part_that_cannot_be_reached_is_left_out_with_a_notice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def unreachable() -> int:
@@ -132,15 +132,15 @@ def test_an_optional_part_that_cannot_be_reached_is_left_out_with_a_word(
         size = unreachable if optional else lambda: 1
         return Wanted(name=name, directory=name, source="x", bytes=size, make=make, optional=optional)
 
-    told: list[str] = []
+    names: list[str] = []
 
     def finish(parts: list[Wanted]) -> list[Wanted]:
-        told[:] = [part.name for part in parts]
+        names[:] = [part.name for part in parts]
         return [part("guide")]
 
     with making.alone(tmp_path / "b"):
         wanted = [part("pulumi", optional=True), part("wheels")]
         made = making.build(tmp_path / "b", making.about("x", "c", None), wanted, finish, None)
     assert list(made.parts) == ["wheels", "guide"]
-    assert told == ["wheels"]
+    assert names == ["wheels"]
     assert "without pulumi: https://example.com: no; fix: carry it" in capsys.readouterr().out

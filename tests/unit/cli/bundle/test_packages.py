@@ -1,4 +1,4 @@
-"""What a server lacks is asked for, and nothing else; what can't be had is said before anything is fetched."""
+"""Only packages that a server lacks are fetched; unavailable ones are reported before any download."""
 
 import subprocess
 from collections.abc import Mapping
@@ -90,7 +90,7 @@ def test_the_toolkit_is_the_pinned_one(there: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"distribution": "rhel 9.4", "dpkg_status": None}, r"\(rhel 9.4\) lacks docker.io, .* installed to; fix: "),
         ({"gpus": 2}, r"\(debian 12\) has no NVIDIA driver, and only Ubuntu's can be bundled; fix: "),
@@ -98,9 +98,9 @@ def test_the_toolkit_is_the_pinned_one(there: str | None) -> None:
     ],
     ids=["rhel", "debian with GPUs", "old driver"],
 )
-def test_what_cannot_be_had(changes: Mapping[str, object], said: str) -> None:
+def test_what_cannot_be_had(changes: Mapping[str, object], message: str) -> None:
     server = replace(BARE, **changes)  # type: ignore[arg-type] # fields of it
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         names(server, runtime="docker", gpus="distribution" not in changes)
 
 
@@ -131,7 +131,7 @@ def test_the_same_probe_is_the_same_part_and_another_is_not() -> None:
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """Name -> a file with its public key: one, another, and both."""
+    """Name -> file with public keys: one, another, and both."""
     home = tmp_path_factory.mktemp("gpg")
     gpg = ["gpg", "--batch", "--quiet", "--homedir", str(home)]
     for name in ("one", "other"):
@@ -145,7 +145,9 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
         found[name] = home / f"{name}.asc"
         exported = subprocess.run([*gpg, "--armor", "--export", *of], check=True, capture_output=True).stdout
         found[name].write_bytes(exported)
-    subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=True)  # or its agent would stay
+    subprocess.run(
+        ["gpgconf", "--homedir", home, "--kill", "all"], check=True
+    )  # otherwise its agent would keep running
     return found
 
 

@@ -1,4 +1,4 @@
-"""A server says what it is, to the script alone; what can't be used is refused with a fix."""
+"""A server describes itself to the script alone; unusable probes are refused with a fix."""
 
 import base64
 import gzip
@@ -18,7 +18,7 @@ STATUS = "Package: bash\nStatus: install ok installed\nVersion: 5.2\n"
 
 
 def run(tmp_path: Path, *arguments: str, script: str | None = None) -> dict[str, Any]:
-    """On a machine with two GPUs, a switch and something else of another maker."""
+    """Run the script on a machine with two GPUs, an NVSwitch and another maker's device."""
     kinds = {"a": ("0x10de", "0x030200"), "b": ("0x10de", "0x030000"), "c": ("0x10de", "0x068000")}
     for name, (vendor, kind) in {**kinds, "d": ("0x8086", "0x030000")}.items():
         device = tmp_path / "sys/bus/pci/devices" / name
@@ -39,7 +39,7 @@ def run(tmp_path: Path, *arguments: str, script: str | None = None) -> dict[str,
     return document
 
 
-def test_it_tells_what_a_bundle_has_to_fit(tmp_path: Path) -> None:
+def test_it_describes_everything_that_a_bundle_has_to_fit(tmp_path: Path) -> None:
     document = run(tmp_path)
     found = probe.parse(document)
     assert (found.gpus, found.switches) == (2, 1)
@@ -51,7 +51,7 @@ def test_it_tells_what_a_bundle_has_to_fit(tmp_path: Path) -> None:
 
 
 def test_a_program_that_does_not_work_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its complaint may hold numbers as well."""
+    """Its error message may contain numbers too."""
     broken = tmp_path / "bin" / "rsync"
     broken.parent.mkdir()
     broken.write_text("#!/bin/sh\necho 'error while loading shared libraries: libpopt.so.0.1' >&2\nexit 127\n")
@@ -73,7 +73,7 @@ def test_it_names_no_machine_and_no_user(tmp_path: Path) -> None:
     assert str(tmp_path) not in document
 
 
-def test_the_script_alone_does_it_and_tells_of_the_disk_for_weights(tmp_path: Path) -> None:
+def test_the_script_alone_suffices_and_shows_the_disk_for_weights(tmp_path: Path) -> None:
     printed = subprocess.run(
         [ROOT / "scripts" / "elastic-vllm", "bundle", "probe", "--script"], capture_output=True, text=True, check=True
     )

@@ -53,7 +53,7 @@ def test_what_is_there_and_good_is_not_fetched_again(mirror: Mirror, tmp_path: P
     assert fetched == [each.name for each in WANTED if each is not WANTED[1]]
 
 
-def test_it_goes_on_where_it_was_cut_off(mirror: Mirror, tmp_path: Path) -> None:
+def test_an_interrupted_download_resumes(mirror: Mirror, tmp_path: Path) -> None:
     mirror.cut_after = 100
     with pytest.raises(UserError, match=r"broke off .* fix: run the same again"):
         mirror.part().make(tmp_path, lambda _: None)
@@ -79,7 +79,7 @@ def test_a_checksum_file_that_does_not_name_it(mirror: Mirror, tmp_path: Path) -
         mirror.part().make(tmp_path, lambda _: None)
 
 
-def test_where_it_cannot_be_reached_it_says_how_to_go_on() -> None:
+def test_an_unreachable_mirror_is_reported_with_the_next_step() -> None:
     part = pulumi_cli.part(WANTED, "http://127.0.0.1:9")
     assert part
     with pytest.raises(UnreachableError, match="--pulumi none"):
@@ -117,7 +117,7 @@ def test_from_a_directory(tmp_path: Path) -> None:
 
 @pytest.fixture
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Manifest]:
-    """A bundle with the CLI, whose stand-in records how it is called; installed below tmp_path/home."""
+    """Bundle with the CLI, whose stand-in records its calls, installed below tmp_path/home."""
     monkeypatch.setattr(install, "HOME", tmp_path / "home")
     place = tmp_path / "bundle" / "pulumi"
     part = pulumi_cli.part(WANTED, str(directory(tmp_path / "given")))
@@ -134,7 +134,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Manif
 
 def test_the_cli_and_plugins_are_installed_below_the_project(bundle: tuple[Path, Manifest], tmp_path: Path) -> None:
     directory, about = bundle
-    for _ in range(2):  # the second time there is nothing to do
+    for _ in range(2):  # the second time nothing is left to do
         assert install.pulumi([directory], about)
         calls = (tmp_path / "home" / "calls").read_text().splitlines()
         expected = [

@@ -21,7 +21,7 @@ WEIGHTS = "weights/acme--own--0123456789ab/model.safetensors"
 
 
 def run(bundle: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """As people run it, with the system's Python and no package."""
+    """Run the command as users do, with the system's Python and no package."""
     command = [str(ROOT / "scripts" / "elastic-vllm"), "bundle", "verify", str(bundle), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": os.environ["PATH"]})
 
@@ -109,7 +109,7 @@ def test_a_disk_that_goes_bad(bundle: Path, public_key: Path, monkeypatch: pytes
     assert list(problems(bundle, public_key)) == [f"{WEIGHTS}: can't be read: Input/output error"]
 
 
-# Who vouches for it
+# Signatures
 
 
 @pytest.mark.parametrize("forge", [False, True], ids=["unsigned", "by another"])
@@ -129,7 +129,7 @@ def test_a_signature_for_something_else_is_none(bundle: Path, signer: Path, publ
     assert found.startswith(SIGNATURE)
 
 
-def test_trust_has_to_be_said(bundle: Path) -> None:
+def test_trust_must_be_explicit(bundle: Path) -> None:
     done = run(bundle)
     assert done.returncode == 2
     assert "--key --unsigned is required" in done.stderr
@@ -146,7 +146,7 @@ def test_what_is_no_public_key(bundle: Path, signer: Path, tmp_path: Path, which
     assert "Traceback" not in done.stderr
 
 
-# What a signer could have been made to sign: test_archives, and
+# Contents that a signer could have been tricked into signing: see also test_archives
 
 
 def _files(path: str) -> dict[str, object]:
@@ -165,7 +165,7 @@ def _files(path: str) -> dict[str, object]:
     ],
     ids=str,
 )
-def test_a_manifest_that_says_what_no_bundle_says(
+def test_a_manifest_with_impossible_contents_is_refused(
     bundle: Path, signer: Path, public_key: Path, changes: dict[str, object]
 ) -> None:
     rewritten(bundle, signer, **changes)
@@ -195,21 +195,21 @@ def test_a_checksum_that_the_manifest_does_not_know(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (shutil.rmtree, "is no finished bundle"),
         (lambda bundle: (bundle / SUMS).unlink(), "is no finished bundle"),
     ],
 )
-def test_what_is_no_bundle(bundle: Path, spoil: Callable[[Path], None], said: str) -> None:
+def test_what_is_no_bundle(bundle: Path, spoil: Callable[[Path], None], message: str) -> None:
     spoil(bundle)
     done = run(bundle, "--unsigned")
     assert done.returncode == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert "fix: " in done.stderr
 
 
-def test_the_manifest_says_what_its_documentation_says(bundle: Path) -> None:
+def test_the_manifest_matches_its_documentation(bundle: Path) -> None:
     document = json.loads((bundle / MANIFEST).read_text())
     assert set(document) == {"format", "stack", "commit", "made", "architecture", "python", "since", "parts"}
     assert set(document["parts"]["all"]) == {"source", "licence", "about", "files"}

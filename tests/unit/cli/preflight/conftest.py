@@ -1,4 +1,4 @@
-"""A stack in Google Cloud, a stand-in of Google's APIs where all is well with it, and a user who has a token there."""
+"""A stack in Google Cloud, a stand-in for Google's APIs where all is well, and a user with a token."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ STACK = {
 
 @pytest.fixture(autouse=True)
 def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nothing of this machine's user is found, and nothing outside it is asked."""
+    """Hide the credentials of this machine's user, and keep the tests from asking anything outside."""
     for name in list(os.environ):
         if name.startswith(("GOOGLE_", "CLOUDSDK_", "HF_")):
             monkeypatch.delenv(name)
@@ -59,7 +59,7 @@ def server() -> Iterator[Cloud]:
 
 @pytest.fixture(scope="module")
 def project(server: Cloud, private_key: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project directory with a stack `cloud`, and `here` that is not in Google Cloud."""
+    """Project directory with a stack `cloud`, and a stack `here` that is not in Google Cloud."""
     directory = tmp_path_factory.mktemp("project")
     (directory / "stacks").mkdir()
     shutil.copy(ROOT / "Pulumi.yaml", directory)
@@ -75,7 +75,7 @@ def project(server: Cloud, private_key: Path, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def cloud(server: Cloud, project: Path, monkeypatch: pytest.MonkeyPatch) -> Cloud:
-    """A project in Google Cloud where all is well, and a user who has a token for it."""
+    """Project in Google Cloud where all is well, and a user with a token for it."""
     monkeypatch.setattr(stack_settings, "PROJECT_DIRECTORY", project)
     monkeypatch.setattr(command, "GOOGLE_BASE", server.base)
     monkeypatch.setattr(pin, "GOOGLE_BASE", server.base)

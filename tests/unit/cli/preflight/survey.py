@@ -1,4 +1,4 @@
-"""What scripts/elastic-vllm preflight makes of the stack of conftest.py, as far as tests share it."""
+"""Shared helpers to run preflight on the stack of conftest.py."""
 
 import dataclasses
 from functools import cache
@@ -21,7 +21,7 @@ def loaded(*overrides: str) -> tuple[Settings, GcpSettings]:
 
 
 def report(cloud: Cloud, *only: str, **changes: Any) -> dict[str, Outcome]:
-    """Check -> outcome, with some settings of Google Cloud changed; all checks, or `only` some."""
+    """Map each check, or only those in `only`, to its outcome, with some Google Cloud settings changed."""
     settings, gcp = loaded()
     asked = Google(find_identity(), cloud.base, backoff=0)
     checks = run.checks_of(settings, dataclasses.replace(gcp, **changes), asked)

@@ -1,4 +1,4 @@
-"""What each check finds where one thing is wrong, or is not known."""
+"""Results of each check for one error, or one unknown fact, at a time."""
 
 import dataclasses
 from collections.abc import Callable
@@ -65,7 +65,7 @@ def reserved(**values: Any) -> Change:
 
 
 def ruled(constraint: str, *rules: dict[str, Any]) -> Change:
-    """A policy of the organisation."""
+    """Add a policy of the organisation."""
     path = f"{POLICIES}/{policy('acme-llm', constraint)}"
     return lambda cloud: cloud.things.update({path: {"spec": {"rules": list(rules)}}})
 
@@ -345,7 +345,7 @@ def test_only_what_the_settings_need_is_asked_for(cloud: Cloud) -> None:
 @pytest.mark.parametrize("model", ["STANDARD", "SPOT"])
 def test_the_cost_is_the_sum_of_its_parts(cloud: Cloud, model: str) -> None:
     found = report(cloud, "cost", provisioning_model=model)["cost"]
-    # Of the made-up prices: cores, memory, GPUs, then Local SSD and disks, by the month of 744 hours.
+    # With the invented prices: cores, memory, GPUs, then Local SSD and disks, by the month of 744 hours.
     hourly = {
         "STANDARD": 24 * 0.03 + 340 * 0.004 + 2 * 4 + 750 * 0.0744 / 744 + 400 * 0.0744 / 744,
         "SPOT": 24 * 0.01 + 340 * 0.001 + 2 * 2 + 750 * 0.0372 / 744 + 400 * 0.0744 / 744,

@@ -1,4 +1,4 @@
-"""The command: its report, what it says where Google does not answer, and whose credentials it takes."""
+"""The command: its report, its results when Google does not answer, and its choice of credentials."""
 
 import json
 import socket
@@ -43,7 +43,7 @@ def test_every_check_passes_where_all_is_well(cloud: Cloud) -> None:
     assert found["quota-disks"].detail == "SSD_TOTAL_GB in us-central1: 400 needed, 2000 of 2000 free"
 
 
-def test_the_report_is_a_line_a_check_and_a_summary(cloud: Cloud) -> None:
+def test_the_report_has_a_line_per_check_and_a_summary(cloud: Cloud) -> None:
     result = invoked()
     lines = result.stdout.splitlines()
     assert result.exit_code == 0
@@ -67,7 +67,7 @@ def test_the_report_as_json(cloud: Cloud) -> None:
 # When Google does not answer
 
 
-def test_offline_it_says_what_it_could_not_check(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_it_lists_what_it_could_not_check(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setattr(preflight, "GOOGLE_BASE", f"http://127.0.0.1:{closed.getsockname()[1]}")
@@ -80,9 +80,9 @@ def test_offline_it_says_what_it_could_not_check(cloud: Cloud, monkeypatch: pyte
 
 
 def test_each_check_is_announced_before_it_is_made(cloud: Cloud) -> None:
-    said: list[str] = []
-    checks = [run.Check(name, lambda: Outcome(OK, str(said))) for name in ("one", "two")]
-    results = run.run(checks, on_start=said.append, on_result=lambda result: said.append(f"{result.name} done"))
+    events: list[str] = []
+    checks = [run.Check(name, lambda: Outcome(OK, str(events))) for name in ("one", "two")]
+    results = run.run(checks, on_start=events.append, on_result=lambda result: events.append(f"{result.name} done"))
     assert [result.detail for result in results] == ["['one']", "['one', 'one done', 'two']"]
 
 
@@ -144,7 +144,7 @@ def test_the_login_of_gcloud_is_the_last_resort(tmp_path: Path) -> None:
     assert TOKEN not in repr(found)
 
 
-def test_a_gcloud_without_a_login_is_told(tmp_path: Path) -> None:
+def test_a_gcloud_without_a_login_is_reported(tmp_path: Path) -> None:
     gcloud(tmp_path, "echo 'You do not currently have an active account selected.' >&2; exit 1")
     with pytest.raises(UserError, match=r"gcloud gave no token \(You do not .*\); fix: gcloud auth application-def"):
         find_identity()
@@ -169,7 +169,7 @@ def test_a_virtual_machines_own_account_has_no_name_yet(monkeypatch: pytest.Monk
     assert find_identity().who == ""
 
 
-# What it is given
+# Options
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_virtual_machines_own_account_has_no_name_yet(monkeypatch: pytest.Monk
         ),
     ],
 )
-def test_what_it_can_not_work_with_is_told(
+def test_a_stack_that_it_cannot_check_is_refused(
     cloud: Cloud, stack: str, arguments: list[str], exit_code: int, words: str
 ) -> None:
     result = invoked(*arguments, stack=stack)

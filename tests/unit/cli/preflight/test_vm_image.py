@@ -1,4 +1,4 @@
-"""scripts/elastic-vllm pin takes the VM's boot image from Google Cloud: the newest of a family, by its name."""
+"""`pin` takes the VM's boot image from Google Cloud: the newest of a family, by its name."""
 
 from pathlib import Path
 
@@ -55,14 +55,14 @@ def test_a_recorded_image_of_the_family_stays_unless_asked_otherwise(file: Path,
     assert "2404-v2" in file.read_text()
 
 
-def test_a_family_without_an_image_is_told(file: Path, cloud: Cloud) -> None:
+def test_a_family_without_an_image_is_reported(file: Path, cloud: Cloud) -> None:
     done = run_pin()
     assert done.exit_code == 1
     assert f"error: {PROJECT} has no image of family" in done.output
     assert file.read_text() == STACK
 
 
-def test_without_credentials_it_says_how_to_log_in(file: Path) -> None:
+def test_without_credentials_the_message_explains_the_login(file: Path) -> None:
     done = run_pin()
     assert done.exit_code == 1
     assert "gcloud auth application-default login" in done.output

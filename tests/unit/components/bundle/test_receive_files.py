@@ -1,4 +1,4 @@
-"""Files that are sent to a server, by the real sender and the real script, with a shell in place of ssh."""
+"""Files sent to a server by the real sender and the real script, with a shell instead of ssh."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ TOOLS = "bash cat chmod cut dd df dirname du flock grep mkdir mv openssl rm sha2
 
 @pytest.fixture(params=["with Python there", "without", "without OpenSSL either"])
 def shell(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
-    """A server's shell, as `ssh` would run it."""
+    """Command for a server's shell, as `ssh` would run it."""
     left_out = {"with Python there": set(), "without": {"python3"}}.get(request.param, {"python3", "openssl"})
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -66,7 +66,7 @@ def test_they_arrive_and_come_once(order: dict[str, Any], tmp_path: Path) -> Non
     assert printed[-1].startswith("complete: 3 files")
 
 
-def test_what_was_cut_off_goes_on(order: dict[str, Any], tmp_path: Path) -> None:
+def test_an_interrupted_transfer_resumes(order: dict[str, Any], tmp_path: Path) -> None:
     parts = tmp_path / "arrived" / ".elastic-vllm-parts"
     parts.mkdir(parents=True)
     (parts / order["files"][0]["sha256"]).write_bytes(CONTENTS["one"][:1_000_000])

@@ -1,4 +1,4 @@
-"""A further catalogue of models (modelCatalogue): what it adds, and how a wrong one is refused."""
+"""A further catalogue of models (modelCatalogue): its models are added, and a wrong one is refused."""
 
 from collections.abc import Callable
 from pathlib import Path

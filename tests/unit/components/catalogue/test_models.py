@@ -1,4 +1,4 @@
-"""The catalogue can be trusted: each model with its own parser, a vLLM that serves it, and an honest size."""
+"""The catalogue is correct: each model has its own parser, a vLLM that serves it, and its true size."""
 
 import json
 import re

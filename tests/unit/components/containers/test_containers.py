@@ -1,4 +1,4 @@
-"""Containers whole, as they are asked of Docker and Podman: what confines them can be read, and changes seen."""
+"""Golden files of whole containers in Docker and Podman: their confinement can be reviewed, and changes show."""
 
 import json
 from collections.abc import Callable

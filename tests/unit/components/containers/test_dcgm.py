@@ -1,4 +1,4 @@
-"""NVIDIA's DCGM exporter: only where it was asked for, and for nobody but the server itself."""
+"""NVIDIA's DCGM exporter: only if asked for, and reachable only from the server itself."""
 
 from collections.abc import Callable
 

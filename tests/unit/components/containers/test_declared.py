@@ -1,4 +1,4 @@
-"""What an engine adds to a container's options is no difference, and what the program changes in them is one."""
+"""An engine's additions to a container's options are no difference, the program's changes are."""
 
 import json
 import re
@@ -85,7 +85,7 @@ def test_another_bridge_replaces_the_network_and_then_nginx(
 
 
 def another(value: Any) -> Any:
-    """A value of the same kind."""
+    """Return another value of the same kind."""
     if isinstance(value, dict):
         first, *_ = value
         return {**value, first: another(value[first])}

@@ -1,4 +1,4 @@
-"""A Docker that `up` is about to install lets containers run on; one that is there, or set up, is not touched."""
+"""A Docker that `up` installs keeps containers running during restarts; an existing Docker is not touched."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from tests.support.shell import Result, bash
 
 @pytest.fixture
 def keep(tmp_path: Path) -> Callable[..., Result]:
-    """Runs the script on a machine that has these programs besides `install`."""
+    """Function that runs the script on a machine with these programs besides `install`."""
 
     def keep(*programs: str) -> Result:
         path = tmp_path / "bin"

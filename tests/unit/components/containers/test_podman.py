@@ -1,4 +1,4 @@
-"""Podman in place of Docker: the same promises, in its words. With a real one: tests/integration/test_podman.py."""
+"""Podman instead of Docker: the same promises, by its options. With a real one: tests/integration/test_podman.py."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ def program(program_of: Callable[..., Program]) -> Program:
 
 
 def words(program: Program) -> list[str]:
-    """What follows `podman run --detach` for vLLM's container."""
+    """Return the arguments of `podman run --detach` for vLLM's container."""
     script = program.resources["vllm-container"].script
     return shlex.split(script[script.rindex("\nrun_container ") :])[1:]
 
@@ -87,13 +87,13 @@ def test_vllm_runs_as_docker_would_run_it(base: str, program_of: Callable[..., P
     }
     assert values(arguments, "--label") == [f"elastic-vllm.stack={base}"]
     assert "no-new-privileges" in values(arguments, "--security-opt")
-    # Read-only, and nothing that Podman would put there for writing.
+    # Read-only, without the writable mounts that Podman would add.
     assert {"--read-only", "--read-only-tmpfs=false"} <= {*arguments}
     assert values(arguments, "--device") == (["nvidia.com/gpu=all"] if "gpus" in docker else [])
 
 
 def test_every_container_comes_back_after_a_reboot(program: Program) -> None:
-    """Podman's unit for boots starts those with `always` only."""
+    """Podman's unit for boots starts only containers with `always`."""
     assert values(words(program), "--restart") == ["always"]
     assert program.resources["nginx-container"].inputs["restart"] == "always"
 
@@ -102,11 +102,11 @@ def test_vllm_has_its_gpus_or_up_fails(program: Program) -> None:
     assert "GPU_COUNT=2\n" in program.resources["vllm-ready"].script
 
 
-def test_vllm_is_made_again_by_hand_only_after_it_was_removed(program: Program) -> None:
+def test_vllm_is_created_again_only_after_it_was_removed_by_hand(program: Program) -> None:
     assert program.resources["vllm-container"].delete_before_replace
 
 
-def test_nothing_secret_is_in_its_words(program_of: Callable[..., Program]) -> None:
+def test_its_arguments_hold_no_secret(program_of: Callable[..., Program]) -> None:
     program = program_of("gpu", **ON_PODMAN, hfToken="hf_canary0123")
     assert "canary" not in " ".join(words(program))
 
@@ -158,7 +158,7 @@ def test_the_containers_of_a_stack_share_a_level_of_selinux_and_no_others(progra
     assert len(levels) == 2
 
 
-# How it is reached
+# Access
 
 
 def test_its_api_is_asked_by_its_socket(program: Program) -> None:
@@ -170,8 +170,8 @@ def test_no_script_asks_docker(program: Program) -> None:
     engines = [line for c in program.commands for line in c.script.splitlines() if line.startswith("ENGINE=")]
     assert {*engines} == {"ENGINE=podman"}
     asking = {c.name for c in program.commands if '"$ENGINE"' in c.script}
-    told = {c.name for c in program.commands if "ENGINE=podman\n" in c.script}
-    assert asking <= told
+    informed = {c.name for c in program.commands if "ENGINE=podman\n" in c.script}
+    assert asking <= informed
 
 
 # Scripts on the server, with stand-ins
@@ -191,7 +191,7 @@ def machine(tmp_path: Path) -> Machine:
 def install(machine: Machine, *, systemd: bool = True, gpus: bool = False) -> Result:
     names = {"engine": "podman", "login": "root", "socket": podman.SOCKET, **(TOOLKIT if gpus else {})}
     script = render.script("containers/install-runtime.sh", **names)
-    # This machine may have no systemd: its stand-in is.
+    # This machine may have no systemd: the stand-in's directory exists.
     return machine.run(script.replace("/run/systemd/system", str(machine.root) if systemd else "/nonexistent"))
 
 

@@ -1,4 +1,4 @@
-"""What tests of Elastic's resources share: the stand-in, a clock without waiting, and how a failure must look."""
+"""Fixtures for tests of Elastic's resources: the stand-in, a clock without waiting, and the check of a failure."""
 
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -12,12 +12,12 @@ from tests.support import elastic_stand_in
 from tests.support.elastic_stand_in import ADMIN, READER, Elastic
 
 KEY = "5" * 64
-"""Of the endpoint."""
+"""Key of the endpoint."""
 
 
 @pytest.fixture(autouse=True)
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that were made, on a clock that goes by them alone."""
+    """Pauses that were made, on a clock that only pauses advance."""
     pauses: list[float] = []
     monkeypatch.setattr(api, "time", SimpleNamespace(sleep=pauses.append, monotonic=lambda: sum(pauses)))
     return pauses

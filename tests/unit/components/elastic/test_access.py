@@ -1,4 +1,4 @@
-"""The check of Elastic's addresses and keys that comes before everything else."""
+"""Check of Elastic's addresses and keys before everything else."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def test_a_key_without_the_privilege_is_found_first(
 
 @ACCESS
 @pytest.mark.parametrize("change", [{"key": "d3Jvbmc="}, {"url": "http://no-such-name.invalid"}], ids=["key", "name"])
-def test_what_time_does_not_mend_is_found_first(
+def test_a_lasting_error_is_found_first(
     elastic: Elastic, provider: ResourceProvider, privilege: str, change: dict[str, str], slept: list[float]
 ) -> None:
     wanted = access(elastic)
@@ -74,7 +74,7 @@ CAUSES: list[tuple[ResourceProvider, dict[str, Any], dict[str, Any], str, str]] 
 
 
 @pytest.mark.parametrize(("provider", "state", "inputs", "cause", "fix"), CAUSES)
-def test_each_cause_is_told_by_its_own_name_before_anything_is_made(
+def test_each_cause_has_its_own_message_before_anything_is_created(
     elastic: Elastic,
     slept: list[float],
     provider: ResourceProvider,

@@ -1,4 +1,4 @@
-"""The policy for Elastic Agent: as reviewed, and accepted by rules that were written from Elastic's own documents."""
+"""The policy for Elastic Agent: as reviewed, and accepted by rules written from Elastic's documents."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -96,7 +96,7 @@ def test_gpu_metrics_go_where_the_dashboards_of_nvidia_gpu_look() -> None:
     assert "NVIDIA GPU Monitoring" not in policy(OBSERVED)
 
 
-def test_every_stream_has_an_id_of_its_own() -> None:
+def test_every_stream_has_its_own_id() -> None:
     inputs = yaml.safe_load(policy(OBSERVED))["inputs"]
     ids = [each["id"] for each in inputs] + [stream["id"] for each in inputs for stream in each["streams"]]
     assert len(set(ids)) == len(ids)

@@ -1,4 +1,4 @@
-"""What Elastic receives is complete, as reviewed (tests/golden/elastic), and accepted by Elastic's own rules."""
+"""Payloads for Elastic are complete, as reviewed (tests/golden/elastic), and accepted by Elastic's own rules."""
 
 import base64
 import copy
@@ -37,7 +37,7 @@ WITH_KEY = {"connectorApiKey", "kibanaConnectorRequest", "inferenceEndpointReque
 
 
 @pytest.mark.parametrize("base", ["local", "prod"])
-def test_what_elastic_is_told_is_as_reviewed(base: str, outputs_of: Outputs, golden: Golden) -> None:
+def test_payloads_are_as_reviewed(base: str, outputs_of: Outputs, golden: Golden) -> None:
     outputs = outputs_of(base)
     golden(f"elastic/{base}-connector.json", json.dumps(outputs["kibanaConnectorRequest"], indent=2) + "\n")
     golden(f"elastic/{base}-inference-endpoint.json", json.dumps(outputs["inferenceEndpointRequest"], indent=2) + "\n")
@@ -45,9 +45,9 @@ def test_what_elastic_is_told_is_as_reviewed(base: str, outputs_of: Outputs, gol
     golden(f"elastic/{base}-preconfigured.yml", outputs["preconfiguredConnectorYml"])
 
 
-def test_elastic_accepts_what_every_stack_tells_it(program: Program) -> None:
+def test_elastic_accepts_the_payloads_of_every_stack(program: Program) -> None:
     outputs = program.outputs
-    # The mocks' CA is no certificate.
+    # The mocks' CA is not a real certificate.
     settings = outputs["kibanaYml"].replace("certificate certificate-ca", "-----BEGIN CERTIFICATE-----")
     assert schemas.problems(schemas.CONNECTOR, outputs["kibanaConnectorRequest"]) == []
     assert schemas.problems(schemas.INFERENCE_ENDPOINT, outputs["inferenceEndpointRequest"]) == []
@@ -57,7 +57,7 @@ def test_elastic_accepts_what_every_stack_tells_it(program: Program) -> None:
 
 def test_every_output_with_the_key_is_secret_and_waits_for_the_endpoint(program: Program) -> None:
     ready = {"vllm-ready", "nginx-ready"}
-    with_key = WITH_KEY | {"_internal"}  # which is not for clients
+    with_key = WITH_KEY | {"_internal"}  # this output is not for clients
     assert {name for name, value in program.outputs.items() if KEY in json.dumps(value)} == with_key
     assert program.secret_outputs >= with_key
     assert not [name for name in WITH_KEY | {"kibanaYml"} if not ready <= program.outputs_wait_for[name]]
@@ -141,7 +141,7 @@ def test_tools_are_sent_only_to_a_model_that_has_them(
 
 
 @pytest.mark.parametrize("model", load_catalogue().models.values(), ids=lambda model: str(model.name))
-def test_the_catalogue_says_what_a_connector_needs(model: Any) -> None:
+def test_the_catalogue_holds_what_a_connector_needs(model: Any) -> None:
     assert model.max_model_len
     assert model.tool_call_parser or not model.native_function_calling
 
@@ -166,7 +166,7 @@ def test_a_certificate_that_everyone_trusts_needs_no_ca() -> None:
 
 
 def test_no_other_connector_is_locked_out() -> None:
-    """allowedHosts with this host alone would close all the others."""
+    """allowedHosts with only this host would lock out all other connectors."""
     text = payloads.kibana_settings(ENDPOINT)
     assert "#   - llm.example.com\n" in text
     assert "xpack.actions.allowedHosts" not in yaml.safe_load(text)
@@ -191,7 +191,7 @@ REMOVE = object()
 
 
 def altered(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
-    """A copy with the value at `path` replaced, added or (REMOVE) removed."""
+    """Return a copy with the value at `path` replaced, added or (REMOVE) removed."""
     changed = copy.deepcopy(document)
     *ahead, last = path.split(".")
     place = changed
@@ -304,7 +304,7 @@ def test_kibana_does_not_start_with(path: str, value: Any) -> None:
     assert schemas.kibana_yml_problems(yaml.safe_dump({**settings, path: value}))
 
 
-def test_kibana_does_not_start_with_a_setting_that_comes_twice() -> None:
+def test_kibana_does_not_start_with_a_repeated_setting() -> None:
     text = payloads.kibana_settings(ENDPOINT)
     assert schemas.kibana_yml_problems(text + text)
 

@@ -27,7 +27,7 @@ SECONDS = 30
 
 @pytest.fixture(scope="module")
 def plugin() -> Iterator[Any]:
-    """`pulumi-resource-pulumi-python` is this command, in the project's directory."""
+    """Run the command of `pulumi-resource-pulumi-python`, in the project's directory."""
     command = [sys.executable, "-u", "-m", "pulumi.dynamic"]
     environment = {**os.environ, "PULUMI_PROJECT": "elastic-vllm", "PULUMI_CONFIG": "{}"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE) as process:
@@ -47,7 +47,7 @@ def elastic() -> Iterator[Elastic]:
 
 
 def struct(elastic: Elastic, model: str = "elastic-llm", key: str = ADMIN) -> struct_pb2.Struct:
-    """A connector's inputs, as the engine hands them over."""
+    """Return a connector's inputs as the engine passes them."""
     endpoint = ElasticEndpoint(
         name=NAME,
         url="https://llm.example.com/v1/chat/completions",
@@ -72,7 +72,7 @@ def test_a_connectors_whole_life(plugin: Any, elastic: Elastic) -> None:
     assert made.id == ID
     assert elastic.connectors["default", ID] == json.loads(before["body"])
     state = {"id": ID, "olds": made.properties}
-    assert plugin.Diff(provider_pb2.DiffRequest(**state, news=before), timeout=SECONDS).changes == 1  # none
+    assert plugin.Diff(provider_pb2.DiffRequest(**state, news=before), timeout=SECONDS).changes == 1  # no changes
     difference = plugin.Diff(provider_pb2.DiffRequest(**state, news=after), timeout=SECONDS)
     assert (difference.changes, list(difference.replaces)) == (2, [])
     updated = plugin.Update(provider_pb2.UpdateRequest(**state, news=after), timeout=SECONDS)
@@ -90,7 +90,7 @@ def test_a_connectors_whole_life(plugin: Any, elastic: Elastic) -> None:
     assert elastic.connectors == {}
 
 
-def test_a_refusal_is_its_own_words_and_no_key(plugin: Any, elastic: Elastic) -> None:
+def test_a_refusal_keeps_its_message_and_shows_no_key(plugin: Any, elastic: Elastic) -> None:
     with pytest.raises(grpc.RpcError) as raised:
         plugin.Create(provider_pb2.CreateRequest(properties=struct(elastic, key=READER)), timeout=SECONDS)
     message = str(raised.value.details())
@@ -101,7 +101,7 @@ def test_a_refusal_is_its_own_words_and_no_key(plugin: Any, elastic: Elastic) ->
 
 
 def test_the_plugin_prints_no_traceback(elastic: Elastic) -> None:
-    """One of its own, so that its output has an end."""
+    """The test runs a separate plugin, whose output ends."""
     lines = "import logging, components.elastic.resources; logging.getLogger('grpc._server').exception('x')"
     done = subprocess.run([sys.executable, "-c", lines], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stderr == ""

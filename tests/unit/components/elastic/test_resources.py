@@ -1,4 +1,4 @@
-"""What `up` makes in Kibana and Elasticsearch, by the real providers, over HTTP, against a stand-in that refuses."""
+"""Resources of `up` in Kibana and Elasticsearch, by the real providers, over HTTP, with a strict stand-in."""
 
 import base64
 import json
@@ -37,7 +37,7 @@ def endpoint(key: str = KEY, model: str = "elastic-llm", host: str = "llm.exampl
 
 
 def props(elastic: Elastic, provider: ResourceProvider, **changes: Any) -> dict[str, Any]:
-    """A resource's inputs; `model`, `host` and `llm_key` change its body."""
+    """Return a resource's inputs; `model`, `host` and `llm_key` change its body."""
     about: dict[str, Any] = {
         "key": changes.pop("llm_key", KEY),
         **{k: changes.pop(k) for k in ("model", "host") if k in changes},
@@ -55,11 +55,11 @@ def props(elastic: Elastic, provider: ResourceProvider, **changes: Any) -> dict[
 
 
 def held(elastic: Elastic, provider: ResourceProvider) -> dict[str, Any]:
-    """What is there of it, secrets included."""
+    """Return the object that Elastic holds, secrets included."""
     return elastic.inference[NAME] if provider is INFERENCE else elastic.connectors["default", ID]
 
 
-# What they do
+# Operations
 
 
 @BOTH
@@ -96,7 +96,7 @@ def test_a_change_is_made_in_place(elastic: Elastic, provider: ResourceProvider,
 
 
 @BOTH
-def test_what_somebody_changed_is_seen_and_put_right(elastic: Elastic, provider: ResourceProvider) -> None:
+def test_what_somebody_changed_is_found_and_reverted(elastic: Elastic, provider: ResourceProvider) -> None:
     wanted = props(elastic, provider)
     made = provider.create(wanted)
     there = held(elastic, provider)
@@ -118,7 +118,7 @@ def test_what_somebody_added_to_a_connector_is_no_difference(elastic: Elastic) -
 
 
 def test_a_connector_without_its_secrets_is_a_difference(elastic: Elastic, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So are connectors that were imported from another Kibana."""
+    """Connectors imported from another Kibana have none either."""
     made = CONNECTOR.create(props(elastic, CONNECTOR))
     shown = elastic_stand_in.shown
     monkeypatch.setattr(elastic_stand_in, "shown", lambda *each: {**shown(*each), "is_missing_secrets": True})
@@ -237,7 +237,7 @@ def test_elastics_own_reason_for_a_body_it_refuses(elastic: Elastic, provider: R
     assert "'colour' was unexpected" in message
 
 
-def test_a_refusal_that_repeats_the_key_is_told_without_it(elastic: Elastic) -> None:
+def test_a_refusal_that_repeats_the_key_is_shown_without_it(elastic: Elastic) -> None:
     body = json.loads(props(elastic, CONNECTOR)["body"])
     body[KEY] = "x"
     message = failure(lambda: CONNECTOR.create(props(elastic, CONNECTOR, body=resources.as_text(body))))
@@ -245,7 +245,7 @@ def test_a_refusal_that_repeats_the_key_is_told_without_it(elastic: Elastic) -> 
 
 
 @BOTH
-def test_nobody_answers(elastic: Elastic, provider: ResourceProvider, slept: list[float]) -> None:
+def test_a_refused_connection_is_reported(elastic: Elastic, provider: ResourceProvider, slept: list[float]) -> None:
     wanted = props(elastic, provider, url="http://127.0.0.1:9")
     message = failure(lambda: provider.create(wanted))
     assert "cannot reach" in message
@@ -254,7 +254,7 @@ def test_nobody_answers(elastic: Elastic, provider: ResourceProvider, slept: lis
     assert 30 < sum(slept) <= api.PATIENCE_SECONDS
 
 
-def test_a_certificate_that_is_not_trusted_is_said_at_once(tmp_path: Path, slept: list[float]) -> None:
+def test_a_certificate_that_is_not_trusted_is_reported_at_once(tmp_path: Path, slept: list[float]) -> None:
     ca = new_authority()
     certificate = str(issue(ca, tmp_path / "server.pem"))
     with elastic_stand_in.serving(Elastic(calls_endpoint=False), certificate=certificate) as elastic:
@@ -282,7 +282,7 @@ def test_a_busy_product_is_asked_again(
     assert slept == [1, 2, 4]
 
 
-def test_a_product_that_says_when_is_asked_then(elastic: Elastic, slept: list[float]) -> None:
+def test_a_product_is_asked_again_after_its_retry_after(elastic: Elastic, slept: list[float]) -> None:
     elastic.answers = [(429, {"Retry-After": "7"})]
     CONNECTOR.create(props(elastic, CONNECTOR))
     assert slept == [7]
@@ -313,7 +313,7 @@ def test_what_elasticsearch_would_refuse_costs_nothing_that_works(elastic: Elast
     assert elastic.inference == {NAME: json.loads(before["body"])}
 
 
-def test_what_worked_is_put_back_where_its_successor_is_refused_at_the_last_moment(elastic: Elastic) -> None:
+def test_the_old_one_is_restored_if_its_successor_is_refused_at_the_last_moment(elastic: Elastic) -> None:
     before, after = props(elastic, INFERENCE), props(elastic, INFERENCE, model="other")
     INFERENCE.create(before)
     elastic.answers = [*[None] * 5, (400, {})]  # GET, DELETE, PUT and DELETE of the trial, DELETE, PUT
@@ -321,7 +321,7 @@ def test_what_worked_is_put_back_where_its_successor_is_refused_at_the_last_mome
     assert elastic.inference == {NAME: json.loads(before["body"])}
 
 
-def test_a_trial_that_cannot_be_removed_leaves_what_works_alone(elastic: Elastic) -> None:
+def test_a_trial_that_cannot_be_removed_leaves_the_working_one_alone(elastic: Elastic) -> None:
     before, after = props(elastic, INFERENCE), props(elastic, INFERENCE, model="other")
     INFERENCE.create(before)
     elastic.answers = [*[None] * 3, (409, {})]
@@ -333,9 +333,7 @@ def test_a_trial_that_cannot_be_removed_leaves_what_works_alone(elastic: Elastic
 
 
 @BOTH
-def test_a_refresh_that_asks_with_a_key_of_the_past_says_how_to_go_on(
-    elastic: Elastic, provider: ResourceProvider
-) -> None:
+def test_a_refresh_with_an_old_key_is_refused_with_the_next_step(elastic: Elastic, provider: ResourceProvider) -> None:
     made = props(elastic, provider, key="d3Jvbmc=")
     message = failure(lambda: provider.read(made["id"], made))
     assert "refuses the API key (401: " in message

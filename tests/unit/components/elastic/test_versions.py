@@ -1,4 +1,4 @@
-"""Each version of Kibana gets the connector that it accepts: as reviewed, and by schemas written from its sources."""
+"""Each version of Kibana gets a connector that it accepts: as reviewed, and by schemas written from its sources."""
 
 import json
 from collections.abc import Callable

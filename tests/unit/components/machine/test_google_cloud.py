@@ -1,4 +1,4 @@
-"""What the program makes in Google Cloud, on every stack file there: the rules of google_rules, and what varies."""
+"""Resources in Google Cloud for every such stack file: the rules of google_rules, and the differences."""
 
 import copy
 import shlex
@@ -91,7 +91,7 @@ def test_names_fit_for_the_longest_stack_name(name: str, values_of: Values) -> N
     assert not [offender for rule in RULES for offender in rule(program)]
 
 
-# Who may connect
+# Access
 
 
 def test_the_endpoint_is_open_to_everyone_only_in_these_words(program_of: Programs) -> None:
@@ -119,7 +119,7 @@ def test_through_googles_proxy_commands_and_docker_use_the_tunnel(private: Progr
     assert private.resources["network-ssh"].inputs["sourceRanges"] == [*IAP_SOURCES]
 
 
-def test_through_a_bastion_its_host_key_is_verified_as_well(program_of: Programs) -> None:
+def test_through_a_bastion_its_host_key_is_verified_too(program_of: Programs) -> None:
     program = program_of("prod", **BASTION)
     for command in program.commands:
         proxy = content(command.inputs["connection"])["proxy"]
@@ -221,7 +221,7 @@ def test_with_cloud_nat_the_vm_can_connect_out_from_the_start(private: Program) 
 
 
 def test_no_image_is_pulled_before_the_kernel_is_the_last_one(on_google: Program) -> None:
-    """A reboot would end what runs."""
+    """A reboot would end a pull."""
     after = {
         c.name for c in on_google.leaves if (c.is_command or c.is_docker) and "vm-kernel" in on_google.waits_for(c.name)
     }

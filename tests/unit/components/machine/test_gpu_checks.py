@@ -1,4 +1,4 @@
-"""GPU health, the proof in a container and NVIDIA's container toolkit, with stand-ins for what they call."""
+"""GPU health, the proof in a container and NVIDIA's container toolkit, with stand-ins for their programs."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def test_a_bad_gpu_stops(machine: Machine, gpu: dict[str, str], words: list[str]
     assert failed(machine.check(), *words, "replace the machine")
 
 
-def test_gpus_that_can_not_be_read_stop(machine: Machine) -> None:
+def test_gpus_that_cannot_be_read_stop(machine: Machine) -> None:
     machine.stand_in(
         "nvidia-smi", "echo; echo 'Unable to determine the device handle for GPU0: Unknown Error'; exit 15"
     )
@@ -125,7 +125,7 @@ def test_a_toolkit_that_docker_knows_is_left_alone(machine: Machine) -> None:
 
 def test_a_toolkit_that_docker_does_not_know_is_configured(machine: Machine) -> None:
     toolkit(machine, "1.17.8", "runc")
-    machine.install_toolkit()  # restarts Docker or, where there is no systemd, asks for it
+    machine.install_toolkit()  # restarts Docker or, without systemd, asks for a restart
     assert "nvidia-ctk runtime configure --runtime=docker" in machine.calls("nvidia-ctk")
 
 

@@ -68,7 +68,7 @@ def test_ubuntus_signed_driver_is_installed_for_the_running_kernel_and_its_updat
     assert machine.calls("modprobe") == ["modprobe -a nvidia nvidia_uvm"]
 
 
-def test_a_kernel_whose_updates_bring_no_module_gets_its_own_all_the_same(machine: Machine) -> None:
+def test_a_kernel_whose_updates_bring_no_module_still_gets_its_own(machine: Machine) -> None:
     machine.nvidia_smi(directory="new")
     machine.apt(offers=f'*"{MODULE} nvidia"*')
     assert succeeded(machine.install_driver(), "driver 580.95.05 installed")
@@ -87,7 +87,7 @@ def test_an_old_driver_that_nobody_uses_makes_way_for_a_newer_one(machine: Machi
     ]
 
 
-def test_an_old_driver_on_a_server_of_someone_else_is_left_to_its_owner(machine: Machine) -> None:
+def test_an_old_driver_on_an_existing_server_is_left_to_its_owner(machine: Machine) -> None:
     machine.nvidia_smi(driver="535.10.1")
     result = machine.install_driver(may_replace=False)
     assert failed(result, "driver 535.10.1 is too old", "580 or newer")
@@ -107,7 +107,7 @@ def test_an_old_driver_in_use_asks_for_a_reboot(machine: Machine) -> None:
 
 
 def loaded(machine: Machine, version: str) -> None:
-    """A module that is loaded, while 580.95.05 is on disk."""
+    """Load a module of this version, while 580.95.05 is on disk."""
     module = machine.root / "sys/module/nvidia"
     module.mkdir(parents=True)
     (module / "version").write_text(f"{version}\n")
@@ -122,7 +122,7 @@ def test_an_updated_driver_whose_module_is_loaded_still_is_not_unloaded(machine:
     assert machine.calls("modprobe") == ["modprobe -a nvidia nvidia_uvm"]
 
 
-def test_a_module_that_can_not_be_loaded_is_reported(machine: Machine) -> None:
+def test_a_module_that_cannot_be_loaded_is_reported(machine: Machine) -> None:
     machine.apt()
     machine.stand_in(
         "modprobe", "echo 'modprobe: ERROR: could not insert nvidia: Key was rejected by service' >&2; exit 1"
@@ -136,7 +136,7 @@ def test_a_driver_that_does_not_work_after_all_is_reported(machine: Machine) -> 
     assert failed(machine.install_driver(), "does not work: NVIDIA-SMI has failed", "journalctl -k")
 
 
-def test_another_distribution_is_told_to_bring_its_own_driver(machine: Machine) -> None:
+def test_another_distribution_must_bring_its_own_driver(machine: Machine) -> None:
     assert failed(machine.install_driver(), "only Ubuntu's can be installed", "driver 580 or newer by hand")
     machine.apt(offers="nothing")
     assert failed(machine.install_driver(), f"{MODULE} can't be installed here", "driver 580 or newer by hand")

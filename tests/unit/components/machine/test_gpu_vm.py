@@ -1,4 +1,4 @@
-"""The VM in Google Cloud: how it is bought and booted, and the disk for weights that outlives it."""
+"""The VM in Google Cloud: its provisioning and boot, and the disk for weights that outlives it."""
 
 from collections.abc import Callable
 from typing import Any

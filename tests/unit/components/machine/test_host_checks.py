@@ -1,4 +1,4 @@
-"""The checks of the host and of the weights on it, in a real bash and without Docker. With it: tests/integration."""
+"""Checks of the host and of the weights on it, in a real bash without Docker. With Docker: tests/integration."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def safetensors(path: Path, size: int = 64, *, header: bytes | None = None) -> N
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """A complete model of two shards."""
+    """Complete model of two shards."""
     directory = tmp_path / "models" / "acme--Own"
     directory.mkdir(parents=True)
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
@@ -53,7 +53,7 @@ def mistral(directory: Path) -> None:
 
 
 def linked(directory: Path) -> None:
-    """As the hub's own cache keeps it."""
+    """Replace files by links, as in the hub's cache."""
     blobs = directory.parent / "blobs"
     blobs.mkdir(mode=0o755)
     for path in list(directory.iterdir()):
@@ -62,7 +62,7 @@ def linked(directory: Path) -> None:
 
 
 def many_tensors(directory: Path) -> None:
-    """In any order, with and without spaces."""
+    """Write a header with many tensors in any order, with and without spaces."""
     header = b'{ "t": {"data_offsets": [8, 64]}, "u": {"data_offsets":[0,8]}, "v":{"data_offsets":[64, 64]} }   '
     safetensors(directory / "model-00001-of-00002.safetensors", header=header)
 
@@ -86,7 +86,7 @@ def cut_in_the_header(directory: Path) -> None:
 
 
 def pointer(directory: Path) -> None:
-    """What git clone leaves without Git LFS."""
+    """Replace a file by a pointer, as git clone leaves it without Git LFS."""
     (directory / "model-00002-of-00002.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
 
 
@@ -114,7 +114,7 @@ def test_incomplete_weights_are_refused(damage: Callable[[Path], object], cause:
     assert failed(check(weights), cause, str(weights))
 
 
-def test_very_many_unreadable_files_are_refused_as_well(weights: Path) -> None:
+def test_very_many_unreadable_files_are_refused_too(weights: Path) -> None:
     for number in range(600):
         (weights / f"a-file-with-a-rather-long-name-so-that-the-list-of-them-is-long-{number}").touch(mode=0o600)
     assert failed(check(weights), "the server's user may not read", "chmod -R o+rX")
@@ -125,7 +125,7 @@ def test_very_many_unreadable_files_are_refused_as_well(weights: Path) -> None:
 
 @pytest.fixture(scope="module")
 def without_docker(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A PATH that has everything but Docker."""
+    """PATH with everything except Docker."""
     directory = tmp_path_factory.mktemp("bin")
     for folder in os.environ["PATH"].split(":"):
         for program in Path(folder).glob("*") if Path(folder).is_dir() else []:
@@ -158,7 +158,7 @@ def check_host(weights: Path, without_docker: str) -> Callable[..., Result]:
 
 
 @as_root
-def test_a_host_that_can_take_the_endpoint_passes(
+def test_a_host_that_can_run_the_endpoint_passes(
     check_host: Callable[..., Result],
 ) -> None:
     result = check_host()
@@ -180,7 +180,7 @@ def test_a_host_that_can_take_the_endpoint_passes(
         ({"weights": "/nonexistent/a/b"}, ["no weights in /nonexistent/a/b"]),
     ],
 )
-def test_a_host_that_can_not_take_the_endpoint_is_refused(
+def test_a_host_that_cannot_run_the_endpoint_is_refused(
     variables: dict[str, str | int],
     words: list[str],
     check_host: Callable[..., Result],
@@ -189,7 +189,7 @@ def test_a_host_that_can_not_take_the_endpoint_is_refused(
 
 
 @as_root
-def test_a_bundles_images_need_not_be_there_and_their_room_is_told(check_host: Callable[..., Result]) -> None:
+def test_a_bundles_images_need_not_be_there_and_their_size_is_reported(check_host: Callable[..., Result]) -> None:
     result = check_host(images="localhost/elastic-vllm/vllm:v0.32.0-0123456789ab", bundled_images_mb=4)
     assert (result.returncode, result.stderr) == (0, "")
     assert "the bundle's images: 1 GB at /var/lib/elastic-vllm/bundle, where" in result.stdout
@@ -206,7 +206,7 @@ def test_a_port_that_is_taken_is_refused(address: str, check_host: Callable[...,
 def test_a_user_without_root_rights_is_refused(
     check_host: Callable[..., Result], without_docker: str, tmp_path: Path
 ) -> None:
-    """`id` answers as it would for another user."""
+    """The stand-in for `id` answers as for another user."""
     other = tmp_path / "id"
     other.write_text("#!/bin/sh\necho 1000\n")
     other.chmod(0o755)

@@ -1,4 +1,4 @@
-"""What `up` and `verify` take for a good answer, and what they say of another."""
+"""Answers that `up` and `verify` accept, and their messages about others."""
 
 import json
 from collections.abc import Iterator

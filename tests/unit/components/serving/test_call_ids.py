@@ -17,7 +17,7 @@ MISTRAL = load_catalogue().models["mistralai/Mistral-Small-3.2-24B-Instruct-2506
 
 
 def ids(request: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """The ids of calls and those of results, each in order."""
+    """Return the ids of calls and those of results, each in order."""
     calls = [call["id"] for message in request["messages"] for call in message.get("tool_calls") or []]
     return calls, [message["tool_call_id"] for message in request["messages"] if "tool_call_id" in message]
 

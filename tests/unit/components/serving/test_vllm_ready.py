@@ -1,4 +1,4 @@
-"""What `up` waits for once vLLM is started: it answers, sees its GPUs, and its model takes what Elastic will send."""
+"""Conditions that `up` waits for after vLLM's start: it answers, sees its GPUs, and accepts Elastic's requests."""
 
 import json
 from collections.abc import Callable
@@ -20,13 +20,13 @@ ELASTICSEARCH = {"elasticsearchUrl": "https://es.example.com", "elasticsearchApi
 
 
 def ready(directory: Path, *, gpus: int | None = None, refusals: tuple[str, ...] = ()) -> Result:
-    """The script's outcome where vLLM's container sees so many of two GPUs, and its model refuses so many requests."""
+    """Run the script with a vLLM whose container sees `gpus` of two GPUs, and whose model refuses these requests."""
     seen = "".join(f"echo 'GPU {number}: a'; " for number in range(gpus or 0))
-    told = "".join(f"echo '{line}'; " for line in refusals)
+    lines = "".join(f"echo '{line}'; " for line in refusals)
     programs = {
         "docker": f"""case "$*" in
             *nvidia-smi*) {seen or ":"} ;;
-            "exec -i c python3 -c PROGRAM /in") [ "$(cat)" = REQUESTS ] || exit 9; {told} exit {int(bool(refusals))} ;;
+            "exec -i c python3 -c PROGRAM /in") [ "$(cat)" = REQUESTS ] || exit 9; {lines} exit {int(bool(refusals))} ;;
             *) echo 0 ;;
         esac""",
         "curl": "",

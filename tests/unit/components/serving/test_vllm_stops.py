@@ -1,4 +1,4 @@
-"""The first process of vLLM's container, in a real shell with another program as vLLM: how it ends."""
+"""End of the first process of vLLM's container, in a real shell with another program as vLLM."""
 
 import os
 import signal
@@ -14,8 +14,8 @@ from components.serving import vllm_server
 
 Start = Callable[..., subprocess.Popen[str]]
 LONG = 10.0
-"""Seconds: more than a busy machine makes of a moment."""
-# They say when they can take a signal, and end by themselves some time after whoever started them is gone.
+"""Seconds: longer than a moment takes on a busy machine."""
+# These programs print when they are ready for a signal, and end some time after the process that started them.
 ENDS = "trap 'exit 3' TERM; echo ready; for _ in $(seq 400); do sleep 0.05; done"
 WAITS = ENDS.replace("exit 3", "")
 
@@ -49,14 +49,14 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
 
 def caught(process: int) -> set[int]:
-    """The signals that a process has set a trap for."""
+    """Return the signals that a process has set a trap for."""
     status = Path(f"/proc/{process}/status").read_text()
     mask = int(status.partition("SigCgt:")[2].split()[0], 16)
     return {number for number in range(1, 65) if mask >> (number - 1) & 1}
 
 
 def ended(process: subprocess.Popen[str], after: signal.Signals) -> tuple[int, float]:
-    """Its exit status, and the seconds that it took to end."""
+    """Send a signal, and return the exit status and the seconds until the end."""
     begun = time.monotonic()
     process.send_signal(after)
     return process.wait(20), time.monotonic() - begun
@@ -75,12 +75,12 @@ def test_a_vllm_that_waits_for_its_streams_is_killed(start: Start) -> None:
     assert seconds > 0.3
 
 
-def test_a_vllm_that_was_told_to_let_requests_end_may_do_so(start: Start) -> None:
+def test_a_vllm_with_a_shutdown_timeout_may_let_requests_end(start: Start) -> None:
     slow = ENDS.replace("exit 3", "sleep 0.6; exit 3")
     status, seconds = ended(start(slow, 0.1, "--shutdown-timeout", "20"), signal.SIGTERM)
     assert status == 3
     assert seconds > 0.6
 
 
-def test_a_vllm_that_ends_by_itself_is_told_with_its_status(start: Start) -> None:
+def test_a_vllm_that_ends_by_itself_is_reported_with_its_status(start: Start) -> None:
     assert start("echo ready; exit 7", LONG).wait(LONG) == 7

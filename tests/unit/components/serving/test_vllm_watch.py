@@ -1,4 +1,4 @@
-"""The health check in vLLM's container: which vLLM it takes for well, loading, busy or hanging."""
+"""The health check in vLLM's container tells apart a healthy, loading, busy and hanging vLLM."""
 
 import socketserver
 import threading
@@ -16,14 +16,14 @@ MODEL = "acme/model"
 
 
 class Vllm:
-    """A server on a socket: whether it answers chat, and how many steps its engine has made."""
+    """A server on a socket that may answer chat, and counts its engine's steps."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
         self.answers = True
         self.steps = 7.0
         self.moves = 0
-        """A step is made each time that the metrics are read, from that time on; 0: none."""
+        """Number of the reading of metrics from which on each one makes a step; 0: none."""
         self.reads = 0
 
 
@@ -65,7 +65,7 @@ def vllm(tmp_path: Path) -> Iterator[Vllm]:
 
 @pytest.fixture
 def killed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Filled when the watch would kill."""
+    """List that is filled when the watch would kill."""
     calls: list[bool] = []
     monkeypatch.setattr(vllm_watch, "kill", lambda: calls.append(True))
     monkeypatch.setattr(vllm_watch, "SERVER", Path("/proc/1/cmdline").read_bytes())  # as if this were the container
@@ -83,7 +83,7 @@ def work(vllm: Vllm) -> None:
 
 
 def work_later(vllm: Vllm) -> None:
-    """Its first step comes after the token was asked for, which waits behind others."""
+    """Make the first step after the request for a token, which waits behind others."""
     vllm.answers, vllm.moves = False, 3
 
 
@@ -99,7 +99,7 @@ def test_only_a_vllm_that_makes_no_step_is_killed(
     assert (vllm_watch.main(vllm.path, MODEL, PATIENCE), bool(killed)) == (code, kills)
 
 
-def test_a_vllm_that_loads_is_let_load(tmp_path: Path, killed: list[bool]) -> None:
+def test_a_loading_vllm_is_left_alone(tmp_path: Path, killed: list[bool]) -> None:
     assert (vllm_watch.main(str(tmp_path / "vllm.sock"), MODEL, PATIENCE), killed) == (1, [])
 
 

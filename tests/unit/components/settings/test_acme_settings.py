@@ -1,4 +1,4 @@
-"""tls letsencrypt in settings: what can't work is refused before anything is touched, and what becomes of the rest."""
+"""Setting tls letsencrypt: combinations that can't work are refused first, and the others take effect."""
 
 from collections.abc import Callable
 from typing import Any
@@ -61,7 +61,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("settings", "key"), WRONG)
-def test_what_is_no_server_or_does_not_go_together(settle: Settle, settings: dict[str, Any], key: str) -> None:
+def test_a_wrong_server_or_combination_is_refused(settle: Settle, settings: dict[str, Any], key: str) -> None:
     assert key in refused(settle, settings)
 
 

@@ -54,7 +54,7 @@ WRONG: list[Any] = [
 
 
 @pytest.mark.parametrize(("base", "settings", "key", "cause", "fix"), WRONG)
-def test_a_wrong_setting_is_told_with_cause_and_fix(
+def test_a_wrong_setting_is_named_with_cause_and_fix(
     base: str, settings: dict[str, str], key: str, cause: str, fix: str, settle: Callable[..., Settings]
 ) -> None:
     problems = found(lambda: settle(base, settings))
@@ -83,7 +83,7 @@ def test_a_vllm_with_known_vulnerabilities_is_refused_in_a_bundle_too(
     assert "known vulnerabilities" in problem
 
 
-def test_the_bundle_says_which_model_and_images(settle: Callable[..., Settings], tmp_path: Path) -> None:
+def test_the_bundle_determines_model_and_images(settle: Callable[..., Settings], tmp_path: Path) -> None:
     model = "openai/gpt-oss-120b"
     directory = empty_bundle.write(tmp_path / "b", empty_bundle.parts(model=model, revision="2" * 40))
     settings = settle("airgap", {"bundle": str(directory)})
@@ -110,7 +110,7 @@ def test_nothing_goes_to_the_host_before_the_whole_bundle_was_checked(program_of
     assert not [name for name in brought if not {"bundle-check", "host-check"} <= program.waits_for(name)]
 
 
-def test_an_unsigned_bundle_is_taken_only_on_a_clear_word(program_of: Programs) -> None:
+def test_an_unsigned_bundle_is_accepted_only_if_the_setting_allows_it(program_of: Programs) -> None:
     assert " --unsigned" in program_of("airgap", bundleKey="unsigned").resources["bundle-check"].inputs["create"]
 
 
@@ -160,10 +160,10 @@ OUTSIDE = ("huggingface.co", "docker.io/", "nvidia.github.io", "pypi.org", "hub-
 
 
 def reaching(program: Program) -> Iterator[str]:
-    """`resource: word` of all that would ask somebody outside."""
+    """Yield `resource: word` for everything that would contact a host outside."""
     for resource in program.leaves:
         given = "\n".join([*texts(resource.inputs), *texts(resource.inputs, secret=True)])
-        # The toolkit's script names its repository, and leaves it alone with packages of a bundle (test_gpu_checks.py).
+        # The toolkit's script names its repository, but does not use it with a bundle's packages (test_gpu_checks.py).
         words = [word for word in OUTSIDE if word in given and resource.name != "runtime-docker"]
         yield from (f"{resource.name}: {word}" for word in words)
 

@@ -1,4 +1,4 @@
-"""The settings of what `up` makes in Elastic: what is refused, and with which words."""
+"""Settings of the resources that `up` creates in Elastic, and the messages for wrong ones."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -98,7 +98,7 @@ def test_a_ca_is_given_as_text_or_as_a_file(settle: Settle, tmp_path: Path, as_f
     assert settle("local", given).elastic.ca == pem
 
 
-# What is made of them
+# Their effect
 
 
 def test_nothing_is_made_in_elastic_unless_asked_for(program: Program) -> None:

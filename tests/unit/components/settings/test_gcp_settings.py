@@ -1,4 +1,4 @@
-"""The settings of target gcp: what is wrong is refused before anything exists, with its key, its value and the fix."""
+"""Settings of target gcp: a wrong one is refused before anything exists, with its key, its value and the fix."""
 
 import json
 from collections.abc import Callable
@@ -102,7 +102,7 @@ WRONG: list[Any] = [
     ("gpu", "zone", "us-central1-c", "has no effect with target existing", "set target to gcp"),
     ("gpu", "parked", "true", "has no effect with target existing", "set target to gcp"),
 ]
-# Where the setting that is wrong with the value is another one.
+# Cases in which the message names another setting than the changed one.
 NAMED = {
     ("machineType", "a3-ultragpu-8g"): "zone",
     ("machineType", "a3-highgpu-1g"): "provisioningModel",
@@ -127,7 +127,7 @@ def test_a_wrong_setting_is_named_with_its_value_and_the_fix(
     assert fix in advice
 
 
-# Only wrong together: base, the settings, the one that is named, the cause, the fix
+# Settings that are only wrong together: base, the settings, the one that is named, the cause, the fix
 CONTRADICTIONS: list[Any] = [
     *[
         ("prod", {"provisioningModel": model, **extra, "deletionProtection": True}, "deletionProtection", *text)

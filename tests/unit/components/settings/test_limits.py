@@ -1,4 +1,4 @@
-"""Limits: each setting reaches the directive that enforces it, and what refuses names the limit."""
+"""Limits: each setting reaches the directive that enforces it, and each refusal names the limit."""
 
 from dataclasses import replace
 
@@ -65,7 +65,7 @@ def test_the_health_check_is_limited_for_each_address() -> None:
     assert zone[0] == "$binary_remote_addr"
 
 
-def test_what_a_limit_refuses_is_no_error_of_the_server() -> None:
+def test_a_limits_refusal_is_no_error_of_the_server() -> None:
     here = conf()
     assert [each.arguments for name in ("limit_conn_status", "limit_req_status") for each in here.all(name)] == [
         ["429"],
@@ -73,8 +73,8 @@ def test_what_a_limit_refuses_is_no_error_of_the_server() -> None:
     ]
 
 
-def test_what_a_limit_refuses_is_not_in_the_error_log() -> None:
-    # A line of it has the request with its query. `warn` and worse is written there.
+def test_a_limits_refusal_is_not_in_the_error_log() -> None:
+    # A line of that log has the request with its query. Nginx writes `warn` and worse there.
     here = conf()
     for name in ("limit_conn_log_level", "limit_req_log_level"):
         assert [each.arguments for each in here.all(name)] == [["info"]]
@@ -93,7 +93,7 @@ def test_a_refusal_names_the_limit(status: int, setting: str, named: str) -> Non
     assert named in errors(replace(LIMITS, **{setting: 77}))[status].message
 
 
-def test_too_many_at_once_is_told_from_too_many_a_minute() -> None:
+def test_too_many_at_once_and_too_many_a_minute_have_different_messages() -> None:
     error = too_many_at_once(replace(LIMITS, concurrent_requests=77))
     assert "77 requests at a time" in error.message
     assert error.code != errors(LIMITS)[429].code

@@ -1,4 +1,4 @@
-"""Settings and values of earlier versions are refused with what they are now."""
+"""Settings and values of earlier versions are refused with their replacements."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from tests.unit.conftest import found
 
 Settle = Callable[..., Settings]
 
-# Old name, a value that it had, what the message says of it, the fix
+# Old name, a value that it had, the cause in the message, the fix
 ROWS: list[tuple[str, Any, str, str]] = [
     ("contextTokens", 8192, "is now maxModelLen", "rename it"),
     ("gpuMemoryPercent", 85, "is now gpuMemoryUtilization", 'write gpuMemoryUtilization: "0.85"'),

@@ -10,12 +10,12 @@ from tests.conftest import GOLDEN
 from tests.support.program import PROJECT
 
 MESSAGES = (GOLDEN / "setting-messages.txt").read_text().splitlines()
-# Those of another target are the same for each setting.
+# The rules for another target are the same for each setting.
 SINGLE = [rule for rule in (*RULES, *GOOGLE_RULES) if not rule.cause.startswith("has no effect with target")]
 
 
 def pattern(template: str) -> str:
-    """A template with any text for its facts."""
+    """Return a pattern of the template with any text for its facts."""
     return ".+".join(map(re.escape, re.split(r"\{f\.[^}]+\}", template)))
 
 

@@ -23,7 +23,7 @@ Settle = Callable[..., Settings]
 
 
 def wrong_settings(bundle: Path, directory: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Base and what is wrong in it: the rows of the other modules' tables, and what takes files."""
+    """Yield a base and its wrong settings: the rows of other modules' tables, and cases that need files."""
     for base, key, value, *_ in [*test_settings.WRONG, *test_gcp_settings.WRONG]:
         yield base, {key: value}
     for base, overrides, *_ in [
@@ -69,7 +69,7 @@ def test_every_message_of_a_wrong_setting_is_as_reviewed(
     for base, overrides in wrong_settings(bundle, tmp_path):
         problems = found(partial(settle, base, overrides))
         text = "\n".join(problems).replace(str(key_files), "FILES").replace(str(PROJECT_DIRECTORY), "PROJECT")
-        # Of a file's content, a test's own random one, nothing is shown; of its name, what pytest made of it.
+        # Hide the random content of a test's files, and the part of their names that pytest generates.
         lines.append(re.sub(r"/tmp/[^\s']*", "TEMPORARY", text) + "\n")
     assert all(line.strip() for line in lines)
     golden("setting-messages.txt", "".join(dict.fromkeys(lines)))

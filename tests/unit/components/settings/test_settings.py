@@ -153,7 +153,7 @@ def test_a_wrong_setting_is_named_with_its_value_and_the_fix(
     assert fix in advice
 
 
-# Only wrong together: base, the settings, the one that is named, the cause, the fix
+# Settings that are only wrong together: base, the settings, the one that is named, the cause, the fix
 CONTRADICTIONS: list[Any] = [
     ("local", {"hfToken": HUB_TOKEN}, "hfToken", "nothing is downloaded with modelSource host", "remove it"),
     (
@@ -213,7 +213,7 @@ def test_settings_that_contradict_each_other_are_refused(
         ],
     ],
 )
-def test_vllm_arguments_can_not_undo_what_the_endpoint_promises(
+def test_vllm_arguments_cannot_undo_what_the_endpoint_promises(
     argument: str, fix: str, settle: Callable[..., Settings]
 ) -> None:
     (problem,) = found(lambda: settle("gpu", {"vllmExtraArgs": ["--max-num-seqs", "8", argument, "x"]}))

@@ -271,7 +271,7 @@ def hashed(name: str) -> str:
 
 
 def host_key(text: str, tmp_path: Path, host: str = "llm.example", port: int = 22) -> tuple[str, list[str]]:
-    """What is made of a setting and, the same, of a file with that content."""
+    """Return the result of a setting, which must be the same for a file with that content."""
     (tmp_path / "file").write_text(text, newline="")
     answers = []
     for value in (text, str(tmp_path / "file")):

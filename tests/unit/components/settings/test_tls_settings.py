@@ -1,4 +1,4 @@
-"""Certificates in settings: what is refused before anything is touched, and what becomes of a good one."""
+"""Certificates in settings: a bad one is refused before anything is touched, a good one takes effect."""
 
 import json
 import re
@@ -33,7 +33,7 @@ Provide = Callable[..., dict[str, str]]
 
 @pytest.fixture
 def provide(tmp_path: Path) -> Provide:
-    """Settings with a certificate for 127.0.0.1 that is right but for what is given."""
+    """Function that returns settings with a certificate for 127.0.0.1 that is valid except for the given changes."""
 
     def settings(**changes: Any) -> dict[str, str]:
         file = issue(CA, tmp_path / "server.pem")
@@ -48,7 +48,7 @@ def key_text(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, passphrase: st
 
 
 def below(authority: Authority, name: str, *, is_ca: bool) -> Authority:
-    """A certificate that the authority has signed."""
+    """Return a certificate that the authority has signed, as another authority."""
     key = ec.generate_private_key(ec.SECP256R1())
     now = datetime.now(UTC)
     certificate = (
@@ -67,7 +67,7 @@ def below(authority: Authority, name: str, *, is_ca: bool) -> Authority:
 
 
 def self_signed(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, name: str) -> str:
-    """A root with this key; without a name where it is empty."""
+    """Return a root certificate with this key; an empty name leaves the subject empty."""
     named = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)] if name else [])
     now = datetime.now(UTC)
     return (
@@ -95,7 +95,7 @@ def refused(settle: Settle, settings: dict[str, str], base: str = "local") -> st
 # provided
 
 
-def test_a_good_certificate_is_taken_and_its_key_goes_nowhere_else(settle: Settle, provide: Provide) -> None:
+def test_a_good_certificate_is_used_and_its_key_goes_nowhere_else(settle: Settle, provide: Provide) -> None:
     provided = settle("local", provide()).tls.provided
     assert provided
     assert provided.chain.count("BEGIN CERTIFICATE") == 1
@@ -107,11 +107,11 @@ def test_text_is_as_good_as_a_file(settle: Settle, provide: Provide) -> None:
     assert found(lambda: settle("local", provide(tlsCertificate=text, tlsPrivateKey=text))) == []
 
 
-def test_a_chain_through_an_intermediate_is_taken_in_its_order_only(settle: Settle, provide: Provide) -> None:
+def test_a_chain_through_an_intermediate_is_accepted_only_in_order(settle: Settle, provide: Provide) -> None:
     ca = new_authority()
     middle = below(Authority(ca.certificate, ca.key), "Middle", is_ca=True)
     server = below(middle, "llm.example.com", is_ca=False)
-    root = self_signed(middle.key, "Middle")  # OpenSSL wants a root: clients that trust this need nothing above it
+    root = self_signed(middle.key, "Middle")  # OpenSSL demands a root: clients that trust this need nothing above it
     settings = provide(endpointHost="llm.example.com", tlsCa=root, tlsPrivateKey=key_text(server.key))
     assert found(lambda: settle("local", settings | {"tlsCertificate": server.pem + middle.pem})) == []
     assert "is not signed by tlsCa" in refused(settle, settings | {"tlsCertificate": server.pem, "tlsCa": CA.pem})
@@ -121,7 +121,7 @@ def test_a_chain_through_an_intermediate_is_taken_in_its_order_only(settle: Sett
 
 
 def wrong_certificates(provide: Provide, directory: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Base and settings of what is refused."""
+    """Yield the base and settings of each refused certificate."""
     elliptic = ec.generate_private_key(ec.SECP256R1())
     old, small = str(issue(CA, directory / "old.pem", days=-1)), rsa.generate_private_key(65537, 1024)  # noqa: S505 - refused
     no_certificate = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----"
@@ -142,7 +142,7 @@ def wrong_certificates(provide: Provide, directory: Path) -> Iterator[tuple[str,
     yield "local", provide(tlsCa=no_certificate)
     yield "local", provide(tlsCa="/no/file")
     yield "local", provide(tlsCertificate=no_certificate)
-    yield "prod", provide()  # the address of a VM is not known before it is there
+    yield "prod", provide()  # a VM's address is unknown before the VM exists
     for key in ("tlsCertificate", "tlsPrivateKey", "tlsCa"):
         yield "local", {key: provide()["tlsCertificate"]}
 
@@ -156,7 +156,7 @@ def test_each_refusal_of_a_certificate_is_as_reviewed(
 
 
 def test_an_encrypted_setting_counts_as_there(settle: Settle, provide: Provide) -> None:
-    """So scripts, which can't decrypt it, go on."""
+    """Scripts can't decrypt it, and must work without it."""
     assert found(lambda: settle("local", provide(tlsPrivateKey="encrypted"))) == []
 
 
@@ -171,7 +171,9 @@ def test_a_provided_certificate_has_no_ca_of_the_stacks_own(program_of: Programs
 
 
 @pytest.mark.parametrize(("days", "warned"), [(29, True), (31, False)])
-def test_one_that_expires_soon_is_said_at_every_up(days: int, warned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_certificate_near_its_end_is_reported_at_every_up(
+    days: int, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     messages: list[str] = []
     monkeypatch.setattr("components.tls.certificate.pulumi.log.warn", lambda text, _resource: messages.append(text))
     expires = datetime.now(UTC) + timedelta(days=days, hours=1)

@@ -1,4 +1,4 @@
-"""`up` looks at the certificate that the endpoint shows: one that should have been renewed by now is said."""
+"""`up` checks the certificate that the endpoint presents, and warns of one that should have been renewed by now."""
 
 import socket
 import threading
@@ -20,20 +20,20 @@ served_certificate = acme_certificate.served_certificate  # before conftest.py r
 
 
 def certificate(directory: Path, days: float) -> x509.Certificate:
-    """One that began 400 days ago and ends in `days`."""
+    """Return a certificate that began 400 days ago and ends in `days`."""
     file = issue(new_authority(), directory / "server.pem", days=days)
     return x509.load_pem_x509_certificate(file.read_bytes())
 
 
 @pytest.mark.parametrize(
-    ("days", "said"),
+    ("days", "words"),
     [(134, ""), (132.5, "expires in 132 days"), (0.5, "expires in 0 days"), (-1, "has expired")],
 )
-def test_what_is_late_is_said(tmp_path: Path, days: float, said: str) -> None:
+def test_a_late_renewal_is_reported(tmp_path: Path, days: float, words: str) -> None:
     ends = certificate(tmp_path, days)
     warning = acme_certificate.renewal_warning(ends, "elastic-vllm-x-acme", datetime.now(UTC))
-    assert bool(warning) == bool(said)
-    assert said in warning
+    assert bool(warning) == bool(words)
+    assert words in warning
     assert not warning or "journalctl -u elastic-vllm-x-acme" in warning
 
 
@@ -71,21 +71,21 @@ def test_an_endpoint_that_speaks_no_tls_is_nothing_to_warn_of() -> None:
 
 
 @pytest.mark.parametrize(("days", "warned"), [(300, False), (20, True)])
-def test_up_says_it(
+def test_up_warns(
     values_of: Callable[..., dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int, warned: bool
 ) -> None:
     looked_at: list[tuple[str, int]] = []
-    said: list[str] = []
+    warnings: list[str] = []
 
     def shown(host: str, port: int) -> x509.Certificate:
         looked_at.append((host, port))
         return certificate(tmp_path, days)
 
     def warn(message: str, *_: Any) -> None:
-        said.append(message)
+        warnings.append(message)
 
     monkeypatch.setattr(acme_certificate, "served_certificate", shown)
     monkeypatch.setattr(pulumi.log, "warn", warn)
     run(values_of("gpu", **NAMED, httpsPort=8443), stack="gpu")
     assert looked_at == [("llm.example.com", 8443)]
-    assert [text.partition(": the certificate expires in ")[0] for text in said] == ["llm.example.com"] * warned
+    assert [text.partition(": the certificate expires in ")[0] for text in warnings] == ["llm.example.com"] * warned
