@@ -62,7 +62,7 @@ def first(arguments: tuple[str, ...]) -> str:
 
 
 def test_prod_ends_in_the_same_verify_report_as_local(first: str) -> None:
-    assert "all 16 checks passed" in first
+    assert re.search(r"^all \d+ checks passed", first, re.M)
     assert "FAIL" not in first
     assert re.search(r"^URL: +https://203\.0\.113\.\d+:\d+/v1/chat/completions$", first, re.MULTILINE)
 

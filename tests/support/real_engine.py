@@ -49,7 +49,7 @@ def _rehearse(installation: Installation) -> None:
     before = _checkout()
     done = _run("up", "--verify", *ON_PULUMI)
     assert done.startswith(f"engine: Pulumi {installation.version} ({installation.program})\n"), done
-    assert "all 16 checks passed" in done
+    assert re.search(r"^all \d+ checks passed", done, re.M)
     again = _run("up", *ON_PULUMI)
     assert again.startswith("engine: Pulumi "), again
     assert re.search(r"Resources:\n +\d+ unchanged\n", again), again

@@ -1,5 +1,6 @@
 """A site without network: from a bare server to a verified endpoint and then another model, from bundles alone."""
 
+import re
 import shutil
 
 import pytest
@@ -23,7 +24,7 @@ def test_it_comes_up_and_keeps_its_promises_without_any_route(first_up: tuple[Si
         assert "default" not in machine.run("ip", "route", "show", "table", "all")
     assert set(made.values()) == {"created"}
     report = site.verify()
-    assert "all 16 checks passed" in report
+    assert re.search(r"^all \d+ checks passed", report, re.M)
     assert [line.split()[:2] for line in report.splitlines() if line.startswith("ok")] == CHECKS
     assert FIRST in site.served()
 

@@ -1,5 +1,7 @@
 """Nothing calls out: every outgoing packet ends in a trap, which would have seen it."""
 
+import re
+
 import pytest
 
 from tests.support import netns_hosts, vllm_stand_in
@@ -59,6 +61,6 @@ def test_vllm_itself_comes_up_from_the_bundle_and_nothing_reaches_the_trap(made:
         site = installed_from(bundle, made.factory, hosts)
         site.up()
         report = site.verify()
-        assert "all 16 checks passed" in report
+        assert re.search(r"^all \d+ checks passed", report, re.M)
         assert set(site.up().values()) == {"unchanged"}
         assert_silent(trap)
