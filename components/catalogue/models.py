@@ -49,7 +49,7 @@ class Model:
     refuses: Mapping[str, str] = field(default_factory=dict)
     """Requests of Elastic (names in components/elastic/corpus.yaml) that the model refuses, and the consequences."""
     proven: Literal["format", "template", "no"] = "no"
-    """What was run with all of Elastic's requests: its own tokenizer, its own template alone, or neither."""
+    """Part that was run with all of Elastic's requests: its own tokenizer, only its own template, or neither."""
     unneeded_files: Sequence[str] = ()
     """Patterns of files in the hub's repository that vLLM does not load, e.g. the same weights in another format."""
     notes: str = ""

@@ -1,4 +1,4 @@
-"""The requests that Elastic's features send (corpus.yaml), as `up` and `verify` send them to a model."""
+"""Requests that Elastic's features send (corpus.yaml), as `up` and `verify` send them to a model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,9 +29,9 @@ class Form:
     """Repository and path where the form was read."""
     feature: str
     needed: bool
-    """Whether the way fails without it."""
+    """True if the way fails without it."""
     refused: str
-    """What follows where vLLM refuses the form whatever the model; empty: vLLM answers it."""
+    """Consequence for Elastic if vLLM refuses the form, whatever the model; empty if it answers."""
     names_model: bool
     body: Mapping[str, Any] = field(repr=False)
 
@@ -92,7 +92,7 @@ def forms_to_prove(
 
 
 def refusals(model: Model | None) -> dict[str, str]:
-    """What follows from each form that vLLM refuses, or the model by its catalogue entry; by the form's name."""
+    """Consequences of the forms that vLLM refuses, or the model by its catalogue entry, by the form's name."""
     own = model.refuses if model else {}
     found = {form.name: form.refused or own.get(form.name, "") for form in all_forms()}
     return {name: follows for name, follows in found.items() if follows}

@@ -76,7 +76,7 @@ ABORT_SECONDS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class VllmServerArgs:
-    """What is served, and where."""
+    """Model to serve, and the host that serves it."""
 
     host: Host
     provider: docker.Provider
@@ -86,7 +86,7 @@ class VllmServerArgs:
     weights_path: str
     weights: pulumi.Resource
     gpus: pulumi.Resource | None
-    """What proves that the GPUs work; None without GPUs."""
+    """Resource that proves that the GPUs work; None without GPUs."""
     gpu_count: int
     """0: no GPU."""
     gpu_memory_utilization: float
@@ -100,9 +100,9 @@ class VllmServerArgs:
 class VllmServer(pulumi.ComponentResource):
     """vLLM serves the model on a unix socket in a host directory, and the model answers what Elastic will ask.
 
-    Its container has no network, no capabilities, a read-only root and a user of its own. One that has ended or that
-    hangs is started anew by Docker. Leaves keys, TLS and the
-    choice of routes to Nginx; leaves weights and images to those who fetch them.
+    Its container has no network, no capabilities, a read-only root and a dedicated user. Docker restarts it if it
+    ends or hangs. Keys, TLS and the choice of routes are left to Nginx; weights and images to the components that fetch
+    them.
     """
 
     socket_directory: str
@@ -217,27 +217,27 @@ def questions(args: VllmServerArgs) -> str:
 
 
 def container_name(args: VllmServerArgs) -> str:
-    """Of vLLM's container, on the host."""
+    """Name of vLLM's container on the host."""
     return f"{args.host.prefix}-vllm"
 
 
 def needs_longer_ids(args: VllmServerArgs) -> bool:
-    """True where a tokenizer of Mistral's builds the prompt, which refuses Kibana's short ids of tool calls."""
+    """True if one of Mistral's tokenizers builds the prompt: they refuse Kibana's short ids of tool calls."""
     arguments = (*args.extra_args, *args.model.vllm_extra_args)
     parser = argument_value(args.extra_args, "--tool-call-parser") or args.model.tool_call_parser
     return "mistral" in {parser, argument_value(arguments, "--tokenizer-mode")}
 
 
 def entrypoint(extra_args: tuple[str, ...], *, longer_ids: bool = False) -> list[str]:
-    """What starts vLLM, and ends it when the container shall stop.
+    """Command that starts vLLM, and ends it when the container is to stop.
 
     vLLM does not remove a socket that a killed predecessor left (EADDRINUSE). The umask makes the socket 0770, so that
     Nginx can connect by its group and nobody else can. The shell stays: no signal from inside ends a container's first
     process, so one that hangs could not be killed by the health check. `wait` ends early when a signal comes.
 
     vLLM 0.32.0 kills its engine before the last word of a stream has come from it, and then waits for that stream's
-    end (seen in 6 of 8 stops with streams under way, 2026-11): it is given ABORT_SECONDS, or all the time there is
-    where it was told to let requests end (`--shutdown-timeout`).
+    end (seen in 6 of 8 stops with streams under way, 2026-11): it gets ABORT_SECONDS, or STOP_SECONDS if it is
+    to let requests end (`--shutdown-timeout`).
     """
     patient = any(is_option(argument, "--shutdown-timeout") for argument in extra_args)
     module = (
@@ -257,7 +257,7 @@ def entrypoint(extra_args: tuple[str, ...], *, longer_ids: bool = False) -> list
 
 
 def environment(args: VllmServerArgs) -> dict[str, str]:
-    """Of vLLM's process; nothing secret is in it."""
+    """Environment of vLLM's process, without secrets."""
     longer_ids = {"CALL_IDS": CALL_IDS} if needs_longer_ids(args) else {}
     return {**ENVIRONMENT, **longer_ids, **args.model.environment}
 

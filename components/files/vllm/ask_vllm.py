@@ -1,7 +1,7 @@
-"""Runs in vLLM's container, once after its start: does the model answer the requests that Elastic will send?
+"""Check, in vLLM's container and once after its start, that the model answers the requests that Elastic will send.
 
 Usage: python3 -c THIS SOCKET, with [{"feature": TEXT, "request": BODY}, ...] on standard input. Prints a line for each
-request that got no good answer; exit status 1 if there is one. `flaw` is also what scripts/elastic-vllm verify uses.
+request without a good answer, and exits with 1 if there is one. `scripts/elastic-vllm verify` uses `flaw` as well.
 """
 
 import http.client
@@ -19,7 +19,7 @@ QUOTED_CHARACTERS = 200
 
 
 class FlawError(Exception):
-    """What keeps an answer from being of use to Elastic."""
+    """An answer that Elastic cannot use; the text says why."""
 
 
 class _Connection(http.client.HTTPConnection):
@@ -34,7 +34,7 @@ class _Connection(http.client.HTTPConnection):
 
 
 def flaw(request: dict[str, Any], status: int, body: str) -> str | None:
-    """What keeps the answer from being accepted, well-formed and ended; None: nothing."""
+    """Reason why the answer is not accepted, well-formed and ended; None if it is."""
     if status != http.client.OK:
         return f"HTTP {status}: {_message(body)}"
     try:
@@ -117,7 +117,7 @@ def _check_calls(request: dict[str, Any], answer: dict[str, Any]) -> None:
 
 
 def ask(path: str, request: dict[str, Any]) -> str | None:
-    """The flaw of vLLM's answer; None: none."""
+    """Send the request; return the flaw of the answer, or None."""
     connection = _Connection(path)
     try:
         connection.request("POST", "/v1/chat/completions", json.dumps(request), {"Content-Type": "application/json"})
@@ -130,7 +130,7 @@ def ask(path: str, request: dict[str, Any]) -> str | None:
 
 
 def main(path: str, forms: Iterable[dict[str, Any]]) -> int:
-    """0: every request was answered; 1: not."""
+    """Return 0 if every request was answered, else 1."""
     forms = list(forms)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         flaws = pool.map(lambda form: ask(path, form["request"]), forms)

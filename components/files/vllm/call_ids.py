@@ -21,14 +21,14 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 
 def longer(identity: object) -> object:
-    """The id with digits of its own hash behind it; anything but a short id stays as it is."""
+    """Append digits of the id's hash to a short id; return anything else unchanged."""
     if not isinstance(identity, str) or not SHORT.fullmatch(identity):
         return identity
     return (identity + hashlib.sha256(identity.encode()).hexdigest())[:LENGTH]
 
 
 def with_longer_ids(body: bytes) -> bytes:
-    """The request with longer ids; a body that is no request of chat with tool calls stays as it is."""
+    """Lengthen the short ids of a chat request; return any other body unchanged."""
     if b'"tool_call' not in body:
         return body
     try:
@@ -39,7 +39,7 @@ def with_longer_ids(body: bytes) -> bytes:
             for call in message.get("tool_calls") or []:
                 call["id"] = longer(call["id"])
     except (ValueError, LookupError, TypeError, AttributeError):
-        return body  # vLLM says what is wrong with it
+        return body  # vLLM reports what is wrong with it
     return json.dumps(request).encode()
 
 
@@ -50,7 +50,7 @@ class LongerCallIds:
         self._app = app
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Pass the request on, its body changed where it has to be."""
+        """Pass the request on, with longer ids where it has short ones."""
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return

@@ -1,9 +1,9 @@
-"""Runs in vLLM's container, as Docker's health check: is vLLM at work, or does it hang? One that hangs is killed.
+"""Docker's health check, which runs in vLLM's container and kills a vLLM that hangs.
 
-An engine that hangs (a GPU that does not answer, a deadlock) leaves its API server alive: that goes on taking requests
+An engine that hangs (a GPU that does not answer, a deadlock) leaves its API server alive: it keeps accepting requests
 and calling itself healthy, and no request is ever answered. So one that makes no step is asked for a token. No token
 for PATIENCE seconds, and not one step in that time: then vLLM's processes are killed, their container ends, and Docker
-starts it anew. One that is busy makes steps. One that loads refuses connections, one that has died ends by itself.
+restarts it. One that is busy makes steps. One that loads refuses connections, one that has died ends by itself.
 
 Usage: python3 -c THIS SOCKET MODEL PATIENCE
 """
@@ -36,7 +36,7 @@ class _Connection(http.client.HTTPConnection):
 
 
 def steps(path: str) -> float | None:
-    """What the engine has done so far, by its own counters; None where vLLM does not tell."""
+    """Steps of the engine so far, by its own counters; None if vLLM does not report them."""
     connection = _Connection(path, METRICS_SECONDS)
     try:
         connection.request("GET", "/metrics")
@@ -49,7 +49,7 @@ def steps(path: str) -> float | None:
 
 
 def answers(path: str, model: str, patience: float) -> bool:
-    """Whether vLLM answers a request for one token in time, be it with an error.
+    """Return True if vLLM answers a request for one token in time, even with an error.
 
     Raises OSError where nobody listens, or where the connection is closed again.
     """
@@ -101,7 +101,7 @@ def main(path: str, model: str, patience: float) -> int:
         return 0
     if SERVER not in Path("/proc/1/cmdline").read_bytes():
         return 1  # this is no container of vLLM's: hands off
-    say(f"vLLM hangs, no token and no step for {patience:g} s: it is killed, to be started anew")
+    say(f"vLLM hangs, no token and no step for {patience:g} s: it is killed and restarted")
     kill()
     return 1
 

@@ -162,7 +162,7 @@ def document(
 
 
 def _refused(endpoint: ElasticEndpoint, served_model: str) -> list[str]:
-    """What gets no answer of the model, and what to do: of the requests of the ways that the document offers."""
+    """Requests of the ways in the document that the model refuses, each with its consequence."""
     follows = refusals(load_catalogue().models.get(served_model))
     inference = ways.has_inference(endpoint)
     return [

@@ -43,6 +43,6 @@ def form_check(form: Form) -> Callable[[Probe], str]:
 
 
 def known_limits(probe: Probe) -> Mapping[str, str]:
-    """What follows from each form that vLLM refuses, or the served model by its catalogue entry."""
+    """Consequences of the forms that vLLM refuses, or the served model by its catalogue entry, by the form's name."""
     models = load_catalogue().models
     return refusals(next((models[name] for name in (probe.endpoint.model, *probe.served) if name in models), None))

@@ -1,4 +1,4 @@
-"""What an Elastic admin is given: the endpoint that the checks are made against."""
+"""The endpoint to check, as an Elastic administrator receives it."""
 
 import re
 import ssl
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 CHAT_PATH = "/v1/chat/completions"
-# A shorter key could not be told from ordinary words when it is struck out of messages.
+# A shorter key could match ordinary words when it is removed from messages.
 SHORTEST_KEY = 16
 
 

@@ -146,11 +146,14 @@ def _explain_certificate(error: ssl.SSLCertVerificationError, endpoint: Endpoint
     if code == _NOT_YET_VALID:
         return "certificate not valid yet", "are the clocks of this machine and the endpoint right"
     if code != _EXPIRED and code not in _NAME_MISMATCHES:
-        return f"certificate refused: {error.verify_message}", "issue the certificate anew"
+        return f"certificate refused: {error.verify_message}", "issue a new certificate"
     presented = _presented_certificate(endpoint)
     if code in _NAME_MISMATCHES:
         names = f", only for {', '.join(_names(presented))}" if presented else ""
-        return f"certificate not valid for {endpoint.host}{names}", "use such a name in the URL or issue it anew"
+        return (
+            f"certificate not valid for {endpoint.host}{names}",
+            "use such a name in the URL or issue a new certificate",
+        )
     # What expired may as well be the CA.
     mine = presented is not None and presented.not_valid_after_utc < datetime.now(UTC)
     when = f" on {presented.not_valid_after_utc:%Y-%m-%d}" if presented and mine else ""

@@ -141,7 +141,7 @@ def _shape_flaw(response: httpx2.Response) -> str | None:
 
 
 def closed_paths(probe: Probe) -> str:
-    """What is not on the allow-list answers 404, even with the key."""
+    """Paths that are not on the allow-list answer 404, even with the key."""
     fix = "Nginx must pass on nothing but its allow-list"
     _require_status(probe, CLOSED, 404, key=probe.endpoint.key, sent="with the key", fix=fix)
     return f"404 on {' '.join(path for _, path in CLOSED)}"

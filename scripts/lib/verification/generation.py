@@ -65,7 +65,7 @@ class _ToolCall:
 
 @dataclass
 class _Answer:
-    """What a plain answer or the sum of a stream's events says; `arrivals` are the times of events with content."""
+    """A plain answer, or the sum of a stream's events; `arrivals` are the times of events with content."""
 
     text: str = ""
     calls: dict[int, _ToolCall] = field(default_factory=dict)

@@ -30,7 +30,7 @@ FORM_TOKENS = 64
 
 @dataclass
 class Cost:
-    """What the endpoint was asked for so far."""
+    """Requests to the model so far, and their tokens."""
 
     requests: int = 0
     """Requests for an answer of the model."""
@@ -70,7 +70,7 @@ class Probe:
     client: openai.OpenAI
     served: Sequence[str] = ()
     max_tokens: int = sys.maxsize
-    """What the model's context leaves for an answer."""
+    """Tokens that the model's context leaves for an answer."""
     form_tokens: int = FORM_TOKENS
     """The most tokens of an answer to one of Elastic's requests."""
     cost: Cost = field(default_factory=Cost)

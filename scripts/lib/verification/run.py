@@ -22,7 +22,7 @@ class CheckResult:
     detail: str
     seconds: float
     limit: bool = False
-    """True where the model is known not to do it: `detail` names what follows for Elastic."""
+    """True if the model is known to refuse the request; `detail` has the consequence for Elastic."""
 
 
 @dataclass(frozen=True)
