@@ -58,8 +58,9 @@ def test_what_an_engine_adds_to_a_network_is_ignored(key: str, program_of: Calla
 def test_a_change_of_an_ignored_option_of_vllms_container_replaces_it(
     key: str, program_of: Callable[..., Program], values_of: Values, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = program_of("gpu")  # kept for other tests: it must not see the change
     monkeypatch.setitem(vllm_server.CONFINEMENT, key, another(vllm_server.CONFINEMENT[key]))
-    found = changes(program_of("gpu"), run(values_of("gpu"), stack="gpu"))
+    found = changes(before, run(values_of("gpu"), stack="gpu"))
     assert found["replaced"][0] == "vllm-container"
 
 
@@ -69,9 +70,9 @@ def test_a_change_of_an_ignored_option_of_nginxs_container_replaces_it(
     key: str, runtime: str, program_of: Callable[..., Program], values_of: Values, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = ON_PODMAN if runtime == "podman" else {}
-    options = nginx_gateway._confinement
+    before, options = program_of("gpu", **overrides), nginx_gateway._confinement
     monkeypatch.setattr(nginx_gateway, "_confinement", lambda host: {**options(host), key: another(options(host)[key])})
-    found = changes(program_of("gpu", **overrides), run(values_of("gpu", **overrides), stack="gpu"))
+    found = changes(before, run(values_of("gpu", **overrides), stack="gpu"))
     assert "nginx-container" in found["replaced"]
     assert "vllm-container" not in found["replaced"]
 
@@ -79,8 +80,9 @@ def test_a_change_of_an_ignored_option_of_nginxs_container_replaces_it(
 def test_another_bridge_replaces_the_network_and_then_nginx(
     program_of: Callable[..., Program], values_of: Values, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = program_of("gpu")
     monkeypatch.setattr(nginx_gateway, "interface_name", lambda _prefix: "another")
-    found = changes(program_of("gpu"), run(values_of("gpu"), stack="gpu"))
+    found = changes(before, run(values_of("gpu"), stack="gpu"))
     assert {"nginx-network", "nginx-container"} <= set(found["replaced"])
 
 
