@@ -29,7 +29,7 @@ if command -v "$ENGINE" >/dev/null; then
   fi
   "$ENGINE" version >/dev/null 2>&1 || fail "${ENGINE^} is installed but does not answer" "see: $ENGINE version"
 elif ! command -v apt-get >/dev/null; then
-  fail "$ENGINE is not on the server (containerRuntime), and only Debian and Ubuntu are installed to" "install it there by hand"
+  fail "$ENGINE is not on the server (containerRuntime), and only Debian and Ubuntu are supported" "install it there by hand"
 fi
 
 # Whether Nginx of this stack, in the engine $1, is what listens on the port.

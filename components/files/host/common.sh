@@ -30,7 +30,7 @@ index_packages() {
 # Installs packages; standard input is left for what comes behind the script.
 install_packages() {
   command -v apt-get >/dev/null ||
-    fail "missing here: $*; only Debian and Ubuntu are installed to" "install them by hand, then run the update again"
+    fail "missing here: $*; only Debian and Ubuntu are supported" "install them by hand, then run the update again"
   if [ -n "${PACKAGES:-}" ]; then
     [ -n "$(find "$PACKAGES" -name '*.deb' -print -quit 2>/dev/null)" ] ||
       fail "missing here: $*; the bundle has no packages" "install them by hand, or build the bundle with --probe"

@@ -1,6 +1,6 @@
-"""What is inside a bundle's archives: entries that would be unpacked elsewhere, or as something that no bundle has.
+"""Checks of a bundle's archives: no entry may be unpacked elsewhere, or have a type that no bundle contains.
 
-Python's own library only, and nothing whole in memory.
+This module needs Python's own library only, and never holds a whole archive in memory.
 """
 
 import json
@@ -20,20 +20,20 @@ BLOCK_BYTES = 1 << 20
 AR, AR_HEADER_BYTES = b"!<arch>\n", 60
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 CONFIGURATION_BYTES = 10_000_000
-"""An image's own, which is JSON, has less."""
+"""Upper bound for a JSON document of an image."""
 LAYER = re.compile(r"images/[^/]+/blobs/sha256/[0-9a-f]{64}")
 LOAD = re.compile(r"images/[^/]+/manifest\.json")
 BROKEN = (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, ValueError, LookupError, TypeError)
 
 
 class UnknownError(ValueError):
-    """It is compressed in a way that nothing here can read."""
+    """No program here can read the archive's compression."""
 
 
 def flaws(path: Path, name: str, *, compressed_layers: bool) -> Iterator[str]:
-    """What is wrong inside one file, a line each; `name` says what it is. Other files than archives have no flaws.
+    """Yield a line for each flaw inside one file, whose kind follows from `name`. Only archives have flaws.
 
-    Layers of images that are compressed are looked into only if asked: it takes ten times as long as their checksums.
+    Compressed layers of images are read only if asked for: it takes ten times as long as their checksums.
     """
     try:
         if LAYER.fullmatch(name):
@@ -52,19 +52,19 @@ def flaws(path: Path, name: str, *, compressed_layers: bool) -> Iterator[str]:
 
 
 def _entries(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """One after the other; tarfile itself keeps them all."""
+    """Yield one entry after the other; tarfile itself would keep them all in memory."""
     while entry := archive.next():
         archive.members.clear()  # type: ignore[attr-defined] # since ever
         yield entry
 
 
 def _of_tree(archive: tarfile.TarFile) -> Iterator[str]:
-    """Of an archive that is unpacked into a directory, by whatever program."""
+    """Yield the flaws of an archive that any program may unpack into a directory."""
     links: set[PurePosixPath] = set()
     parents: dict[PurePosixPath, str] = {}
     for entry in _entries(archive):
-        if said := _flaw(entry):
-            yield f"its entry {entry.name!r} {said}"
+        if flaw := _flaw(entry):
+            yield f"its entry {entry.name!r} {flaw}"
         place = PurePosixPath(entry.name)
         parents |= dict.fromkeys(place.parents, entry.name)
         if entry.issym():
@@ -78,7 +78,7 @@ def _flaw(entry: tarfile.TarInfo) -> str:
         return "leads out of its directory"
     if entry.issym():
         target = PurePosixPath(entry.linkname)
-        # After a name, `..` would lead on from wherever that name leads.
+        # After a name, `..` would start from the target of that name.
         late = ".." in [part for part, before in zip(target.parts[1:], target.parts, strict=False) if before != ".."]
         if late or outside((PurePosixPath(entry.name).parent / target).as_posix()):
             return f"is a link to {entry.linkname!r}, outside"
@@ -88,7 +88,7 @@ def _flaw(entry: tarfile.TarInfo) -> str:
 
 
 def _of_root(archive: tarfile.TarFile, *, devices: bool) -> Iterator[str]:
-    """Of an archive that is unpacked at a root, which links may name; `devices`: it may hold those and pipes."""
+    """Yield the flaws of an archive unpacked at a root, which links may name; `devices` permits these and pipes."""
     for entry in _entries(archive):
         if outside(entry.name.removeprefix("/") if devices else entry.name):
             yield f"its entry {entry.name!r} leads out of its directory"
@@ -99,7 +99,7 @@ def _of_root(archive: tarfile.TarFile, *, devices: bool) -> Iterator[str]:
 
 
 def outside(path: str) -> bool:
-    """Whether a path in an archive is absolute, or leads up and out at any point."""
+    """Return True if a path in an archive is absolute, or leads out of the archive at any point."""
     depth = 0
     for part in path.replace("\\", "/").split("/"):
         depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
@@ -132,7 +132,7 @@ def _layer(path: Path, *, compressed: bool) -> Iterator[str]:
 
 
 def _load_list(path: Path) -> Iterator[str]:
-    """What `docker load` reads: it is to name blobs beside it, and the image as one of this machine's own."""
+    """Yield the flaws of the list for `docker load`, which may name only blobs beside it and localhost images."""
     for image in json.loads(path.read_text(encoding="utf-8")):
         for name in [image["Config"], *image["Layers"]]:
             if not re.fullmatch(r"blobs/sha256/[0-9a-f]{64}", name):
@@ -143,7 +143,7 @@ def _load_list(path: Path) -> Iterator[str]:
 
 
 def _deb(path: Path) -> Iterator[str]:
-    """A Debian package: an ar archive of a version, the package's scripts and its files."""
+    """Yield the flaws of a Debian package: an ar archive of a version, the package's scripts and its files."""
     seen: list[str] = []
     with path.open("rb") as file:
         if file.read(len(AR)) != AR:
@@ -165,7 +165,7 @@ def _deb(path: Path) -> Iterator[str]:
 
 
 def _stream(file: "IO[bytes] | _Slice", start: bytes, *, devices: bool) -> Iterator[str]:
-    """A tar archive, compressed in whatever way, read from beginning to end."""
+    """Yield the flaws of a tar archive with any compression, read from beginning to end."""
     if start == ZSTD:
         with (
             _decompressed(file) as content,
@@ -179,7 +179,7 @@ def _stream(file: "IO[bytes] | _Slice", start: bytes, *, devices: bool) -> Itera
 
 @contextmanager
 def _decompressed(file: "IO[bytes] | _Slice") -> Iterator[IO[bytes]]:
-    """Python has had zstd since 3.14 only; where packages are compressed with it, its program mostly is."""
+    """Decompress zstd by its program: Python has zstd since 3.14 only, and distributions that use zstd have it."""
     program = shutil.which("zstd")
     if not program:
         raise UnknownError("compressed with zstd, which is not on this machine: install it, or leave it to sha256sum")
@@ -207,7 +207,7 @@ def _feed(file: "IO[bytes] | _Slice", to: IO[bytes]) -> None:
 
 
 class _Slice:
-    """The next bytes of a file, as one of their own."""
+    """A range of a file, as a separate file."""
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         self._file, self._left = file, size

@@ -1,4 +1,4 @@
-"""The parts of a bundle: each is made from a source, in a directory that is its own, and made again only if needed."""
+"""Parts of a bundle: each is built from a source, in a dedicated directory, and built again only if needed."""
 
 import hashlib
 import json
@@ -13,11 +13,11 @@ from scripts.cli.bundle import archives, images, sbom
 from scripts.cli.bundle.wanted import Say, Wanted
 
 WHEELS_BYTES = 130_000_000
-"""Twice what requirements.txt took on Python 3.11 and amd64: 66 MB."""
+"""Twice the size of requirements.txt on Python 3.11 and amd64: 66 MB."""
 
 
 def image(role: str, reference: str, architecture: str) -> Wanted:
-    """A container image, from this machine's Docker where its name begins with localhost/, else from its registry."""
+    """Return a container image, from this machine's Docker if its name begins with localhost/, else its registry."""
     local = reference.startswith(images.LOCAL)
     source, size = images.id_in_docker(reference) if local else (reference.partition("@")[2], 0)
     name = images.local_name(role, reference, source)
@@ -28,12 +28,12 @@ def image(role: str, reference: str, architecture: str) -> Wanted:
             images.from_docker(reference, name, path, say)
         else:
             images.from_registry(reference, name, architecture, path, say)
-        # Once, here: compressed layers take ten times as long to look into as their checksums.
+        # Only here, once: reading compressed layers takes ten times as long as their checksums.
         for blob in sorted((path / images.BLOBS).iterdir()):
             say(f"looking into {blob.name[:12]}")
-            said = next(archives.flaws(blob, f"{directory}/{images.BLOBS}/{blob.name}", compressed_layers=True), "")
-            if said:
-                raise UserError(f"image {reference}, layer {blob.name[:12]}: {said}", "pin another image")
+            flaw = next(archives.flaws(blob, f"{directory}/{images.BLOBS}/{blob.name}", compressed_layers=True), "")
+            if flaw:
+                raise UserError(f"image {reference}, layer {blob.name[:12]}: {flaw}", "pin another image")
 
     return Wanted(
         name=f"image-{role}",
@@ -46,25 +46,25 @@ def image(role: str, reference: str, architecture: str) -> Wanted:
 
 
 def wheels(root: Path) -> Wanted:
-    """The Python packages of requirements.txt, for this Python and this machine's architecture."""
+    """Return the Python packages of requirements.txt, for this Python and this machine's architecture."""
     requirements = root / "requirements.txt"
 
     def make(path: Path, say: Say) -> None:
         say("pip download")
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--require-hashes"]
-        # The list is complete; source distributions would want a compiler at the site.
+        # The list is complete; source distributions would need a compiler at the site.
         options = ["--no-deps", "--only-binary", ":all:", "--dest", str(path), "--requirement", str(requirements)]
         done = subprocess.run([*pip, *options], capture_output=True, text=True, check=False)
         if done.returncode:
-            said = " ".join(done.stderr.split())[-300:]
-            raise UserError(f"pip can't download requirements.txt: {said}", "a package index must be reachable")
+            error = " ".join(done.stderr.split())[-300:]
+            raise UserError(f"pip can't download requirements.txt: {error}", "a package index must be reachable")
 
     source = f"requirements.txt {hashlib.sha256(requirements.read_bytes()).hexdigest()}, Python {sys.version_info[:2]}"
     return Wanted(name="wheels", directory="wheels", source=source, bytes=lambda: WHEELS_BYTES, make=make)
 
 
 def project(root: Path, commit: str) -> Wanted:
-    """This project at its commit."""
+    """Return this project at its commit."""
 
     def make(path: Path, say: Say) -> None:
         say(commit)
@@ -76,7 +76,7 @@ def project(root: Path, commit: str) -> Wanted:
 
 
 def text(name: str, path: str, content: str) -> Wanted:
-    """A text of this program's own."""
+    """Return a text that this program writes."""
     directory, _, file = path.rpartition("/")
 
     def make(place: Path, _say: Say) -> None:
@@ -88,7 +88,7 @@ def text(name: str, path: str, content: str) -> Wanted:
 
 
 def bill_of_materials(output: Path, parts: Sequence[Wanted]) -> Wanted:
-    """The SBOM of the other parts, which must be there by then."""
+    """Return the SBOM of the other parts, which must be built before it."""
 
     def make(path: Path, _say: Say) -> None:
         path.mkdir(parents=True, exist_ok=True)
@@ -100,9 +100,9 @@ def bill_of_materials(output: Path, parts: Sequence[Wanted]) -> Wanted:
 
 
 def commit(root: Path) -> str:
-    """This project's commit. Raises UserError where its files are not those of one."""
+    """Return this project's commit. Raises UserError if files differ from it."""
     changed = [line[3:] for line in _git(root, "status", "--porcelain", "--untracked-files=no").splitlines()]
-    # Stack files are people's own, and travel beside the project.
+    # Stack files belong to users, and travel beside the project.
     changed = [path for path in changed if not path.startswith("stacks/")]
     if changed:
         raise UserError(f"{changed[0]} is changed and not committed", "commit it: a bundle holds one commit")
@@ -120,11 +120,11 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 DIRECTORIES = ("images", "weights", "packages", "pulumi")
-"""Of the parts that another bundle of the same stack may have, or have otherwise."""
+"""Directories of parts that differ between bundles of the same stack."""
 
 
 def unneeded(directory: Path, wanted: Sequence[Wanted]) -> list[Path]:
-    """Directories of parts that the bundle is not to hold any more."""
+    """Return directories of parts that the bundle must no longer contain."""
     keep = {part.directory for part in wanted}
     found = [directory / name for name in DIRECTORIES if name not in keep and (directory / name).is_dir()]
     for kind in ("images", "weights"):

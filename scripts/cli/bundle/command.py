@@ -1,4 +1,4 @@
-"""What scripts/elastic-vllm bundle does on a connected machine: build a bundle, and probe the server that it is for."""
+"""Commands of `bundle` for a connected machine: build a bundle, and probe the server that it is for."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,7 +50,7 @@ def build(  # noqa: PLR0917 - options all
         str,
         typer.Option(
             metavar="download|none|DIR|URL",
-            help="The Pulumi CLI and plugins: from github.com (left out where that can't be reached), not at all,"
+            help="The Pulumi CLI and plugins: from github.com (left out if it can't be reached), not at all,"
             " from a directory with the archives and their checksum files, or from a mirror of github.com/pulumi.",
         ),
     ] = "download",
@@ -77,8 +77,8 @@ def build(  # noqa: PLR0917 - options all
         wanted = _parts(file, commit, weights_from, server, pulumi)
 
         def finish(parts: list[Wanted]) -> list[Wanted]:
-            told = guide.text(stack, parts, weights_directory=_values(file)["weightsDirectory"], base=base)
-            site = collect.text("guide", guide.PATH, told)
+            content = guide.text(stack, parts, weights_directory=_values(file)["weightsDirectory"], base=base)
+            site = collect.text("guide", guide.PATH, content)
             return [site, collect.bill_of_materials(output, [*parts, site])]
 
         with making.alone(output):
@@ -86,7 +86,7 @@ def build(  # noqa: PLR0917 - options all
             if sign_key:
                 signature.sign(output, sign_key)
     except OSError as error:
-        raise UserError(f"the bundle can't be written: {error}", "put that right, and run the same again") from error
+        raise UserError(f"the bundle can't be written: {error}", "correct that, and run the same again") from error
     size = sum(file.bytes for file in made.carried) / 1e9
     delta = f", a delta since {base.sha256[:12]}" if base else ""
     typer.echo(f"{output}: {len(made.carried)} files, {size:.1f} GB{delta}; what to do with it: {output / guide.PATH}")
@@ -97,7 +97,7 @@ def build(  # noqa: PLR0917 - options all
 
 
 def _values(file: StackFile) -> dict[str, str]:
-    """All settings as texts, Pulumi.yaml's defaults among them."""
+    """Return all settings as texts, including Pulumi.yaml's defaults."""
     given = {
         key.removeprefix(PREFIX): ENCRYPTED if isinstance(value, Mapping) and "secure" in value else as_text(value)
         for key, value in file.config.items()
@@ -107,7 +107,7 @@ def _values(file: StackFile) -> dict[str, str]:
 
 
 def _parts(file: StackFile, commit: str, given: Path | None, server: Probe | None, pulumi: str) -> list[Wanted]:
-    """What the stack needs, but for what tells of it. Raises UserError."""
+    """Return the parts that the stack needs, without the documents about them. Raises UserError."""
     values = _values(file)
     problems = Problems(values, defaults())
     problems.unknown_keys()

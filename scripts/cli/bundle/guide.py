@@ -1,4 +1,4 @@
-"""The document that travels in a bundle: what to do at the site, in order, each command as it is typed."""
+"""The guide in a bundle: the steps at the site, in order, with each command as it is typed."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,11 @@ from scripts.cli.bundle.wanted import Wanted
 
 PATH = "site/README.md"
 STORE = "/var/lib/elastic-vllm/bundle"
-"""Where the server keeps images and packages of its bundles."""
+"""Directory on the server for images and packages of its bundles."""
 
 
 def text(stack: str, parts: Sequence[Wanted], *, weights_directory: str, base: Base | None) -> str:
-    """Markdown, for the parts that there are."""
+    """Return the guide in Markdown, for the parts of this bundle."""
     there = {part.name: part for part in parts}
     sections = [
         _carry(stack, base),
@@ -35,17 +35,17 @@ def _carry(stack: str, base: Base | None) -> str:
     if base:
         delta = f"""
 This is a delta: it leaves out what the bundle before it has, the one whose {MANIFEST} has the SHA-256
-`{base.sha256}`. Where that one was never used, carry it too.
+`{base.sha256}`. If that one was never used at the site, carry it too.
 """
     return f"""## What to carry
 
-- This directory, on any disk: whole, and nothing put into it.
-- The signer's public key, as `signer.pub`: another way than the disk, or it proves nothing.
+- This directory, on any disk: complete, with nothing added.
+- The signer's public key, as `signer.pub`, by another way than the disk; otherwise it proves nothing.
 {delta}
 There are two machines at the site: the control machine, which runs the program and has Python with its venv module
 (version and architecture as {MANIFEST} says: `python`, `architecture`), an SSH client and the private key; and the
-server with the GPUs, which needs an SSH server only. The commands below run on the control machine, in this directory.
-The stack is `{stack}`. Where the project is to live there, and where the signer's public key is:
+server with the GPUs, which needs only an SSH server. The commands below run on the control machine, in this directory.
+The stack is `{stack}`. Set the project's directory there, and the path of the signer's public key:
 
     export PROJECT="$HOME/elastic-vllm" SIGNER="$HOME/signer.pub"
 """
@@ -54,20 +54,20 @@ The stack is `{stack}`. Where the project is to live there, and where the signer
 def _check() -> str:
     return f"""## Is it the one that was sent?
 
-Before anything in it is run, with the site's own tools:
+Before you run anything from it, check it with the site's own tools:
 
     echo "{SIGNER} $(cut -d ' ' -f 1,2 "$SIGNER")" > "$HOME/allowed"
     ssh-keygen -Y verify -f "$HOME/allowed" -I {SIGNER} -n {NAMESPACE} -s {SIGNATURE} < {SUMS}
     sha256sum --check --strict --quiet {SUMS}
 
-The first says `Good "{NAMESPACE}" signature`; the second says nothing when all is well.
+The first prints `Good "{NAMESPACE}" signature`; the second prints nothing if all is well.
 """
 
 
 def _install(stack: str, *, pulumi: bool, base: Base | None) -> str:
     cli = (
         """
-The Pulumi CLI and its plugins are in `.pulumi` of the project then. In each shell that runs it:
+The Pulumi CLI and its plugins are then in `.pulumi` of the project. In each shell that runs it:
 
     cd "$PROJECT"
     export PULUMI_HOME="$PWD/.pulumi" PATH="$PWD/.pulumi/bin:$PATH" PULUMI_SKIP_UPDATE_CHECK=true
@@ -80,8 +80,8 @@ that the project's docs/getting-started/server.md names from archives that you c
 """
     )
     more = " --base BUNDLE-BEFORE" if base else ""
-    said = "\n`--base` is needed only where the control machine is new: it says so.\n" if base else ""
-    unless = "    # where the project is new, too" if base else ""
+    new = "\n`--base` is needed only if the control machine is new: `install` then asks for it.\n" if base else ""
+    unless = "    # only if the project is new" if base else ""
     return f"""## Install, on the control machine
 
 Nothing is fetched.
@@ -90,9 +90,9 @@ Nothing is fetched.
     "$PROJECT/scripts/elastic-vllm" bundle verify . --key "$SIGNER"
     "$PROJECT/scripts/elastic-vllm" bundle install .{more}
     cp -n stack/Pulumi.{stack}.yaml "$PROJECT/stacks/"
-{said}
-`verify` names each bad, missing or extra file, and what in an archive would lead out of it; stop there if it does.
-(With `--layers` it looks into compressed layers of images too, as `build` did: minutes for a large image.)
+{new}
+`verify` names each bad, missing or extra file, and each entry that would lead out of its archive; stop if it does.
+(With `--layers` it checks compressed layers of images too, as `build` did: minutes for a large image.)
 {cli}"""
 
 
@@ -135,8 +135,8 @@ def _up(stack: str, *, pulumi: bool) -> str:
     scripts/elastic-vllm verify --stack {stack}
     scripts/elastic-vllm handoff --stack {stack}
 
-What moves, and the room that it needs, is said before it moves. Cut off, run it again: it goes on where it stopped, and
-what is on the server already does not move again.
+`up` shows what it will send, and the space that it needs, before it sends anything. If it is interrupted, run it again:
+it resumes, and files that are on the server already are not sent again.
 {other}"""
 
 
@@ -153,7 +153,7 @@ def _space(parts: dict[str, Wanted], weights_directory: str) -> str:
 | server, {STORE} | image files, packages | `du -sh images packages` |
 | server, Docker's or Podman's own directory | the same images, unpacked | two to three times `du -sh images` |
 
-Weights of a model before stay until someone removes them: that is the way back.
+Weights of earlier models stay until somebody removes them, so that you can return to them.
 """
 
 

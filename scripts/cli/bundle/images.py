@@ -1,7 +1,7 @@
-"""Container images as a bundle holds them: content-addressed blobs, and a manifest.json that `docker load` reads.
+"""Container images in a bundle: content-addressed blobs, and a manifest.json for `docker load`.
 
-A directory is loaded with `tar -C DIRECTORY -c . | docker load`, by Docker and Podman alike, whatever stored it; an
-image that shares layers with another shares files with it.
+A directory is loaded with `tar -C DIRECTORY -c . | docker load`, by Docker and Podman alike, whichever program wrote
+it; images that share layers share files.
 """
 
 import hashlib
@@ -18,34 +18,34 @@ from components.errors import UserError
 BLOBS = Path("blobs/sha256")
 LOCAL = "localhost/"
 LOAD = "manifest.json"
-"""What `docker load` looks for: github.com/moby/docker-image-spec, Combined Image JSON + Filesystem Changeset."""
+"""File that `docker load` reads: github.com/moby/docker-image-spec, Combined Image JSON + Filesystem Changeset."""
 
 
 def local_name(role: str, reference: str, source: str) -> str:
-    """The name of an image at its site: never pulled, since it is on localhost, and another one for another content."""
+    """Return the name of an image at its site: on localhost, so it is never pulled, and unique for its content."""
     tag = reference.partition("@")[0].rpartition(":")[2]
     return f"{LOCAL}elastic-vllm/{role}:{tag}-{source.removeprefix('sha256:')[:12]}"
 
 
 def id_in_docker(reference: str) -> tuple[str, int]:
-    """Id and bytes of an image that this machine's Docker holds. Raises UserError."""
+    """Return the id and size of an image in this machine's Docker. Raises UserError."""
     command = ["docker", "image", "inspect", "--format", "{{.Id}} {{.Size}}", reference]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
         raise UserError(f"there is no docker here for image {reference}: {error}", "install it") from error
     if done.returncode:
-        said = " ".join(done.stderr.split())
-        raise UserError(f"image {reference} can't be taken from Docker: {said}", "build or load it here first")
+        message = " ".join(done.stderr.split())
+        raise UserError(f"image {reference} can't be taken from Docker: {message}", "build or load it here first")
     id_, _, size = done.stdout.strip().partition(" ")
     return id_, int(size)
 
 
 def from_docker(reference: str, name: str, directory: Path, say: Callable[[str], None]) -> None:
-    """Take an image out of this machine's Docker. Raises UserError."""
+    """Export an image from this machine's Docker. Raises UserError."""
     blobs = directory / BLOBS
     blobs.mkdir(parents=True, exist_ok=True)
-    stored: dict[str, str] = {}  # entry -> its blob
+    stored: dict[str, str] = {}  # entry -> blob
     links: dict[str, str] = {}
     manifests: list[dict[str, object]] = []
     say("docker image save")
@@ -66,7 +66,7 @@ def from_docker(reference: str, name: str, directory: Path, say: Callable[[str],
             raise UserError(f"docker image save {reference} broke off: {error}", "run the same again") from error
     if process.returncode or len(manifests) != 1:
         raise UserError(f"docker image save {reference} failed ({process.returncode})", "see its lines above")
-    # Older Dockers write a layer that comes twice as a link to ../LAYER/layer.tar.
+    # Older Dockers write a repeated layer as a link to ../LAYER/layer.tar.
     for link, target in links.items():
         stored[link] = stored[f"{target}/layer.tar" if f"{target}/layer.tar" in stored else target]
     (image,) = manifests
@@ -76,22 +76,22 @@ def from_docker(reference: str, name: str, directory: Path, say: Callable[[str],
 
 
 def from_registry(reference: str, name: str, architecture: str, directory: Path, say: Callable[[str], None]) -> None:
-    """Take an image from its registry by digest; what an earlier try brought is not fetched again. Raises UserError.
+    """Fetch an image from its registry by digest, without the parts that an earlier try has fetched. Raises UserError.
 
-    The digest is checked by skopeo, that of each layer too. An image in Docker's own format becomes OCI's: same layers,
-    another id, and without HEALTHCHECK, SHELL and ONBUILD, which nothing here uses.
+    skopeo checks the digests of the image and of each layer. It converts an image in Docker's own format to OCI's: the
+    same layers, another id, and no HEALTHCHECK, SHELL and ONBUILD, which nothing here uses.
     """
     directory.mkdir(parents=True, exist_ok=True)
     target = f"oci:{directory}:image"
     command = ["skopeo", *_platform(architecture), "copy", *_plain(reference, "--src-tls-verify=false")]
     with _skopeo([*command, _without_tag(reference), target]) as process:
         assert process.stdout  # noqa: S101 - asked for
-        said = ""
+        last_line = ""
         for line in process.stdout:
-            said = line.strip() or said
-            say(said)
+            last_line = line.strip() or last_line
+            say(last_line)
     if process.returncode:
-        raise UserError(f"image {reference} can't be fetched: {said[-300:]}", "check its name and the network")
+        raise UserError(f"image {reference} can't be fetched: {last_line[-300:]}", "check its name and the network")
     index = json.loads((directory / "index.json").read_text())
     manifest = json.loads((directory / BLOBS / _hex(index["manifests"][0]["digest"])).read_text())
     _finish(
@@ -100,7 +100,7 @@ def from_registry(reference: str, name: str, architecture: str, directory: Path,
 
 
 def bytes_in_registry(reference: str, architecture: str) -> int:
-    """Bytes of an image's layers, as they are fetched. Raises UserError."""
+    """Return the size of an image's layers as they are fetched. Raises UserError."""
     found = _manifest(reference)
     if "manifests" in found:
         wanted = {"os": "linux", "architecture": architecture}
@@ -112,19 +112,19 @@ def bytes_in_registry(reference: str, architecture: str) -> int:
 
 
 def _manifest(reference: str) -> dict[str, Any]:
-    """What the registry has under a reference: an image's manifest, or an index of several."""
+    """Return a reference's document in its registry: an image's manifest, or an index of several."""
     command = ["skopeo", "inspect", "--raw", *_plain(reference, "--tls-verify=false"), _without_tag(reference)]
     with _skopeo(command) as process:
         text = process.communicate()[0]
     if process.returncode:
-        said = " ".join(text.split())[-300:]
-        raise UserError(f"the registry does not tell of {reference}: {said}", "check its name and the network")
+        error = " ".join(text.split())[-300:]
+        raise UserError(f"the registry does not describe {reference}: {error}", "check its name and the network")
     found: dict[str, Any] = json.loads(text)
     return found
 
 
 def loaded_id(directory: Path) -> str:
-    """The id that the image has once it is loaded."""
+    """Return the id that the image gets when it is loaded."""
     (image,) = json.loads((directory / LOAD).read_text())
     return f"sha256:{Path(image['Config']).name}"
 
@@ -141,12 +141,12 @@ def _platform(architecture: str) -> list[str]:
 
 
 def _plain(reference: str, option: str) -> list[str]:
-    """A registry on this machine needs no TLS, as for Docker itself."""
+    """Return skopeo's option for plain HTTP with a registry on this machine, as Docker does."""
     return [option] if reference.partition("/")[0].partition(":")[0] in {"localhost", "127.0.0.1"} else []
 
 
 def _without_tag(reference: str) -> str:
-    """skopeo takes a tag or a digest, not both."""
+    """Remove a reference's tag: skopeo accepts a tag or a digest, not both."""
     name, _, digest = reference.partition("@")
     return f"docker://{name.rpartition(':')[0]}@{digest}"
 
@@ -156,7 +156,7 @@ def _hex(digest: str) -> str:
 
 
 def _store(content: IO[bytes], blobs: Path, say: Callable[[str], None]) -> str:
-    """Write a blob under its own checksum; returns that."""
+    """Write a blob under its checksum, and return the checksum."""
     state, part = hashlib.sha256(), blobs / "part"
     with part.open("wb") as out:
         while block := content.read(BLOCK_BYTES):
@@ -168,7 +168,7 @@ def _store(content: IO[bytes], blobs: Path, say: Callable[[str], None]) -> str:
 
 
 def _finish(directory: Path, name: str, config: str, layers: list[str]) -> None:
-    """Leave what `docker load` reads, and nothing else."""
+    """Write manifest.json, and remove everything that `docker load` does not read."""
     image = {"Config": f"{BLOBS}/{config}", "RepoTags": [name], "Layers": [f"{BLOBS}/{layer}" for layer in layers]}
     (directory / LOAD).write_text(json.dumps([image]) + "\n")
     kept = {LOAD, *(f"{BLOBS}/{blob}" for blob in (config, *layers))}

@@ -1,6 +1,6 @@
 """Install this project's Python packages and the Pulumi CLI from a bundle: nothing is fetched.
 
-Python's own library only: nothing of the bundle is installed yet.
+This module needs Python's own library only: nothing of the bundle is installed yet.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from scripts.lib.errors import report
 
 ROOT = Path(__file__).resolve().parents[3]
 HOME = ROOT / ".pulumi"
-"""What PULUMI_HOME is to be: the CLI is in its bin/, as where Pulumi's own installer puts it."""
+"""Directory for PULUMI_HOME: the CLI is in its bin/, as with Pulumi's own installer."""
 
 
 def packages(directories: Sequence[Path], bundle: Manifest) -> None:
-    """Make .venv, where it does not fit yet. Raises UserError."""
+    """Create .venv, unless it already fits. Raises UserError."""
     places = _there(directories, bundle, bundle.parts["wheels"].files)
     found = [*dict.fromkeys(path.parent for path in places.values())]
     missing = [file for file in bundle.parts["wheels"].files if file.path not in places]
@@ -39,7 +39,7 @@ def packages(directories: Sequence[Path], bundle: Manifest) -> None:
 
 
 def pulumi(directories: Sequence[Path], bundle: Manifest) -> bool:
-    """Unpack the CLI and install its plugins, where the bundle has them. Raises UserError."""
+    """Unpack the CLI and install its plugins, if the bundle has them. Raises UserError."""
     if "pulumi" not in bundle.parts:
         return False
     part = bundle.parts["pulumi"]
@@ -69,14 +69,14 @@ def pulumi(directories: Sequence[Path], bundle: Manifest) -> bool:
         command = [str(HOME / "bin" / "pulumi"), "plugin", "install", "resource", name, version, "--file", str(path)]
         done = subprocess.run([*command, "--reinstall"], env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
-            said = " ".join(f"{done.stdout} {done.stderr}".split())[-300:]
-            raise UserError(f"Pulumi's plugin {name} can't be installed: {said}", "see its words")
+            output = " ".join(f"{done.stdout} {done.stderr}".split())[-300:]
+            raise UserError(f"Pulumi's plugin {name} can't be installed: {output}", "see its message")
     stamp.write_text(part.source)
     return True
 
 
 def _there(directories: Sequence[Path], bundle: Manifest, files: Sequence[File]) -> dict[str, Path]:
-    """Where the files are, by path: in the bundle, or with the same content in one before it. Raises UserError."""
+    """Map paths to files in the bundle, or with the same content in an earlier one. Raises UserError."""
     before = [(place, file) for place in directories[1:] for file in manifest.read(place).carried]
     known = {file.sha256: place / file.path for place, file in before}
     places = {}
@@ -95,7 +95,7 @@ def _there(directories: Sequence[Path], bundle: Manifest, files: Sequence[File])
 def _needs_base(bundle: Manifest, file: File) -> UserError:
     return UserError(
         f"this delta leaves out {file.path}, and it is not installed here either",
-        f"give the bundle before it, too: --base DIR, whose {MANIFEST} has SHA-256 {bundle.since}",
+        f"give the bundle before it too: --base DIR, whose {MANIFEST} has SHA-256 {bundle.since}",
     )
 
 
@@ -103,12 +103,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Install, and end with an exit status of scripts/lib/errors.py."""
     parser = argparse.ArgumentParser(
         prog="scripts/elastic-vllm bundle install",
-        description="Make .venv, and .pulumi where the Pulumi CLI is in the bundle, from a bundle that `bundle verify`"
-        " found good. Nothing is fetched.",
+        description="From a bundle that `bundle verify` accepts, create .venv, and .pulumi if the bundle has the Pulumi"
+        " CLI. Nothing is fetched.",
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="the bundle")
     parser.add_argument(
-        "--base", metavar="DIR", type=Path, action="append", default=[], help="of a delta: a bundle before it"
+        "--base", metavar="DIR", type=Path, action="append", default=[], help="for a delta: a bundle before it"
     )
     given = parser.parse_args(arguments)
     try:
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         sys.exit(report(error))
     except OSError as error:
-        sys.exit(report(UserError(f"it can't be installed: {error}", "put that right, and run the same again")))
+        sys.exit(report(UserError(f"it can't be installed: {error}", "correct that, and run the same again")))
     print(f"installed: .venv{', .pulumi' if there else ''}")
     if there:
         print('before pulumi is run: export PULUMI_HOME="$PWD/.pulumi" PATH="$PWD/.pulumi/bin:$PATH"')

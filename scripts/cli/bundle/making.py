@@ -1,6 +1,6 @@
-"""Make a bundle part by part; the manifest is written after each.
+"""Build a bundle part by part; the manifest is written after each.
 
-So a run that was cut off goes on, and a second one fetches nothing.
+An interrupted run can thus be resumed, and a second one fetches nothing.
 """
 
 import fcntl
@@ -25,32 +25,32 @@ from scripts.lib.progress import Display
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 SPARE_BYTES = 1_000_000_000
 RESUMED_IN = ("images/", "weights/", "packages", "pulumi")
-"""What an earlier try left there is gone on with, whatever it was of."""
+"""Part whose build resumes from any earlier try."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """The bundle that a delta goes on from."""
+    """The bundle that a delta builds on."""
 
     manifest: Manifest
     sha256: str
-    """Of its manifest.json."""
+    """Checksum of its manifest.json."""
 
     @classmethod
     def read(cls, path: Path) -> "Base":
-        """From a manifest's file. Raises UserError."""
+        """Read the base from a manifest's file. Raises UserError."""
         found = manifest.read(path.parent) if path.name == MANIFEST else None
         if not found:
             raise BadInputError(f"--since {path}: no {MANIFEST}", "give that of the bundle before, under that name")
         return cls(found, manifest.sha256(path))
 
     def left_out(self, part: Part) -> Part:
-        """The part without what the bundle before has, wherever it has it."""
+        """Return the part without files that the bundle before has under any path."""
         known = {file.sha256 for file in self.manifest.files}
         return replace(part, files=tuple(replace(file, carried=file.sha256 not in known) for file in part.files))
 
     def whole(self, wanted: Wanted) -> Part | None:
-        """A part that the bundle before has from the same source."""
+        """Return the part of the bundle before if it has the same source."""
         found = self.manifest.parts.get(wanted.name)
         if not found or found.source != wanted.source:
             return None
@@ -60,7 +60,7 @@ class Base:
 
 @contextmanager
 def alone(output: Path) -> Iterator[None]:
-    """The directory, which is made, is this process's until the block ends. Raises UserError, OSError."""
+    """Create the directory and lock it for this process until the block ends. Raises UserError, OSError."""
     output.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(output, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -79,7 +79,7 @@ def build(
     finish: Callable[[list[Wanted]], list[Wanted]],
     base: Base | None,
 ) -> Manifest:
-    """Make what is missing; `finish` gives the parts that tell of the others. Raises UserError, OSError."""
+    """Build what is missing; `finish` returns the parts that describe the others. Raises UserError, OSError."""
     strangers = [path.name for path in output.iterdir() if path.name not in _places(wanted, finish)]
     if strangers:
         raise BadInputError(f"--output {output} holds {min(strangers)}", "give a new directory, or that of a bundle")
@@ -102,7 +102,7 @@ class _Making:
         self._made = about
 
     def make(self, wanted: list[Wanted], finish: Callable[[list[Wanted]], list[Wanted]]) -> Manifest:
-        """All parts, and what names them. Raises UserError, OSError."""
+        """Build all parts, and the documents about them. Raises UserError, OSError."""
         output, before = self._output, self._before
         with self._display.task("what is there", "bundle") as task:
             kept = self._good(wanted, task.say)
@@ -112,16 +112,16 @@ class _Making:
             kept |= self._good(last, task.say)
         self._made = replace(self._made, parts={part.name: kept[part.name] for part in wanted if part.name in kept})
         if before and before == replace(self._made, made=before.made):
-            self._made = before  # so that its signature holds
+            self._made = before  # so that its signature stays valid
         missing = [part for part in wanted if part.name not in kept]
         if missing:
             self._room_for(missing)
-            # It is a bundle again only when it is whole.
+            # It is a bundle again only once it is complete.
             for name in (SUMS, SIGNATURE):
                 (output / name).unlink(missing_ok=True)
             manifest.write(output, self._made)
         for path in collect.unneeded(output, wanted):
-            self._display.line(f"removing {path.relative_to(output)}, which is of an earlier build")
+            self._display.line(f"removing {path.relative_to(output)}, left by an earlier build")
             shutil.rmtree(path)
         for part in wanted:
             with self._display.task(part.name, part.directory) as task:
@@ -130,7 +130,7 @@ class _Making:
                     self._make(part, task.say)
                     task.outcome = "collected"
         if self._made is not before:
-            # In one order, whatever was made first.
+            # In a fixed order, whichever was built first.
             self._made = replace(self._made, parts={part.name: self._made.parts[part.name] for part in wanted})
             manifest.write(output, self._made)
         sums = manifest.sums(output, self._made)
@@ -157,7 +157,7 @@ class _Making:
         manifest.write(self._output, self._made)
 
     def _good(self, wanted: Sequence[Wanted], say: Say) -> dict[str, Part]:
-        """The parts that are there as they were made, from the same source."""
+        """Return the existing parts that are unaltered and have the same source."""
         good: dict[str, Part] = {}
         for part in wanted:
             say(part.name)
@@ -193,7 +193,7 @@ class _Making:
 
 
 def about(stack: str, commit: str, base: Base | None) -> Manifest:
-    """A bundle without parts."""
+    """Return a manifest without parts."""
     return Manifest(
         stack=stack,
         commit=commit,
@@ -206,7 +206,7 @@ def about(stack: str, commit: str, base: Base | None) -> Manifest:
 
 
 def architecture() -> str:
-    """As Debian and container images call this machine's."""
+    """Return this machine's architecture as Debian and container images call it."""
     return ARCHITECTURES.get(platform.machine(), platform.machine())
 
 
@@ -223,14 +223,14 @@ def _as_it_is(output: Path, part: Wanted) -> Part:
     files = []
     for path in _files(output, part):
         name = path.relative_to(output).as_posix()
-        if said := manifest.flaw(name):
-            raise UserError(f"the file {name!r} of {part.name} {said}", "rename it where it comes from")
+        if flaw := manifest.flaw(name):
+            raise UserError(f"the file {name!r} of {part.name} {flaw}", "rename it where it comes from")
         files.append(File(path=name, bytes=path.stat().st_size, sha256=manifest.sha256(path)))
     return Part(source=part.source, licence=part.licence, about=part.about, files=tuple(files))
 
 
 def _remove_empty(place: Path) -> None:
-    """Directories that hold nothing, this one among them."""
+    """Remove empty directories, including this one."""
     for path in sorted([each for each in place.rglob("*") if each.is_dir()], reverse=True):
         if not any(path.iterdir()):
             path.rmdir()

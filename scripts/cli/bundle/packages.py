@@ -1,7 +1,7 @@
-"""Debian packages that a probed server lacks, with all that they depend on, fetched by apt itself.
+"""Debian packages that a probed server lacks, with all their dependencies, fetched by apt itself.
 
-apt works on the server's list of installed packages and in directories of its own: this machine's lists, caches and
-settings are read at most. It checks the repositories' signatures and each package's checksum.
+apt works on the server's list of installed packages and in separate directories: this machine's lists, caches and
+settings are only read. It checks the repositories' signatures and each package's checksum.
 """
 
 import os
@@ -21,27 +21,27 @@ from scripts.cli.bundle.wanted import Say, Wanted
 
 DISTRIBUTIONS = ("debian", "ubuntu")
 NETAVARK = {"debian": 13, "ubuntu": 23.04}
-"""First releases whose Podman publishes ports with netavark: netavark 1.4 publishes a port that the API asks for on
-0.0.0.0 to nobody (seen), so CNI's plugins are used before."""
+"""First releases whose Podman publishes ports with netavark: netavark 1.4 does not publish a port that the API asks
+for on 0.0.0.0 (observed), so older releases get CNI's plugins."""
 DOCKER_CLIENT = {"debian": 13}
 """First releases whose docker.io only recommends its client."""
 
 
 class Package(NamedTuple):
-    """A package that a server needs where it lacks the program."""
+    """A package that a server needs if it lacks the program."""
 
     name: str
     program: str
     runtime: str = ""
-    """Needed with this container runtime only."""
+    """Container runtime that needs it; empty for both."""
     since: Mapping[str, float] | None = None
-    """Needed from these releases on."""
+    """First releases that need it."""
     before: Mapping[str, float] | None = None
-    """Needed before these releases only."""
+    """First releases that no longer need it."""
     for_gpus: bool = False
 
     def is_needed(self, server: Probe, runtime: str, *, gpus: bool) -> bool:
-        """True if the server lacks it."""
+        """Return True if the server lacks it."""
         return (
             server.programs[self.program] is None
             and self.runtime in {"", runtime}
@@ -74,7 +74,7 @@ TOOLKIT_PACKAGES = (
     "libnvidia-container1",
 )
 PACKAGES_BYTES, DRIVER_BYTES = 400_000_000, 1_000_000_000
-"""What they take at most, roughly."""
+"""Rough upper bound of their size."""
 KEY_SECONDS = 60
 HOOKS = (
     "APT::Update::Pre-Invoke",
@@ -86,7 +86,7 @@ HOOKS = (
 
 
 def names(server: Probe, *, runtime: str, gpus: bool) -> list[str]:
-    """The packages that the server lacks. Raises UserError where it can't have them."""
+    """Return the packages that the server lacks. Raises UserError if there are none for it."""
     lacking = [package.name for package in PACKAGES if package.is_needed(server, runtime, gpus=gpus)]
     if gpus and not _has_driver(server):
         lacking += _driver(server)
@@ -96,14 +96,14 @@ def names(server: Probe, *, runtime: str, gpus: bool) -> list[str]:
     if lacking and not known:
         raise UserError(
             f"the probed server ({server.distribution or 'unknown'}) lacks {', '.join(lacking)}, and only Debian and "
-            "Ubuntu are installed to",
+            "Ubuntu are supported",
             "install them there by hand, then probe it again",
         )
     return lacking
 
 
 def _is_since(server: Probe, first: Mapping[str, float]) -> bool:
-    """True if the server has the named release of its distribution, or a newer one: testing has no number."""
+    """Return True if the server has the named release of its distribution, or a newer one: testing has no number."""
     kind, _, release = server.distribution.partition(" ")
     return kind in first and (not release or float(release) >= first[kind])
 
@@ -121,7 +121,7 @@ def _has_toolkit(server: Probe) -> bool:
 
 
 def _driver(server: Probe) -> list[str]:
-    """Ubuntu's signed modules for exactly the kernel that runs there, as install-gpu-driver.sh wants them."""
+    """Return Ubuntu's signed modules for exactly the running kernel, as install-gpu-driver.sh needs them."""
     if server.nvidia_driver:
         raise UserError(
             f"the probed server has NVIDIA's driver {server.nvidia_driver}, which is too old: {LEAST_DRIVER} is needed",
@@ -139,7 +139,7 @@ def _driver(server: Probe) -> list[str]:
 
 
 def part(server: Probe, *, runtime: str, gpus: bool, here: Probe | None = None) -> Wanted | None:
-    """The packages for a server; None where it lacks none. Raises UserError where they can't be had from here."""
+    """Return the packages for a server, or None if it lacks none. Raises UserError if this machine can't get them."""
     asked = names(server, runtime=runtime, gpus=gpus)
     if not asked:
         return None
@@ -170,7 +170,7 @@ def part(server: Probe, *, runtime: str, gpus: bool, here: Probe | None = None) 
 
 
 def download(server: Probe, asked: Sequence[str], path: Path, say: Say) -> None:
-    """Fetch these packages, and what they need, into a directory; nothing else is there then. Raises UserError."""
+    """Fetch exactly these packages and their dependencies into a directory. Raises UserError."""
     (path / "partial").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="elastic-vllm-apt-") as directory:
         apt = _Apt(Path(directory), server, say)
@@ -182,7 +182,7 @@ def download(server: Probe, asked: Sequence[str], path: Path, say: Say) -> None:
         files = {line.split()[1] for line in needed if line.startswith("'")}
         for name in files:
             if (path / _stored(name)).is_file():
-                (path / _stored(name)).rename(path / name)  # as apt looks for it
+                (path / _stored(name)).rename(path / name)  # the name that apt looks for
         for stranger in [each for each in path.iterdir() if each.is_file() and each.name not in files]:
             stranger.unlink()
         apt.install(asked, path.resolve(), "--download-only")
@@ -192,13 +192,13 @@ def download(server: Probe, asked: Sequence[str], path: Path, say: Say) -> None:
 
 
 def _stored(file: str) -> str:
-    """What a bundle calls a package's file: apt writes an epoch's colon as %3a; repositories leave the epoch out."""
+    """Return a package's file name in a bundle: apt writes an epoch's colon as %3a, repositories omit the epoch."""
     name, version, rest = file.split("_")
     return f"{name}_{version.rpartition('%3a')[2]}_{rest}"
 
 
 class _Apt:
-    """apt with directories of its own, on another machine's list of packages."""
+    """apt with separate directories, on another machine's list of packages."""
 
     def __init__(self, work: Path, server: Probe, say: Say) -> None:
         self._work, self._say = work, say
@@ -228,40 +228,40 @@ class _Apt:
             "Debug::NoLocking": "true",
         }
         lines = [f'{name} "{value}";' for name, value in settings.items()]
-        # Hooks would work on this machine's own directories.
+        # Hooks would change this machine's directories.
         lines += [f"#clear {group};" for group in HOOKS]
         (work / "apt.conf").write_text("\n".join([*lines, ""]))
 
     def install(self, asked: Sequence[str], archives: Path, how: str) -> list[str]:
-        """Work out what is needed and fetch it into `archives`, or say it. Raises UserError."""
+        """Resolve the dependencies, and fetch them into `archives` or list them. Raises UserError."""
         options = ("--yes", "--no-install-recommends", "--allow-change-held-packages", how)
         return self.run("install", *options, "-o", f"Dir::Cache::archives={archives}", *asked)
 
     def run(self, *arguments: str) -> list[str]:
-        """apt-get; what it says is shown, and returned. Raises UserError."""
+        """Run apt-get, show its output and return it. Raises UserError."""
         command = ["apt-get", "-q", "-c", str(self._work / "apt.conf"), *arguments]
         environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
-        said: list[str] = []
+        lines: list[str] = []
         pipe, same = subprocess.PIPE, subprocess.STDOUT
         try:
             with subprocess.Popen(command, stdout=pipe, stderr=same, text=True, env=environment) as process:
                 assert process.stdout  # noqa: S101 - asked for
                 for line in process.stdout:
-                    said.append(line.strip())
+                    lines.append(line.strip())
                     self._say(line)
         except FileNotFoundError as error:
             raise UserError("there is no apt-get here", "build on a machine of the server's kind") from error
         if process.returncode:
-            errors = [line[3:] for line in said if line.startswith("E: ")] or said[-1:]
-            unmet = [line for line in said if "Depends:" in line]
+            errors = [line[3:] for line in lines if line.startswith("E: ")] or lines[-1:]
+            unmet = [line for line in lines if "Depends:" in line]
             raise UserError(
                 f"apt-get {arguments[0]}: {'; '.join([*errors, *unmet])[:400]}",
                 "the packages must be in this machine's apt sources, reachable and up to date",
             )
-        return said
+        return lines
 
     def add_toolkit(self) -> None:
-        """NVIDIA's own repository, if its key is the known one. Raises UserError."""
+        """Add NVIDIA's repository if its key is the known one. Raises UserError."""
         url = TOOLKIT["toolkit_key"]
         self._say(url)
         key = self._work / "key"
@@ -307,7 +307,7 @@ def check_key(key: Path, fingerprint: str, keyring: Path) -> None:
 
 
 def of_file(path: Path) -> tuple[str, str, str]:
-    """Name, version and architecture of a package. Raises UserError."""
+    """Return the name, version and architecture of a package. Raises UserError."""
     command = ["dpkg-deb", "--show", "--showformat", "${Package} ${Version} ${Architecture}", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     words = done.stdout.split()

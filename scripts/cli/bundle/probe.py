@@ -1,10 +1,10 @@
-"""What a server is, as probe.sh told it there: what a bundle for it has to fit.
+"""Description of a server by probe.sh, which a bundle for that server must fit.
 
-The document is JSON: `format` (1); `distribution` (`id`, `version` and `codename` of os-release, empty where it has
+The document is JSON: `format` (1); `distribution` (`id`, `version` and `codename` of os-release, empty if it has
 none); `architecture` (Debian's name); `kernel` (uname -r); `memory_bytes`; `disks`: each `path`, `bytes`,
 `free_bytes`; `pci`: NVIDIA's devices, each `class` and `device` as sysfs writes them; `nvidia_driver`: version, null
-where none works; `programs`: name -> version, null where it is not there; `dpkg_status`: dpkg's list of installed
-packages, gzip in Base64, null where there is no dpkg.
+if none works; `programs`: name -> version, null if it is missing; `dpkg_status`: dpkg's list of installed
+packages, gzip in Base64, null without dpkg.
 """
 
 import base64
@@ -41,7 +41,7 @@ class Probe:
     """One server."""
 
     distribution: str
-    """Such as `debian 12`."""
+    """Distribution and version, such as `debian 12`."""
     codename: str
     architecture: str
     kernel: str
@@ -51,11 +51,11 @@ class Probe:
     programs: Mapping[str, str | None]
     dpkg_status: bytes | None
     digest: str
-    """Of all that decides which packages it lacks."""
+    """Digest of everything that decides which packages the server lacks."""
 
 
 def read(path: Path) -> Probe:
-    """The probe in a file. Raises UserError."""
+    """Read the probe in a file. Raises UserError."""
     try:
         return parse(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, zlib.error) as error:
@@ -63,11 +63,11 @@ def read(path: Path) -> Probe:
 
 
 def parse(document: Any) -> Probe:
-    """Check what was read. Raises ValueError, LookupError, TypeError, AttributeError, EOFError, zlib.error."""
+    """Check a parsed probe. Raises ValueError, LookupError, TypeError, AttributeError, EOFError, zlib.error."""
     if document["format"] != FORMAT:
         raise ValueError(f"it has format {document['format']}, this program knows {FORMAT}")
     system = {key: str(document["distribution"][key]) for key in ("id", "version", "codename")}
-    programs = {str(name): None if said is None else str(said) for name, said in document["programs"].items()}
+    programs = {str(name): None if version is None else str(version) for name, version in document["programs"].items()}
     classes = [str(device["class"]) for device in document["pci"]]
     packed, driver = document["dpkg_status"], document["nvidia_driver"]
     status = None if packed is None else gzip.decompress(base64.b64decode(packed, validate=True))
@@ -87,7 +87,7 @@ def parse(document: Any) -> Probe:
 
 
 def this_machine() -> Probe:
-    """What a bundle is built on. Raises UserError."""
+    """Probe this machine. Raises UserError."""
     done = subprocess.run(["bash", SCRIPT], capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"this machine can't be probed: {' '.join(done.stderr.split())}", "build on Linux")

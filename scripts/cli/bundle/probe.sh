@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What a bundle has to fit, as JSON on standard output: run it on the server, carry the answer out.
-#   bash probe.sh [DIRECTORY]... > probe.json     DIRECTORY: where weights are to lie, so that its free disk is told
-# It reads only, and needs nothing but bash, coreutils and gzip. No secret and no name of a machine is in its answer.
+# Prints what a bundle has to fit, as JSON on standard output: run it on the server, and carry the output out.
+#   bash probe.sh [DIRECTORY]... > probe.json     DIRECTORY: for the weights; the output then has its free disk space
+# It only reads, and needs only bash, coreutils and gzip. Its output holds no secret and no host name.
 # The document's fields: scripts/cli/bundle/probe.py.
 set -euo pipefail
 LC_ALL=C
@@ -15,14 +15,14 @@ text() { # as JSON
 }
 # What a program says of its version; null where there is none, or none that works.
 version() {
-  local found said
+  local found output
   if ! found=$(command -v "$1" || PATH=$PATH:/usr/sbin:/sbin command -v "$1") ||
-    ! said=$("$found" "${@:2}" </dev/null 2>&1); then
+    ! output=$("$found" "${@:2}" </dev/null 2>&1); then
     printf null
     return
   fi
-  said=$(tr '\n' ' ' <<<"$said" | grep -oE '[0-9]+(\.[0-9]+)+' | tr '\n' ' ') || true
-  text "${said%% *}"
+  output=$(tr '\n' ' ' <<<"$output" | grep -oE '[0-9]+(\.[0-9]+)+' | tr '\n' ' ') || true
+  text "${output%% *}"
 }
 of_system() { # a variable of os-release, in a shell of its own
   (
@@ -68,8 +68,8 @@ for device in "${SYSFS:-/sys}"/bus/pci/devices/*; do
 done
 printf '\n ],\n'
 driver=null
-if command -v nvidia-smi >/dev/null && said=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader </dev/null 2>/dev/null); then
-  driver=$(text "${said%%$'\n'*}")
+if command -v nvidia-smi >/dev/null && output=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader </dev/null 2>/dev/null); then
+  driver=$(text "${output%%$'\n'*}")
 fi
 printf ' "nvidia_driver": %s,\n' "$driver"
 

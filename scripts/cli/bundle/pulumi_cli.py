@@ -1,4 +1,4 @@
-"""The Pulumi CLI and the plugins of its providers, as their makers publish them, checked against what lies beside them.
+"""The Pulumi CLI and the plugins of its providers, as published, checked against the checksum files beside them.
 
 Names and checksum files: the release workflows of github.com/pulumi (the CLI's has SHA-256, a plugin's SHA-1).
 """
@@ -29,7 +29,7 @@ BY_HAND = "carry the archives with their checksum files yourself (--pulumi DIR),
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """One file, and the one with its checksum."""
+    """A file and its checksum file."""
 
     repository: str
     version: str
@@ -38,7 +38,7 @@ class Archive:
 
 
 def archives(requirements: Path, architecture: str, gcp: bool) -> list[Archive]:
-    """What goes with the Python packages of requirements.txt: plugins have their SDKs' versions."""
+    """Return the archives that match requirements.txt: plugins have their SDKs' versions."""
     pins = dict(re.findall(r"^(pulumi[\w-]*)==([\w.]+)", requirements.read_text(), re.MULTILINE))
     cli = pins["pulumi"]
     name = f"pulumi-v{cli}-linux-{CLI_ARCHITECTURES.get(architecture, architecture)}.tar.gz"
@@ -57,7 +57,7 @@ def archives(requirements: Path, architecture: str, gcp: bool) -> list[Archive]:
 
 
 def part(wanted: Sequence[Archive], given: str) -> Wanted | None:
-    """What `--pulumi` asks for: a directory, `download`, a mirror's URL, or None for `none`. Raises UserError."""
+    """Return the part for `--pulumi`: a directory, `download`, a mirror's URL, or None for `none`. Raises UserError."""
     if given == "none":
         return None
     remote = given == "download" or re.match(r"https?://", given)
@@ -143,7 +143,7 @@ def _text(url: str) -> str:
 
 
 def _fetch(url: str, target: Path, say: Say) -> None:
-    """Download a file; goes on with what an earlier try left as TARGET.part."""
+    """Download a file, and resume from TARGET.part of an earlier try."""
     begun = target.with_name(f"{target.name}.part")
     there = begun.stat().st_size if begun.exists() else 0
     try:
@@ -158,7 +158,7 @@ def _fetch(url: str, target: Path, say: Say) -> None:
     except (OSError, HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError) and error.code == 416:  # noqa: PLR2004 - more than there is
             begun.unlink(missing_ok=True)
-        raise UserError(f"{url}: {error}", "run the same again: it goes on where it stopped") from error
+        raise UserError(f"{url}: {error}", "run the same again: it resumes") from error
     if left > 0:
-        raise UserError(f"{url}: broke off {left} bytes before its end", "run the same again: it goes on there")
+        raise UserError(f"{url}: broke off {left} bytes before its end", "run the same again: it resumes")
     begun.replace(target)

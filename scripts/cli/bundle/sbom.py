@@ -1,4 +1,4 @@
-"""A bundle's software bill of materials: CycloneDX 1.6, for the site's own tools."""
+"""Software bill of materials of a bundle: CycloneDX 1.6, for the site's own tools."""
 
 import json
 import uuid
@@ -12,13 +12,13 @@ from components.bundle.manifest import File, Manifest
 
 Component = dict[str, Any]
 LONGEST_NAME = 80
-"""Of a licence: older packages give its whole text."""
+"""Length limit of a licence's name: older packages give the licence's whole text."""
 
 
 def text(directory: Path, manifest: Manifest) -> str:
-    """The document as JSON: this project, container images, the model, Pulumi, each Python and Debian package.
+    """Return the document as JSON: this project, container images, the model, Pulumi, each Python and Debian package.
 
-    What is inside the images is known to their own SBOMs only. The same bundle gives the same text.
+    Only the images' own SBOMs list their contents. The same bundle always gives the same text.
     """
     components = [each for name in manifest.parts for each in _components(directory, manifest, name)]
     seed = json.dumps(components, sort_keys=True)
@@ -64,7 +64,7 @@ def _components(directory: Path, manifest: Manifest, name: str) -> list[Componen
 
 
 def _debian(file: File, distribution: str) -> Component:
-    """As its file's name tells, which leaves the version's epoch out."""
+    """Return a Debian package's entry from its file name, which omits the version's epoch."""
     name, version, architecture = file.path.rpartition("/")[2].removesuffix(".deb").split("_")
     kind, _, release = distribution.partition(" ")
     purl = f"pkg:deb/{kind}/{quote(name)}@{quote(version)}?arch={architecture}&distro={kind}-{release}"
@@ -72,7 +72,7 @@ def _debian(file: File, distribution: str) -> Component:
 
 
 def _wheel(path: Path, file: File) -> Component:
-    """As its metadata tell, or its name, where a delta leaves it out."""
+    """Return a wheel's entry from its metadata, or from its name if a delta leaves it out."""
     name, version = path.name.split("-")[:2]
     licences: list[dict[str, Any]] = []
     if file.carried:

@@ -1,4 +1,4 @@
-"""Signing a bundle's checksums with an SSH key: `ssh-keygen`, which signs and checks, is wherever SSH is."""
+"""Signatures of a bundle's checksums with an SSH key: every machine with SSH has `ssh-keygen`, which checks them."""
 
 import subprocess
 import tempfile
@@ -8,22 +8,22 @@ from components.bundle.manifest import PUBLIC_KEYS, SIGNATURE, SUMS
 from scripts.lib.errors import BadInputError
 
 NAMESPACE = "elastic-vllm-bundle"
-"""Keeps a signature that the key gave for something else from passing for one of a bundle."""
+"""Namespace that distinguishes a bundle's signature from others by the same key."""
 SIGNER = "bundle"
 
 
 def sign(directory: Path, private_key: Path) -> None:
-    """Sign SHA256SUMS; asks for a passphrase where the key has one. Raises BadInputError."""
+    """Sign SHA256SUMS, and ask for the key's passphrase if it has one. Raises BadInputError."""
     (directory / SIGNATURE).unlink(missing_ok=True)
     command = ["ssh-keygen", "-Y", "sign", "-q", "-f", str(private_key), "-n", NAMESPACE, str(directory / SUMS)]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        said = " ".join(done.stderr.split()) or f"ssh-keygen ended with {done.returncode}"
-        raise BadInputError(f"--sign-key {private_key}: {said}", "give a private key that ssh-keygen can use")
+        error = " ".join(done.stderr.split()) or f"ssh-keygen ended with {done.returncode}"
+        raise BadInputError(f"--sign-key {private_key}: {error}", "give a private key that ssh-keygen can use")
 
 
 def flaw(directory: Path, public_key: str | Path) -> str:
-    """What is wrong with the signature; empty if it is of these checksums, by this key.
+    """Describe what is wrong with the signature; empty if it is of these checksums, by this key.
 
     `public_key` is `ssh-ed25519 AAAA...`, or the path of a file that holds it. Raises BadInputError.
     """

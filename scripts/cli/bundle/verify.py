@@ -1,6 +1,6 @@
-"""Check a bundle: complete, unaltered, signed, and nothing in it that leads out of where it is unpacked.
+"""Check a bundle: complete, unaltered, signed, and without entries that lead out of their archive.
 
-Python's own library only: it runs at the site before anything of the bundle does.
+This module needs Python's own library only: it runs at the site before anything of the bundle does.
 """
 
 import argparse
@@ -21,14 +21,14 @@ from scripts.lib.progress import Display
 
 
 class Bytes:
-    """Bytes that were read, of how many."""
+    """Number of bytes read so far, and in total."""
 
     def __init__(self, total: int, say: Callable[[str], None]) -> None:
         self.total, self.seen, self.started, self._say = total, 0, time.monotonic(), say
         self._lock = threading.Lock()
 
     def add(self, count: int) -> None:
-        """Count more of them, from any thread."""
+        """Count more bytes, from any thread."""
         with self._lock:
             self.seen += count
         self._say(str(self))
@@ -41,17 +41,17 @@ class Bytes:
 def problems(
     directory: Path, public_key: str | Path | None, *, listing: bool = False, compressed_layers: bool = False
 ) -> Iterator[str]:
-    """What is wrong with a bundle, a line each; `public_key` None: unsigned ones are good enough.
+    """Yield a line for each problem of a bundle; with `public_key` None, it need not be signed.
 
-    Of a delta, what it carries is checked. `listing`: the manifest, its checksums and their signature alone; the files
-    that it names are elsewhere. `compressed_layers`: look into those of images too. Raises UserError where it can't
-    be checked at all.
+    In a delta, the carried files are checked. `listing`: check only the manifest, its checksums and their signature,
+    because the files are elsewhere. `compressed_layers`: read those of images too. Raises UserError if the bundle
+    can't be checked at all.
     """
     if not (directory / SUMS).is_file():
         raise UserError(f"{directory} is no finished bundle: there is no {SUMS}", "run `bundle build` again there")
-    if public_key and (said := signature.flaw(directory, public_key)):
-        # Whatever else is in it was said by nobody in particular.
-        yield f"{SIGNATURE}: {said}"
+    if public_key and (flaw := signature.flaw(directory, public_key)):
+        # Without a valid signature nobody vouches for the rest.
+        yield f"{SIGNATURE}: {flaw}"
         return
     try:
         sums = manifest.parse_sums((directory / SUMS).read_text(encoding="utf-8"))
@@ -83,7 +83,7 @@ def _contents(
             yield f"{file.path}: {size} bytes instead of {file.bytes}"
         else:
             good.append(file)
-    # The large ones first, so that no core is left alone with one at the end. Python hashes without its lock.
+    # Large files first, so that none is left for a single core at the end. Python hashes without its lock.
     good.sort(key=lambda file: -file.bytes)
     with Display(results_on_stdout=True) as display, display.task("checksums") as task:
         count = Bytes(sum(file.bytes for file in good), task.say)
@@ -99,14 +99,14 @@ def _flaws_of_content(directory: Path, file: File, count: Bytes, compressed_laye
     path = directory / file.path
     try:
         same = manifest.sha256(path, count.add) == file.sha256
-    except OSError as error:  # a disk that goes bad on its way is why one looks
+    except OSError as error:  # a disk that fails in transit is what this check is for
         yield f"{file.path}: can't be read: {error.strerror}"
         return
     if not same:
         yield f"{file.path}: altered"
         return
-    for said in archives.flaws(path, file.path, compressed_layers=compressed_layers):
-        yield f"{file.path}: {said}"
+    for flaw in archives.flaws(path, file.path, compressed_layers=compressed_layers):
+        yield f"{file.path}: {flaw}"
 
 
 def _is_file(path: Path) -> bool:
@@ -114,7 +114,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _unlisted(directory: Path, sums: dict[str, str]) -> Iterator[str]:
-    """What is there besides; links of any kind, since they lead somewhere else."""
+    """Yield unlisted files, and links of any kind, because they lead elsewhere."""
     known = {*sums, SUMS, SIGNATURE}
     for place, directories, files in os.walk(directory):
         for name in sorted([*directories, *files]):
@@ -137,10 +137,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trust.add_argument(
         "--key", help="the signer's public key ('ssh-ed25519 AAAA...'), or the file that holds it, which travels apart"
     )
-    trust.add_argument("--unsigned", action="store_true", help="take one whose origin nobody vouches for")
-    parser.add_argument("--listing", action="store_true", help="the manifest alone: the files are on another machine")
+    trust.add_argument("--unsigned", action="store_true", help="accept a bundle without a signature")
+    parser.add_argument("--listing", action="store_true", help="check the manifest alone: the files are elsewhere")
     parser.add_argument(
-        "--layers", action="store_true", help="look into compressed layers of images too: slow, and checked by build"
+        "--layers", action="store_true", help="read compressed layers of images too: slow, and checked by build already"
     )
     given = parser.parse_args(arguments)
     try:

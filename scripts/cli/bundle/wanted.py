@@ -1,4 +1,4 @@
-"""A part that a bundle is to hold: where it comes from, and how it is made."""
+"""Part that a bundle must contain: its source, and how to build it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,22 +11,22 @@ Make = Callable[[Path, Say], None]
 
 
 class UnreachableError(UserError):
-    """Where a part comes from can't be reached; a part that is optional is then left out."""
+    """The source of a part can't be reached; an optional part is then left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """A part that the bundle is to hold."""
+    """A part that the bundle must contain."""
 
     name: str
     directory: str
     source: str
-    """The same source is the same part: it is not made again."""
+    """Description of the source: a part with an equal source is not built again."""
     bytes: Callable[[], int]
-    """What it takes on disk, roughly; may have to ask where it comes from, so only for what is to be made."""
+    """Rough size on disk; it may have to ask the source, so it is called only for parts to build."""
     make: Make
-    """Fills the part's directory, where an earlier try may have left something. Raises UserError or OSError."""
+    """Function that fills the part's directory, which may hold an earlier try. Raises UserError or OSError."""
     licence: str | None = None
     about: Mapping[str, str] = field(default_factory=dict)
     optional: bool = False
-    """Left out, with a word, where `bytes` raises UnreachableError."""
+    """True if the part is left out, with a notice, when `bytes` raises UnreachableError."""

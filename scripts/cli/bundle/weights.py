@@ -1,4 +1,4 @@
-"""The model's weights as a bundle holds them: the files of one revision in a directory of its own."""
+"""Weights of the model in a bundle: the files of one revision in a dedicated directory."""
 
 import hashlib
 import json
@@ -18,12 +18,12 @@ from scripts.lib.errors import BadInputError
 
 
 def from_hub(model: Model, revision: str, endpoint: str) -> Wanted:
-    """A model's files of one commit, each checked against the hub's checksum; goes on with what was begun."""
+    """Return a model's files of one commit, checked against the hub's checksums; an interrupted download resumes."""
 
     def make(path: Path, say: Say) -> None:
         path.mkdir(parents=True, exist_ok=True)
         script = (render.FILES / "weights/download_weights.py").read_text()
-        # It ends with this process: two at once would write to the same files. -P: nothing is imported from here.
+        # It ends with this process: two at once would write to the same files. -P: import nothing from this directory.
         command = [
             "setpriv",
             "--pdeathsig",
@@ -43,7 +43,7 @@ def from_hub(model: Model, revision: str, endpoint: str) -> Wanted:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HOME": "/nonexistent",
         }
-        # By standard input only.
+        # The token goes by standard input only.
         token = environment.pop("HF_TOKEN", "")
         pipe, same = subprocess.PIPE, subprocess.STDOUT
         with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=same, text=True, env=environment) as process:
@@ -51,12 +51,12 @@ def from_hub(model: Model, revision: str, endpoint: str) -> Wanted:
             assert process.stdout  # noqa: S101 - asked for
             process.stdin.write(token)
             process.stdin.close()
-            said = ""
+            last_line = ""
             for line in process.stdout:
-                said = line.strip() or said
-                say(said)
+                last_line = line.strip() or last_line
+                say(last_line)
         if process.returncode:
-            cause, _, fix = said.partition("; fix: ")
+            cause, _, fix = last_line.partition("; fix: ")
             fix = fix.replace("hfToken to a token", "the environment variable HF_TOKEN to a token")
             raise UserError(cause, fix or "see its last line")
 
@@ -72,7 +72,7 @@ def from_hub(model: Model, revision: str, endpoint: str) -> Wanted:
 
 
 def from_directory(model: Model, given: Path) -> Wanted:
-    """A model's files as they lie in a directory here; `revision` tells their names and content."""
+    """Return a model's files from a local directory; `revision` is derived from their names and content."""
     files = sorted(path for path in given.rglob("*") if path.is_file()) if given.is_dir() else []
     if not any(path.suffix == ".safetensors" for path in files):
         raise BadInputError(f"--weights {given}: no .safetensors file in it", "give the model's own directory")
@@ -107,5 +107,5 @@ def from_directory(model: Model, given: Path) -> Wanted:
 
 
 def directory(model: Model, revision: str) -> str:
-    """Of one revision's files, in a bundle."""
+    """Return the directory of one revision's files in a bundle."""
     return f"weights/{model.directory_name}--{revision[:12]}"

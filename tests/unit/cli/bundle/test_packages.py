@@ -92,7 +92,7 @@ def test_the_toolkit_is_the_pinned_one(there: str | None) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"distribution": "rhel 9.4", "dpkg_status": None}, r"\(rhel 9.4\) lacks docker.io, .* installed to; fix: "),
+        ({"distribution": "rhel 9.4", "dpkg_status": None}, r"\(rhel 9.4\) lacks docker.io, .* supported; fix: "),
         ({"gpus": 2}, r"\(debian 12\) has no NVIDIA driver, and only Ubuntu's can be bundled; fix: "),
         ({"nvidia_driver": "535.1.2"}, r"driver 535.1.2, which is too old: 580 is needed; fix: "),
     ],
