@@ -1,4 +1,4 @@
-"""The error that a user can put right. Python's own library only: a bundle is checked before anything is installed."""
+"""Error that a user can correct. Python's own library only: a bundle is checked before anything is installed."""
 
 
 class UserError(Exception):

@@ -15,15 +15,15 @@ from components.machine.host import Host
 
 @dataclass(frozen=True, kw_only=True)
 class ContainerRuntimeArgs:
-    """Where, and which images."""
+    """The host, and the images to load."""
 
     host: Host
     images: Mapping[str, str]
     """Role -> image reference."""
     gpus: bool
-    """Whether containers are to use NVIDIA GPUs."""
+    """True if containers use NVIDIA GPUs."""
     bundle: ArtifactBundle | None
-    """Where packages and images come from; None: from repositories and registries."""
+    """Source of packages and images; None for repositories and registries."""
 
 
 class ContainerRuntime(pulumi.ComponentResource):
@@ -34,7 +34,7 @@ class ContainerRuntime(pulumi.ComponentResource):
     """
 
     host: Host
-    """The host, ready for containers: what depends on it waits for the runtime, curl and nft."""
+    """The host, ready for containers: its dependents wait for the runtime, curl and nft."""
     provider: docker.Provider
     images: Mapping[str, docker.RemoteImage]
 

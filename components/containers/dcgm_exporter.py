@@ -26,13 +26,13 @@ CONFINEMENT: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class DcgmExporterArgs:
-    """Where it runs."""
+    """The host, and the exporter's image."""
 
     host: Host
     provider: docker.Provider
     image: docker.RemoteImage
     gpus: pulumi.Resource
-    """What proves that the GPUs work."""
+    """Resource that proves that the GPUs work."""
 
 
 class DcgmExporter(pulumi.ComponentResource):

@@ -1,4 +1,4 @@
-"""What is different where Podman takes the place of Docker (setting containerRuntime), all in one place."""
+"""Differences of Podman from Docker (setting containerRuntime), all in one module."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from components import render
 
 PODMAN = "podman"
 SOCKET = "/run/podman/podman.sock"
-"""Of the API of root's Podman."""
+"""Socket of the API of root's Podman."""
 
 # Podman puts these into a container with a read-only root: as little as can be, and nothing to be run from them.
 OWN_TMPFS = dict.fromkeys(("/run", "/var/tmp"), "rw,noexec,nosuid,nodev,size=64k,mode=0755")  # noqa: S108
@@ -34,7 +34,7 @@ def security_options(prefix: str, *, gpus: bool = False) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Container:
-    """A container that `podman run` starts on the host. The words of it show in process lists: no secrets."""
+    """A container that `podman run` starts on the host. Its arguments show in process lists: no secrets."""
 
     name: str
     user: str
@@ -54,9 +54,9 @@ class Container:
 
 
 def run_arguments(container: Container, image: str) -> list[str]:
-    """The words after `podman run --detach`, which make it as Docker's API would: no network, nothing to write to.
+    """Return the arguments after `podman run --detach` for the same container as by Docker's API.
 
-    GPUs come by CDI: Podman's API before 5.4 ignores requests for them, and says nothing.
+    It has no network and a read-only root. GPUs come by CDI: Podman's API before 5.4 ignores requests without a word.
     """
     limit = f"{container.open_files}:{container.open_files}"
     options = [
@@ -71,7 +71,7 @@ def run_arguments(container: Container, image: str) -> list[str]:
         "--pids-limit=-1",
         *("--ulimit", f"nofile={limit}", "--ulimit", f"nproc={limit}"),
         *("--shm-size", f"{container.shared_memory_mib}m"),
-        # It keeps one file, and begins it anew at this size.
+        # Podman keeps one file, and truncates it at this size.
         *("--log-driver", "k8s-file", "--log-opt", f"max-size={container.log_mib}m"),
         *("--stop-timeout", str(container.stop_seconds)),
         *("--entrypoint", json.dumps(list(container.entrypoint))),

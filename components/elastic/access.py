@@ -1,4 +1,4 @@
-"""Whether the API keys for Kibana and Elasticsearch are good for what is to be made there, before anything is made."""
+"""Check of the API keys for Kibana and Elasticsearch before anything is created."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from components.settings.elastic import ElasticSettings
 
 @dataclass(frozen=True, kw_only=True)
 class ElasticAccessArgs:
-    """What `up` is to connect."""
+    """The Kibana and Elasticsearch that `up` connects."""
 
     elastic: ElasticSettings
     client_certificates: bool

@@ -1,4 +1,4 @@
-"""What an Elastic Agent on the server needs to ship logs and metrics: a standalone policy, as a pure function.
+"""Standalone policy for an Elastic Agent on the server that ships logs and metrics, as a pure function.
 
 Field names are from Elastic's own documents: "Config file example: Nginx HTTP Server" of the Fleet guide, and Beats'
 modules nginx and prometheus, whose hosts may be unix sockets (`http+unix:///...`).
@@ -18,7 +18,7 @@ DCGM_PORT = 9400
 
 @dataclass(frozen=True, kw_only=True)
 class Observed:
-    """Where things are on the server."""
+    """Places of logs and metrics on the server."""
 
     prefix: str
     """elastic-vllm-STACK"""
@@ -27,7 +27,7 @@ class Observed:
     metrics_socket: str
     """Nginx answers /stub_status and vLLM's /metrics there."""
     gpus: bool = False
-    """Whether DCGM's exporter answers on DCGM_PORT of loopback."""
+    """True if DCGM's exporter answers on DCGM_PORT of loopback."""
 
 
 def policy(observed: Observed) -> str:

@@ -1,4 +1,4 @@
-"""Requests to Kibana and Elasticsearch: retries, and for each refusal one line that says the cause and the fix."""
+"""Requests to Kibana and Elasticsearch: retries, and one line with the cause and the fix for each refusal."""
 
 import socket
 import ssl
@@ -11,11 +11,11 @@ from typing import Any
 import httpx2
 
 ANSWER_SECONDS = 150
-"""For one answer: longer than Elasticsearch is asked to wait for the endpoint (VALIDATION_SECONDS)."""
+"""Limit for one answer: longer than Elasticsearch waits for the endpoint (VALIDATION_SECONDS)."""
 VALIDATION_SECONDS = 120
-"""How long Elasticsearch is asked to wait for the endpoint before it refuses to create an inference endpoint."""
+"""Time that Elasticsearch waits for the endpoint before it refuses to create an inference endpoint."""
 PATIENCE_SECONDS = 60
-"""How long a product that is down or busy is asked again."""
+"""Time during which requests to a product that is down or busy are retried."""
 LONGEST_PAUSE_SECONDS = 15
 AGAIN = frozenset({429, 500, 502, 503, 504})
 ENDPOINT_WORKS = "Nothing else is wrong: put this right and run the same again"
@@ -31,22 +31,22 @@ REFUSALS = {
         ".gen-ai to that list in kibana.yml and restart Kibana"
     ),
 }
-"""Refusals with 403 that are no missing privilege: word in the product's reason, in small letters -> cause and fix."""
+"""Refusals with 403 other than a missing privilege: word in the product's reason, in lower case -> cause and fix."""
 NO_ENCRYPTION_KEY = "missing encryption key"
-"""In Kibana's 500 for every request about connectors while xpack.encryptedSavedObjects.encryptionKey is not set."""
+"""Text in Kibana's 500 for all requests about connectors if xpack.encryptedSavedObjects.encryptionKey is not set."""
 
 
 class ElasticError(Exception):
-    """What Kibana or Elasticsearch would not do: cause and fix, never a key."""
+    """Refusal by Kibana or Elasticsearch: cause and fix, never a key."""
 
 
 class DownError(ElasticError):
-    """It does not answer, or is too busy: it may be right later, with the same settings."""
+    """The product does not answer or is too busy: a later try with the same settings may succeed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A response that was no error of the connection or the key."""
+    """A response that is no error of the connection or the key."""
 
     status: int
     body: Any
@@ -55,7 +55,7 @@ class Answer:
 
     @property
     def reason(self) -> str:
-        """The product's own words for a refusal."""
+        """Return the product's reason for a refusal."""
         if not isinstance(self.body, dict):
             return "without a reason"
         error = self.body.get("error")
@@ -63,8 +63,8 @@ class Answer:
             causes = [error, *[cause for cause in (error.get("root_cause") or []) if isinstance(cause, dict)]]
             caused_by = error.get("caused_by")
             causes += [caused_by] if isinstance(caused_by, dict) else []
-            said = list(dict.fromkeys(str(cause.get("reason", "")) for cause in causes))
-            return ": ".join(text for text in said if text) or "without a reason"
+            reasons = list(dict.fromkeys(str(cause.get("reason", "")) for cause in causes))
+            return ": ".join(text for text in reasons if text) or "without a reason"
         return str(self.body.get("message") or error or "without a reason")
 
 
@@ -78,7 +78,7 @@ class Product:
     key: str = field(repr=False)
     key_setting: str
     privilege: str
-    """What the key's owner must be allowed to do, in the product's own terms."""
+    """Privilege that the key must have, in the product's own terms."""
     ca: str = ""
     """PEM of the CA of its certificate; empty: the system's."""
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -86,10 +86,10 @@ class Product:
     answer_seconds: float = ANSWER_SECONDS
 
     def ask(self, method: str, path: str, body: object = None, hidden: tuple[str, ...] = ()) -> Answer:
-        """The answer to a request: 2xx, 400, 404 or 409, for the caller to tell apart.
+        """Return the answer to a request: 2xx, 400, 404 or 409, which the caller must distinguish.
 
-        Raises ElasticError for all else, DownError after `patience` seconds. `hidden` are secrets in the body, which no
-        message may repeat.
+        Raises ElasticError for all others, DownError after `patience` seconds. `hidden` are secrets in the body, which
+        no message may repeat.
         """
         headers = {**self.headers, "Authorization": f"ApiKey {self.key}"}
         end = time.monotonic() + self.patience
@@ -174,7 +174,7 @@ class Product:
 
 
 def _no_such_name(error: Exception) -> bool:
-    """Whether a name was not found, which is not the same as a resolver that does not answer."""
+    """Return True if a name was not found, as opposed to a resolver that does not answer."""
     causes: list[BaseException | None] = [error]
     while causes[-1]:
         causes.append(causes[-1].__cause__ or causes[-1].__context__)
@@ -182,12 +182,12 @@ def _no_such_name(error: Exception) -> bool:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether asking again is useless: a certificate does not become trusted by waiting."""
+    """Return True if a retry is useless: a certificate does not become trusted by waiting."""
     words = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")
     return any(word in str(error) for word in words) or _no_such_name(error)
 
 
 def _asked_to_wait(response: httpx2.Response) -> float:
-    """Seconds of a Retry-After; 0 without one (a date is not used by either product)."""
+    """Return the seconds of a Retry-After; 0 without one (neither product sends a date)."""
     text = response.headers.get("retry-after", "")
     return float(text) if text.isdigit() else 0.0

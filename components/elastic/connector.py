@@ -1,4 +1,4 @@
-"""What an Elastic admin needs to connect."""
+"""Everything that an Elastic admin needs to connect."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ class ElasticConnectorArgs:
     """The endpoint as clients see it."""
 
     name: str
-    """What Elastic is to call it."""
+    """Name for Elastic."""
     host: pulumi.Input[str]
-    """The name or IP address that the certificate is for."""
+    """Name or IP address in the certificate."""
     https_port: int
     key: pulumi.Input[str]
     ca_certificate: pulumi.Input[str]
@@ -62,15 +62,15 @@ class ElasticConnector(pulumi.ComponentResource):
     preconfigured_connector: pulumi.Output[str]
     """Secret: holds the key."""
     connector_id: str
-    """In Kibana; empty where none is made."""
+    """Id in Kibana; empty if none is created."""
     inference_id: str
-    """In Elasticsearch; empty where none is made."""
+    """Id in Elasticsearch; empty if none is created."""
 
     def __init__(self, name: str, args: ElasticConnectorArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("elastic-vllm:index:ElasticConnector", name, None, opts)
         port = "" if args.https_port == HTTPS_PORT else f":{args.https_port}"
         url = pulumi.Output.format("https://{}{}/v1", args.host, port)
-        # The outputs wait for the endpoint: whoever has them may use them.
+        # The outputs wait for the endpoint, so that a client that has them can use it.
         ready = pulumi.Output.all(*[resource.urn for resource in args.ready])
         self.endpoint_url = pulumi.Output.all(url, ready).apply(lambda values: str(values[0]))
         self.url = self.endpoint_url.apply(lambda known: f"{known}/chat/completions")
@@ -78,8 +78,8 @@ class ElasticConnector(pulumi.ComponentResource):
 
         client = (args.client.certificate, args.client.private_key) if args.client else ("", "")
 
-        def told(make: Callable[[ElasticEndpoint], T], *secrets: pulumi.Input[str]) -> pulumi.Output[T]:
-            """What `make` says of the endpoint; a secret where the secrets are."""
+        def described(make: Callable[[ElasticEndpoint], T], *secrets: pulumi.Input[str]) -> pulumi.Output[T]:
+            """Return the result of `make` for the endpoint, which is secret if it has the secrets."""
             key, certificate, private_key = secrets
             given = (self.url, key, args.ca_certificate, certificate, private_key, args.kibana_version)
             return pulumi.Output.all(*given).apply(
@@ -100,10 +100,10 @@ class ElasticConnector(pulumi.ComponentResource):
                 )
             )
 
-        self.kibana_connector = told(payloads.kibana_connector, self.key, *client)
-        self.inference_endpoint = told(payloads.inference_endpoint, self.key, *client)
-        self.preconfigured_connector = told(payloads.preconfigured_connector, self.key, *client)
-        self.kibana_settings = told(payloads.kibana_settings, "", "", "")
+        self.kibana_connector = described(payloads.kibana_connector, self.key, *client)
+        self.inference_endpoint = described(payloads.inference_endpoint, self.key, *client)
+        self.preconfigured_connector = described(payloads.preconfigured_connector, self.key, *client)
+        self.kibana_settings = described(payloads.kibana_settings, "", "", "")
         self.connector_id, self.inference_id = "", ""
         if args.ready:
             self._in_elastic(name, args)

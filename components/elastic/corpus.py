@@ -17,7 +17,7 @@ CONNECTOR, INFERENCE_ENDPOINT = "connector", "inference-endpoint"
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """One request, and what stands or falls with it in Elastic."""
+    """One request, and the features of Elastic that depend on it."""
 
     name: str
     sender: str
@@ -37,13 +37,13 @@ class Form:
 
     @property
     def has_tools(self) -> bool:
-        """True where the request offers tools, chooses one or tells of calls: with native function calling alone."""
+        """True if the request offers tools, chooses one or contains calls: only with native function calling."""
         return (
             "tools" in self.body or "tool_choice" in self.body or any("tool_calls" in m for m in self.body["messages"])
         )
 
     def request(self, model: str, max_tokens: int) -> dict[str, Any]:
-        """The request's body to `model`, whose answer has at most so many tokens."""
+        """Return the request's body for `model`, whose answer has at most this number of tokens."""
         limit = "max_completion_tokens" if "max_completion_tokens" in self.body else "max_tokens"
         bounded = {**self.body, limit: min(max_tokens, self.body.get(limit, max_tokens))}
         return {"model": model, **bounded} if self.names_model else bounded
@@ -60,9 +60,9 @@ def all_forms() -> tuple[Form, ...]:
 
 
 def needed_forms(*, connector: bool, inference_endpoint: bool, native_function_calling: bool) -> list[Form]:
-    """The forms that the model has to answer for these ways to work.
+    """Return the forms that the model must answer for these ways to work.
 
-    Without native function calling a connector sends no tools, and an inference endpoint is no way at all.
+    Without native function calling a connector sends no tools, and an inference endpoint does not work.
     """
     ways = {CONNECTOR} if connector else set()
     if inference_endpoint and native_function_calling:

@@ -1,6 +1,6 @@
-"""What Elastic is told about the endpoint: request bodies and blocks for kibana.yml, as pure functions.
+"""Payloads that describe the endpoint to Elastic: request bodies and blocks for kibana.yml, as pure functions.
 
-Fields and traps are from Elastic's own sources. In elastic/kibana: kbn-connector-schemas/openai/schemas/v1.ts (the
+Fields and pitfalls are from Elastic's own sources. In elastic/kibana: kbn-connector-schemas/openai/schemas/v1.ts (the
 connector), actions/server/config.ts (kibana.yml); in elastic/elasticsearch-specification: inference/put_openai.
 """
 
@@ -16,7 +16,7 @@ from components.elastic import versions
 from components.elastic.versions import SINCE
 
 RESPONSE_SECONDS = 600
-"""What Kibana is to wait for an answer that is not streamed: as long as Nginx does. Its own default is 60 s."""
+"""Time that Kibana waits for an answer that is not streamed: the same as Nginx. Kibana's default is 60 s."""
 MOST_RESPONSE_MEGABYTES = 10
 """Kibana's default is 1 MB: less than a long answer with its reasoning and tool calls can have."""
 HTTPS_PORT = 443
@@ -24,17 +24,17 @@ HTTPS_PORT = 443
 
 @dataclass(frozen=True, kw_only=True)
 class ElasticEndpoint:
-    """The endpoint as Elastic has to know it."""
+    """The endpoint as Elastic must know it."""
 
     name: str
-    """What its connectors and inference endpoints are called: elastic-vllm-STACK."""
+    """Name of its connectors and inference endpoints: elastic-vllm-STACK."""
     url: str
     """Up to and with /v1/chat/completions."""
     key: str = field(repr=False)
     model: str
-    """The name that requests ask for: the alias, which stays when the model changes."""
+    """Name in requests: the alias, which stays when the model changes."""
     max_model_len: int
-    """The longest context that is served; 0: unknown."""
+    """Longest context that is served; 0 if unknown."""
     native_function_calling: bool
     ca_certificate: str
     """PEM of the CA that signed the endpoint's certificate; empty: one that Elastic trusts anyway."""
@@ -59,7 +59,7 @@ class ElasticEndpoint:
 
 
 def connector_id(name: str) -> str:
-    """The connector's id in Kibana: a UUID, as Kibana wants it, and always the same for a name."""
+    """Return the connector's id in Kibana: a UUID, as Kibana demands, and always the same for a name."""
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"elastic-vllm:{name}"))
 
 
@@ -120,7 +120,7 @@ def security_settings() -> str:
 
 
 def preconfigured_connector(endpoint: ElasticEndpoint) -> str:
-    """Block for kibana.yml in place of a connector made by the API; not on Elastic Cloud. Holds the key."""
+    """Return a block for kibana.yml instead of a connector made by the API; not for Elastic Cloud. It holds the key."""
     connector = {
         "name": endpoint.name,
         "actionTypeId": ".gen-ai",
@@ -132,7 +132,7 @@ def preconfigured_connector(endpoint: ElasticEndpoint) -> str:
 
 
 def _connector_secrets(endpoint: ElasticEndpoint) -> dict[str, str]:
-    """The key, and what Kibana shows as a client: PEM in base64, each."""
+    """Return the key, and Kibana's client certificate and private key as PEM in base64."""
     if not endpoint.client_certificate:
         return {"apiKey": endpoint.key}
     pem = {"certificateData": endpoint.client_certificate, "privateKeyData": endpoint.client_key}
@@ -163,7 +163,7 @@ def _connector_config(endpoint: ElasticEndpoint) -> dict[str, Any]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes a text of several lines, such as a certificate, as a block."""
+    """Dumper that writes a text of several lines, such as a certificate, as a block."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

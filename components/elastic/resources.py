@@ -1,7 +1,7 @@
-"""The connector in Kibana and the inference endpoint in Elasticsearch, as Pulumi resources of this program's own.
+"""The connector in Kibana and the inference endpoint in Elasticsearch, as this program's own Pulumi resources.
 
 The providers run in a process that Pulumi starts for them, from the project's directory. They are pickled by name
-only, so that changing them is no difference in any resource.
+only, so that a change of their code changes no resource.
 """
 
 import json
@@ -24,25 +24,25 @@ logging.getLogger("grpc").setLevel(logging.CRITICAL)
 KIBANA_PRIVILEGE = "the Kibana privilege 'Actions and Connectors: all' in the space"
 ELASTICSEARCH_PRIVILEGE = "the cluster privilege manage_inference"
 NOT_VALIDATED = "validation call to service threw an exception"
-"""In Elasticsearch's 400 when the model did not answer its question in time, or not at all."""
+"""Text in Elasticsearch's 400 if the model did not answer its question in time, or not at all."""
 NO_CONFIG = {"apiProvider": "Other", "apiUrl": "https://localhost/v1/chat/completions", "defaultModel": "none"}
 DEFAULT_CONNECTOR = "genAiSettings:defaultAIConnector"
 """Kibana's setting (elastic/kibana: ui-settings, set_many.ts)."""
 LICENSES = ("enterprise", "trial")
-"""Licenses that include inference endpoints to a model of one's own (Elasticsearch's InferenceLicenceCheck)."""
+"""Licenses that include inference endpoints to your own model (Elasticsearch's InferenceLicenceCheck)."""
 LOOK_SECONDS = 10
-"""For an answer that is only looked at: a Kibana that takes longer is asked by the next `up`."""
+"""Limit for an answer to a look-up: a Kibana that takes longer is asked by the next `up`."""
 Props = dict[str, Any]
 """url, key, ca (PEM), id, body (JSON as a string), and for connectors the space."""
 
 
 def as_text(body: Props) -> str:
-    """A body as it is kept: equal ones are equal texts, and numbers stay what they are."""
+    """Return a body as it is stored: equal bodies are equal texts, and numbers keep their type."""
     return json.dumps(body, sort_keys=True)
 
 
 class _Provider(dynamic.ResourceProvider):
-    """What the providers share: which changes are made in place."""
+    """Base of the providers, which decides which changes are made in place."""
 
     replaced_by: tuple[str, ...] = ()
     compared: tuple[str, ...] = ("url", "key", "ca", "body")
@@ -55,7 +55,7 @@ class _Provider(dynamic.ResourceProvider):
 
 
 class KibanaConnectorProvider(_Provider):
-    """Creates, reads, updates and deletes one OpenAI connector by Kibana's Connectors API."""
+    """Provider of one OpenAI connector, by Kibana's Connectors API."""
 
     replaced_by = ("url", "space", "id")
 
@@ -67,7 +67,7 @@ class KibanaConnectorProvider(_Provider):
         return dynamic.CreateResult(props["id"], outs=dict(props))
 
     def read(self, id_: str, props: Props) -> dynamic.ReadResult:
-        """As it is now; secrets are as they were last sent, since Kibana tells nobody."""
+        """Read the current state; secrets are those last sent, because Kibana never returns them."""
         kibana, path = _kibana(props), _connector_path(props)
         answer = _look(kibana, path)
         if _no_such_connector(answer):
@@ -75,7 +75,7 @@ class KibanaConnectorProvider(_Provider):
         found = _expect(kibana, answer, "GET", path)
         body = json.loads(props["body"])
         config = found.get("config") or {}
-        # What Kibana adds of its own is not ours to compare.
+        # Fields that Kibana adds are not compared.
         body["config"] = {key: config.get(key) for key in body["config"]}
         body["name"] = found.get("name")
         if found.get("is_missing_secrets"):
@@ -109,7 +109,7 @@ class KibanaConnectorProvider(_Provider):
         _expect(kibana, answer, "POST", path)
 
     def _put(self, kibana: Product, path: str, body: Props) -> bool:
-        """Whether it was there to be changed."""
+        """Update the connector, and return False if it does not exist."""
         changed = {key: value for key, value in body.items() if key != "connector_type_id"}
         answer = kibana.ask("PUT", path, changed, hidden=_secrets(body))
         if _no_such_connector(answer):
@@ -119,7 +119,7 @@ class KibanaConnectorProvider(_Provider):
 
 
 class InferenceEndpointProvider(_Provider):
-    """Creates, reads, updates and deletes one chat_completion inference endpoint, which Elasticsearch tests at once."""
+    """Provider of one chat_completion inference endpoint, which Elasticsearch tests at once."""
 
     replaced_by = ("url", "id")
 
@@ -137,7 +137,7 @@ class InferenceEndpointProvider(_Provider):
         return dynamic.CreateResult(props["id"], outs=dict(props))
 
     def read(self, id_: str, props: Props) -> dynamic.ReadResult:
-        """As it is now; the key is as it was last sent."""
+        """Read the current state; the key is the one last sent."""
         elasticsearch, path = _elasticsearch(props), _inference_path(props)
         answer = _look(elasticsearch, path)
         if answer.status == HTTPStatus.NOT_FOUND:
@@ -149,9 +149,9 @@ class InferenceEndpointProvider(_Provider):
         return dynamic.ReadResult(id_, {**props, "body": as_text(body)})
 
     def update(self, _id: str, olds: Props, news: Props) -> dynamic.UpdateResult:
-        """The key in place; for another model or URL, which Elasticsearch can't change, anew under the same id.
+        """Update the key in place; for another model or URL, which Elasticsearch can't change, replace the endpoint.
 
-        What was there before is put back where the new one is refused at the last moment.
+        The id stays. If the new endpoint is refused at the last moment, the old one is restored.
         """
         elasticsearch, path, body = _elasticsearch(news), _inference_path(news), json.loads(news["body"])
         answer = elasticsearch.ask("GET", path)
@@ -214,7 +214,7 @@ class InferenceEndpointProvider(_Provider):
 
 
 class KibanaDefaultConnectorProvider(_Provider):
-    """Makes the connector the one that Kibana's AI features use unless told otherwise, in one space."""
+    """Provider that makes the connector the default of Kibana's AI features in one space."""
 
     replaced_by = ("url", "space")
     compared = ("url", "key", "ca", "id")
@@ -227,7 +227,7 @@ class KibanaDefaultConnectorProvider(_Provider):
         return dynamic.CreateResult("default", outs={**props, "before": before if before != props["id"] else None})
 
     def read(self, id_: str, props: Props) -> dynamic.ReadResult:
-        """As it is now: another connector is somebody's change."""
+        """Read the current default: another connector is somebody's change."""
         kibana, path = _kibana(props), _settings_path(props)
         return dynamic.ReadResult(id_, {**props, "id": _default_connector(kibana, path)})
 
@@ -248,7 +248,7 @@ class KibanaDefaultConnectorProvider(_Provider):
 
 
 class KibanaAccessProvider(_Provider):
-    """Looks whether Kibana can hold the connector: its version, space, license and kinds of connectors, and the key."""
+    """Provider that checks that Kibana can hold the connector: version, space, license, connector types and key."""
 
     compared = ("url", "key", "ca", "space", "pki")
 
@@ -274,7 +274,7 @@ class KibanaAccessProvider(_Provider):
         return dynamic.UpdateResult(outs=self.create({**news, "version": olds.get("version")}).outs)
 
     def diff(self, id_: str, olds: Props, news: Props) -> dynamic.DiffResult:
-        """A Kibana of another version is a change: its connector may have other fields."""
+        """Report another version of Kibana as a change: its connector may have other fields."""
         found = super().diff(id_, olds, news)
         if not found.changes:
             with suppress(ElasticError):
@@ -315,7 +315,7 @@ class KibanaAccessProvider(_Provider):
 
 
 class ElasticsearchAccessProvider(_Provider):
-    """Looks whether Elasticsearch can hold the inference endpoint: its license, and the key."""
+    """Provider that checks that Elasticsearch can hold the inference endpoint: its license, and the key."""
 
     compared = ("url", "key", "ca")
 
@@ -341,7 +341,7 @@ class ElasticsearchAccessProvider(_Provider):
     def _licensed(self, elasticsearch: Product) -> None:
         try:
             answer = elasticsearch.ask("GET", "/_license")
-        except ElasticError:  # Serverless has none, and the key may lack `monitor`: creation tells then
+        except ElasticError:  # Serverless has none, and the key may lack `monitor`: then the creation shows it
             return
         license_ = (answer.body or {}).get("license", {})
         kind, status = license_.get("type", "enterprise"), license_.get("status", "active")
@@ -381,7 +381,7 @@ class KibanaConnector(dynamic.Resource, module="elastic", name="KibanaConnector"
 
 
 class KibanaDefaultConnector(dynamic.Resource, module="elastic", name="KibanaDefaultConnector"):
-    """Kibana's AI features use the connector in the space, unless told otherwise."""
+    """Kibana's AI features use the connector by default in the space."""
 
     before: pulumi.Output[str | None]
     """Id of the connector that was the default before; None: none was."""
@@ -398,7 +398,7 @@ class InferenceEndpoint(dynamic.Resource, module="elastic", name="InferenceEndpo
 
 
 def _private(opts: pulumi.ResourceOptions) -> pulumi.ResourceOptions:
-    """The provider hands back what it was given: the same is secret then."""
+    """Return options that keep the outputs secret: the provider returns its inputs."""
     return pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(additional_secret_outputs=["key", "body"]))
 
 
@@ -428,7 +428,7 @@ def _elasticsearch(props: Props) -> Product:
 
 
 def _version(product: Product, path: str) -> str:
-    """The version that Kibana or Elasticsearch reports, or `serverless`."""
+    """Return the version that Kibana or Elasticsearch reports, or `serverless`."""
     version = _expect(product, product.ask("GET", path), "GET", path).get("version", {})
     return versions.SERVERLESS if version.get("build_flavor") == versions.SERVERLESS else str(version.get("number", ""))
 
@@ -483,7 +483,7 @@ def _no_such_connector(answer: Answer) -> bool:
 
 
 def _expect(product: Product, answer: Answer, method: str, path: str) -> Props:
-    """The body of an answer that must be a success."""
+    """Return the body of an answer that must be a success."""
     if answer.status == HTTPStatus.NOT_FOUND and product.name == "Kibana" and not _no_such_connector(answer):
         raise ElasticError(
             f"Kibana at {product.url} knows no {path} (404): is there such a space (kibanaSpace), and is kibanaUrl "
@@ -497,6 +497,6 @@ def _expect(product: Product, answer: Answer, method: str, path: str) -> Props:
 
 
 def _secrets(body: Props) -> tuple[str, ...]:
-    """The secret texts in a body."""
+    """Return the secret texts in a body."""
     texts = {**body.get("secrets", {}), **body.get("service_settings", {})}
     return tuple(str(texts[name]) for name in texts if name in {"apiKey", "api_key", "privateKeyData"})

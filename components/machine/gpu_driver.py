@@ -1,4 +1,4 @@
-"""NVIDIA's driver on the host, its GPUs' health, and what makes them usable in containers."""
+"""NVIDIA's driver on the host, its GPUs' health, and their use in containers."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from components.containers import podman
 from components.machine.host import Host
 
 LEAST_DRIVER = 580
-"""The oldest branch that vLLM's images, with CUDA 13 inside, can use; and Ubuntu's branch to install where none is."""
+"""Oldest branch that vLLM's images with CUDA 13 can use, and Ubuntu's branch to install if there is none."""
 
 TOOLKIT = {
     # Seen with these four packages in public installers of 2026. It needs more than 1.17.7 (CVE-2025-23266).
@@ -19,17 +19,17 @@ TOOLKIT = {
     # NVIDIA's installation guide; apt adds the architecture.
     "toolkit_repository": "https://nvidia.github.io/libnvidia-container/stable/deb",
     "toolkit_key": "https://nvidia.github.io/libnvidia-container/gpgkey",
-    # The same in many public installers, the oldest from the days of nvidia-docker: not taken from the key itself.
+    # The same in many public installers, the oldest from the time of nvidia-docker: not taken from the key itself.
     "toolkit_fingerprint": "C95B321B61E88C1809C4F759DDCAE044F796ECB0",
 }
 """Variables of install-nvidia-toolkit.sh, which runs before Docker first starts."""
 
 
 def kernel_script() -> str:
-    """What a new machine runs before anything else, so that no later step needs a reboot.
+    """Return the script that a new machine runs first, so that no later step needs a reboot.
 
-    It may end with the machine going down: it refuses connections from then on, so whoever comes next has to try again
-    until it is back, for some minutes.
+    It may end with a reboot: the machine then refuses connections, so the next command has to retry until it is back,
+    for some minutes.
     """
     return render.script(
         "gpu/gpu-driver.sh",
@@ -41,10 +41,10 @@ def kernel_script() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuDriverArgs:
-    """Where, how many GPUs there must be, and an image to prove them with."""
+    """The host, the number of GPUs that it must have, and an image to prove them with."""
 
     host: Host
-    """Ready: Docker and NVIDIA's container toolkit are there."""
+    """The host once Docker and NVIDIA's container toolkit are installed."""
     gpu_count: int
     image_name: str
     image: docker.RemoteImage
@@ -53,9 +53,9 @@ class GpuDriverArgs:
 class GpuDriver(pulumi.ComponentResource):
     """The expected number of healthy GPUs is there, with a driver new enough for vLLM, and a container has seen them.
 
-    Finds a driver that works and leaves it alone, or installs Ubuntu's signed one; only on a machine of this program's
-    own it replaces one that is too old. Leaves the kernel, and with it reboots, to `kernel_script`; leaves Docker or
-    Podman and NVIDIA's container toolkit to the container runtime. The driver stays when the stack is destroyed.
+    A driver that works is left alone, otherwise Ubuntu's signed one is installed; one that is too old is replaced only
+    on a machine that this program created. `kernel_script` handles the kernel and reboots, the container runtime Docker
+    or Podman and NVIDIA's container toolkit. The driver stays when the stack is destroyed.
     """
 
     ready: pulumi.Resource
@@ -71,7 +71,7 @@ class GpuDriver(pulumi.ComponentResource):
                 *(["gpu/configure-cdi.sh"] if args.host.engine == podman.PODMAN else []),
                 gpu_count=args.gpu_count,
                 least_driver=LEAST_DRIVER,
-                # A server that someone else set up may have its driver for reasons.
+                # On an existing server the owner may have chosen the driver on purpose.
                 may_replace="yes" if args.host.machine else "no",
             ),
             parent=self,

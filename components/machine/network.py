@@ -1,4 +1,4 @@
-"""The VM's network in Google Cloud: who may reach it, and what it may reach."""
+"""The VM's network in Google Cloud: access to the VM, and its own access to others."""
 
 from dataclasses import dataclass
 
@@ -11,42 +11,42 @@ from components.settings.acme import HTTP_PORT
 from components.settings.gcp import IAP_SOURCES, GcpSettings
 
 SUBNET_RANGE = "10.10.0.0/24"
-"""Of the stack's own subnetwork; bring a network for another."""
-# Lower goes first; rules that say nothing have 1000.
+"""Range of the stack's own subnetwork; for another range, use an existing network."""
+# Lower numbers win; rules without a priority have 1000.
 ALLOW_PRIORITY = 900
 DENY_PRIORITY = 950
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkArgs:
-    """Which network, and which port is let in besides SSH."""
+    """The network, and the port that is open besides SSH."""
 
     settings: GcpSettings
     https_port: int
     acme: bool
-    """Whether an ACME server asks on port 80, from an address that it does not tell."""
+    """True if an ACME server connects to port 80, from an unknown address."""
 
 
 class Network(pulumi.ComponentResource):
-    """The VM has a subnetwork, an address that stays, and lets in HTTPS and SSH from the given ranges only.
+    """The VM has a subnetwork and an address that stays, and accepts HTTPS and SSH only from the given ranges.
 
-    The subnetwork reaches Google's services without an external address; anything else only with Cloud NAT. Of an
-    existing VPC only the firewall rules for the VM's tag and the address are this program's. Leaves DNS to others.
+    The subnetwork reaches Google's services without an external address, and others only with Cloud NAT. In an existing
+    VPC this program manages only the firewall rules for the VM's tag, and the address. DNS is left to others.
     """
 
     subnetwork: pulumi.Output[str]
-    """Self link."""
+    """Self link of the subnetwork."""
     address: pulumi.Output[str]
-    """What clients connect to: static, external or internal."""
+    """Address that clients connect to: static, external or internal."""
     provider: Provider
-    """For all of the stack's resources in Google Cloud."""
+    """Provider for all of the stack's resources in Google Cloud."""
     resources: list[pulumi.Resource]
-    """What must be there before a VM that is to be reached."""
+    """Resources that must exist before the VM, so that it can be reached."""
 
     def __init__(self, name: str, args: NetworkArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("elastic-vllm:index:Network", name, None, opts)
         settings = args.settings
-        # Each resource says its project as well: one that only the provider knows replaces nothing when it changes.
+        # Each resource sets its project too: a change of the provider's project alone would replace nothing.
         self.provider = Provider(
             f"{name}-provider",
             project=settings.project,
@@ -67,7 +67,7 @@ class Network(pulumi.ComponentResource):
         }
         if args.acme:
             rules["acme"] = (HTTP_PORT, ("0.0.0.0/0",))
-        # The provider would try to move a rule to another network; its name is taken while it is there.
+        # The provider would try to move a rule to another network; its name is taken while it exists.
         moved = pulumi.ResourceOptions(replace_on_changes=["network"], delete_before_replace=True)
         rule = pulumi.ResourceOptions.merge(child, moved)
         firewalls = [
@@ -86,7 +86,7 @@ class Network(pulumi.ComponentResource):
             for role, (port, sources) in rules.items()
         ]
         if settings.network:
-            # Other rules of that network, such as default-allow-ssh, would let in whom these do not.
+            # Other rules of that network, such as default-allow-ssh, could permit more than these.
             firewalls.append(
                 compute.Firewall(
                     f"{name}-no-others",

@@ -1,1 +1,1 @@
-"""What answers requests: model weights, vLLM, and Nginx in front of it."""
+"""Components that answer requests: model weights, vLLM, and Nginx in front of it."""

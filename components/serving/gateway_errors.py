@@ -1,4 +1,4 @@
-"""What Nginx itself answers when it refuses or can't reach vLLM: errors in the shape of OpenAI's API."""
+"""Nginx's own answers when it refuses a request or can't reach vLLM: errors in the format of OpenAI's API."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,26 +6,26 @@ from dataclasses import dataclass
 from components.settings.limits import Limits
 
 RETRY_SECONDS = 5
-"""What 429 and 503 tell clients to wait; OpenAI's own does as it is told, up to a minute."""
+"""Retry-After of 429 and 503, which OpenAI's client obeys up to a minute."""
 
 
 @dataclass(frozen=True)
 class GatewayError:
-    """The parts of an error that say what happened; OpenAI's clients choose their exception by the status."""
+    """Fields that describe an error; OpenAI's clients choose their exception by the status."""
 
     type: str
     code: str
     message: str
-    """One sentence or two, without `$`: Nginx would take it for a variable."""
+    """One or two sentences without `$`, which Nginx would treat as a variable."""
 
     @property
     def body(self) -> dict[str, object]:
-        """As it is answered, in JSON."""
+        """Return the error as JSON of an answer."""
         return {"error": {"message": self.message, "type": self.type, "param": None, "code": self.code}}
 
 
 def errors(limits: Limits) -> Mapping[int, GatewayError]:
-    """Status -> what is answered with it. What a limit has refused names the limit."""
+    """Map each status to its error; a refusal by a limit names the limit."""
 
     def refused(code: str, message: str) -> GatewayError:
         return GatewayError("invalid_request_error", code, message)
@@ -61,7 +61,7 @@ def errors(limits: Limits) -> Mapping[int, GatewayError]:
 
 
 def too_many_at_once(limits: Limits) -> GatewayError:
-    """The other 429: not the rate but the number under way."""
+    """Return the other 429: too many concurrent requests, as opposed to too high a rate."""
     return GatewayError(
         "rate_limit_error",
         "too_many_concurrent_requests",

@@ -10,7 +10,7 @@ from components.catalogue.models import Model
 from components.machine.host import Host
 
 DOWNLOAD_UID = 10003
-"""The user that downloads: beside those of vLLM and Nginx, and no container's."""
+"""User that downloads: different from those of vLLM and Nginx, and used by no container."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class ModelWeightsArgs:
     source: str
     """`hub`: downloaded; `host`: already there; `bundle`: brought there."""
     brought: pulumi.Resource | None
-    """What brings them there."""
+    """Resource that brings them there."""
     path: str
     """The model's directory on the host."""
     hf_endpoint: str
@@ -35,8 +35,8 @@ class ModelWeights(pulumi.ComponentResource):
     """The weights are on the host: complete, of the pinned revision, readable by the server.
 
     A download resumes, and each file is checked against the hub's checksums; it needs no container, so it runs while
-    images are pulled. Weights of other models, and these when
-    the stack is destroyed, are left alone. Leaves serving to others: nothing is downloaded after this.
+    images are pulled. Weights of other models are left alone, and so are these when the stack is destroyed. vLLM
+    downloads nothing later.
     """
 
     path: str

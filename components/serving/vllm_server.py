@@ -30,13 +30,13 @@ WATCH = (render.FILES / "vllm" / "vllm_watch.py").read_text()
 CALL_IDS = (render.FILES / "vllm" / "call_ids.py").read_text()
 CACHE_DIRECTORY = "/cache"
 
-# Docker's own way to write durations, or every `up` would find a difference. While it loads it is not unhealthy.
+# Docker's format of durations, or every `up` would find a difference. While vLLM loads it does not count as unhealthy.
 HEALTH_INTERVAL, HEALTH_TIMEOUT, HEALTH_START = "30s", "1m30s", "1h0m0s"
 READY_TOKENS = 8
 HANG_SECONDS = 60
-"""No token and no step of the engine for so long: it hangs."""
+"""Time without a token and a step of the engine after which it counts as hanging."""
 
-# Seconds that Nginx keeps an idle connection to vLLM is 60: vLLM must keep it longer, or a request can meet its end.
+# Nginx keeps an idle connection to vLLM for 60 s: vLLM must keep it longer, or it could close it during a request.
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -55,7 +55,7 @@ ENVIRONMENT = {
 # Tensor parallelism exchanges data between processes over shared memory; NVIDIA's containers advise 1 GiB and more.
 SHARED_MEMORY_MIB = 16 * 1024
 SHARED_MEMORY_MIB_CPU = 1024
-# Compilers of kernels load what they have just written, so exec is needed.
+# Compilers of kernels load files that they have just written, so exec is needed.
 TMPFS = {"/tmp": "rw,exec,nosuid,nodev,mode=1777"}  # noqa: S108 - inside the container
 OPEN_FILES = 16384
 CONFINEMENT: dict[str, Any] = {
@@ -88,13 +88,13 @@ class VllmServerArgs:
     gpus: pulumi.Resource | None
     """Resource that proves that the GPUs work; None without GPUs."""
     gpu_count: int
-    """0: no GPU."""
+    """Number of GPUs; 0 without any."""
     gpu_memory_utilization: float
     max_model_len: int
-    """0: the model's own."""
+    """Longest context; 0 for the model's own."""
     extra_args: tuple[str, ...]
     forms: tuple[Form, ...]
-    """Requests that it has to answer before Elastic may use it."""
+    """Requests that it must answer before Elastic may use it."""
 
 
 class VllmServer(pulumi.ComponentResource):
@@ -139,7 +139,7 @@ class VllmServer(pulumi.ComponentResource):
                 gpu_count=args.gpu_count,
                 ask=ASK,
             ),
-            # On standard input: a list of arguments or variables can be too short for it.
+            # On standard input, because lists of arguments or variables have limits.
             data=questions(args),
             parent=self,
             triggers=[made],
@@ -147,7 +147,7 @@ class VllmServer(pulumi.ComponentResource):
         self.register_outputs({"socketDirectory": self.socket_directory})
 
     def _in_docker(self, name: str, args: VllmServerArgs) -> pulumi.Output[str]:
-        """Its container; returns the id."""
+        """Create the container and return its id."""
         container = docker.Container(
             f"{name}-container",
             name=container_name(args),
@@ -163,9 +163,9 @@ class VllmServer(pulumi.ComponentResource):
                 docker.ContainerVolumeArgs(host_path=source, container_path=target, read_only=read_only or None)
                 for source, target, read_only in volumes(args)
             ],
-            # No limit of memory: what loading takes depends on the model. Where the machine runs out of it, the kernel
-            # ends vLLM first, which is the largest, and Docker starts it again.
-            # Not unless-stopped: a dockerd that comes back after a crash stops what runs, and takes that for a wish.
+            # No memory limit: the need while loading depends on the model. If the machine's memory runs out, the kernel
+            # kills vLLM first, as the largest process, and Docker restarts it.
+            # Not unless-stopped: a dockerd that returns after a crash stops containers, and treats that as deliberate.
             restart="always",
             healthcheck=docker.ContainerHealthcheckArgs(
                 tests=["CMD", "python3", "-c", WATCH, SOCKET, args.model.name, str(HANG_SECONDS)],
@@ -194,7 +194,7 @@ class VllmServer(pulumi.ComponentResource):
         return container.id
 
     def _in_podman(self, name: str, args: VllmServerArgs) -> pulumi.Output[str]:
-        """Its container, made by a command on the host, for Podman's API before 5.4 gives no GPUs; returns the id."""
+        """Create the container by a command on the host, since Podman's API before 5.4 gives no GPUs; return its id."""
         container = podman_container(args)
         command = args.host.command(
             f"{name}-container",
@@ -211,7 +211,7 @@ class VllmServer(pulumi.ComponentResource):
 
 
 def questions(args: VllmServerArgs) -> str:
-    """The requests that `ask_vllm.py` sends, with answers of few tokens: what counts is that they are accepted."""
+    """Return the requests for `ask_vllm.py`, with short answers: it only matters that they are accepted."""
     name = args.alias or args.model.name
     return json.dumps([{"feature": form.feature, "request": form.request(name, READY_TOKENS)} for form in args.forms])
 

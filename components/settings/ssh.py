@@ -1,4 +1,4 @@
-"""What the settings of SSH keys may be."""
+"""Settings of SSH keys."""
 
 import base64
 import binascii
@@ -85,7 +85,7 @@ def _refuse_other_files(path: Path, text: str) -> None:
 
 
 def _passphrase_fits(problems: Problems, path: Path, text: str, passphrase: str) -> bool:
-    """Whether the key can be opened as far as is known; what can't is a problem, or raises UserError."""
+    """Return True if the key can be opened, as far as is known; otherwise record a problem, or raise UserError."""
     cipher = _openssh_cipher(text)
     encrypted = "ENCRYPTED" in text or cipher not in {"none", None}
     if encrypted and not passphrase:
@@ -268,7 +268,7 @@ def _host_keys(text: str) -> tuple[list[_Line], set[str]]:
 
 
 def _names(hosts: str, host: str, port: int) -> bool:
-    """Whether the first field of a line of known hosts names the host."""
+    """Return True if the first field of a line of known hosts names the host."""
     name = host if port == STANDARD_SSH_PORT else f"[{host}]:{port}"
     if hosts.startswith("|1|"):
         try:

@@ -8,7 +8,7 @@
 umask 022
 marker=.elastic-vllm-files # the files that are in place and checked, as lines of sha256sum
 parts=$DESTINATION/.elastic-vllm-parts
-again="run the update again: it goes on where it stopped"
+again="run the update again: it resumes"
 
 # openssl is faster, with the processor's own instructions, but not installed everywhere.
 checksum() {

@@ -9,7 +9,7 @@ else
   [ -e "$DIRECTORY/manifest.json" ] || fail "the files of $IMAGE are not in $DIRECTORY" "run the update again"
   tar -C "$DIRECTORY" -c manifest.json blobs | "$ENGINE" load >/dev/null ||
     fail "$IMAGE can't be loaded" "see the line above: is there room for it, unpacked, where the engine keeps images?"
-  "$ENGINE" image inspect "$IMAGE" >/dev/null || fail "$IMAGE was loaded, but has another name" "build the bundle anew"
+  "$ENGINE" image inspect "$IMAGE" >/dev/null || fail "$IMAGE was loaded, but has another name" "build the bundle again"
   echo "$IMAGE loaded"
 fi
 for other in "$EARLIER"-*; do

@@ -45,10 +45,10 @@ install_packages() {
 # apt's own patience does not hold for `update`, and a new machine looks for updates by itself.
 # shellcheck disable=SC2120 # gpu-driver.sh gives it options
 apt_update() {
-  local end=$((SECONDS + 300)) said
-  until said=$(DEBIAN_FRONTEND=noninteractive apt-get update "${apt_options[@]}" "$@" 2>&1); do
-    if [ "$SECONDS" -ge "$end" ] || ! grep 'Could not get lock' <<<"$said" >/dev/null; then
-      [ -z "$said" ] || echo "$said" >&2
+  local end=$((SECONDS + 300)) output
+  until output=$(DEBIAN_FRONTEND=noninteractive apt-get update "${apt_options[@]}" "$@" 2>&1); do
+    if [ "$SECONDS" -ge "$end" ] || ! grep 'Could not get lock' <<<"$output" >/dev/null; then
+      [ -z "$output" ] || echo "$output" >&2
       return 1
     fi
     echo "waiting for another apt to end"

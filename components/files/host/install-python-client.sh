@@ -1,4 +1,4 @@
-# A client of Python's in a place of its own, for the server itself: `install_client DIRECTORY NAME REQUIREMENTS FIX`.
+# A Python client in a separate directory, for the server itself: `install_client DIRECTORY NAME REQUIREMENTS FIX`.
 # shellcheck shell=bash
 install_client() (
   client=$1 name=$2 requirements=$3 fix=$4

@@ -47,5 +47,5 @@ elif [ -z "$mounted" ]; then
   mount -t ext4 "UUID=$uuid" "$DIRECTORY"
 fi
 # The disk may have grown since; there is nothing to do if not.
-said=$(resize2fs "$disk" 2>&1) || fail "the file system on $disk could not grow: $(tail -n 1 <<<"$said")" "see: journalctl -k"
+output=$(resize2fs "$disk" 2>&1) || fail "the file system on $disk could not grow: $(tail -n 1 <<<"$output")" "see: journalctl -k"
 echo "weights disk $uuid mounted at $DIRECTORY: $(df --output=avail -B 1G -- "$DIRECTORY" | tail -n 1 | tr -d ' ') GiB free"

@@ -4,11 +4,11 @@
 if command -v cloud-init >/dev/null; then
   echo "waiting for cloud-init"
   code=0
-  said=$(cloud-init status --wait --long) || code=$?
+  output=$(cloud-init status --wait --long) || code=$?
   # 2 is "done, with warnings" (cloudinit.readthedocs.io, "Exported errors").
   case $code in
   0 | 2) ;;
-  *) fail "cloud-init failed on the new VM: $(tr '\n' ' ' <<<"$said")" "see there: /var/log/cloud-init-output.log" ;;
+  *) fail "cloud-init failed on the new VM: $(tr '\n' ' ' <<<"$output")" "see there: /var/log/cloud-init-output.log" ;;
   esac
 fi
 echo "booted: $(uname -r), up for $(cut -d . -f 1 /proc/uptime) s"

@@ -1,7 +1,7 @@
 """Checks that `ssh` reaches a server and that commands run there as sent: a program for bare Python.
 
 Standard input is JSON: `ssh` (the command), `script` (its standard input), `closing_word` (all that it prints if the
-script ran), `destination` (what a person calls the server). Whatever is wrong is told with its cause and fix.
+script ran), `destination` (the server's name in messages). Each error has its cause and fix.
 """
 
 import json

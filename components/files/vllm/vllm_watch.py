@@ -66,7 +66,7 @@ def answers(path: str, model: str, patience: float) -> bool:
 
 
 def kill() -> None:
-    """End the server and whatever it has started: nothing else runs in this container but what waits for them."""
+    """End the server and its children: the container runs nothing else except the process that waits for them."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         pid = int(path.parent.name)
         if pid not in {1, os.getpid(), os.getppid()}:
@@ -77,7 +77,7 @@ def kill() -> None:
 
 
 def say(text: str) -> None:
-    """For `docker inspect`, and where it can be, for `docker logs`."""
+    """Print a text for `docker inspect` and, if possible, for `docker logs`."""
     print(text)
     with suppress(OSError):
         Path("/proc/1/fd/1").write_text(f"health check: {text}\n")

@@ -30,8 +30,8 @@ while [ "$((SECONDS - start))" -lt 3600 ]; do
     if [ "$killed" = true ]; then fail "vLLM ran out of memory while it started" "take a smaller model or maxModelLen"; fi
     fail "vLLM stopped while it started (exit code $code)" "see its last lines above, or: $ENGINE logs $CONTAINER"
   fi
-  if [ "$(((SECONDS - start) % 5))" = 0 ] && [ "${said:--1}" != "$SECONDS" ]; then
-    said=$SECONDS
+  if [ "$(((SECONDS - start) % 5))" = 0 ] && [ "${reported:--1}" != "$SECONDS" ]; then
+    reported=$SECONDS
     echo "loading for $((SECONDS - start)) s: $("$ENGINE" logs --tail 1 "$CONTAINER" 2>&1 | cut -c 1-120)"
   fi
   sleep 0.3

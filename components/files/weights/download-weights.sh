@@ -3,19 +3,19 @@
 # shellcheck shell=bash
 : "${PREFIX:?}" "${WEIGHTS:?}" "${MODEL:?}" "${REVISION:?}" "${ENDPOINT:?}" "${UNNEEDED:?}" "${DOWNLOADER:?}" "${DOWNLOAD_UID:?}" "${REQUIREMENTS:?}"
 
-# The hub's own client, in a place of its own. Not in vLLM's image: that is pulled meanwhile.
+# The hub's client, in a separate directory. Not from vLLM's image, which is pulled at the same time.
 client=/var/lib/elastic-vllm/hub-client
 
 install -d -m 0755 -- "$WEIGHTS"
 install_client "$client" "the hub's client" "$REQUIREMENTS" "or copy the weights there and set modelSource to host"
-# One that was left by a connection cut half-way would write to the same files.
+# A download left over from a broken connection would write to the same files.
 pkill -KILL -u "$DOWNLOAD_UID" -f -- "$PREFIX-download\$" || true
 chown -R -- "$DOWNLOAD_UID:$DOWNLOAD_UID" "$WEIGHTS"
-# A user of its own who sees the directory at a place that it can reach, wherever it lies, and can do nothing else.
+# A dedicated user that sees the directory at a place that it can reach, wherever it is, and has no other rights.
 mkdir -p /run/elastic-vllm
 # shellcheck disable=SC2016 # the inner shell expands
 unshare --mount sh -c 'mount --bind -- "$1" /run/elastic-vllm && shift && exec "$@"' sh "$WEIGHTS" \
   setpriv --reuid "$DOWNLOAD_UID" --regid "$DOWNLOAD_UID" --clear-groups --no-new-privs --inh-caps=-all --bounding-set=-all \
   env -i HOME=/nonexistent PATH=/usr/bin:/bin HF_HOME=/nonexistent "HF_ENDPOINT=$ENDPOINT" HF_HUB_DISABLE_TELEMETRY=1 \
   "$client/bin/python" -I -c "$DOWNLOADER" "$MODEL" "$REVISION" /run/elastic-vllm "$UNNEEDED" "$PREFIX-download" ||
-  fail "the weights of $MODEL could not be downloaded from $ENDPOINT" "see the line above, then run the update again: it goes on where it stopped"
+  fail "the weights of $MODEL could not be downloaded from $ENDPOINT" "see the line above, then run the update again: it resumes"

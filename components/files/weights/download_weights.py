@@ -1,4 +1,4 @@
-"""Download a model's weights into a directory, go on with what was begun, check every file.
+"""Download a model's weights into a directory, resume interrupted files, and check every file.
 
 Arguments: MODEL REVISION DIRECTORY UNNEEDED(JSON list of patterns) NAME(to find this process by). The hub's token, if
 any, comes on standard input. The hub's address is in HF_ENDPOINT.
@@ -22,7 +22,7 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 MARKER = ".elastic-vllm-complete"
-# Files on their way. Not snapshot_download: since huggingface_hub 1.0 it begins a file that was cut off from zero.
+# Incomplete files. Not snapshot_download: since huggingface_hub 1.0 it restarts an interrupted file from zero.
 PARTS = ".elastic-vllm-parts"
 # Weights in other formats than safetensors, and Meta's originals, double the size and are never loaded.
 IGNORED = ["*.bin", "*.pth", "*.pt", "*.gguf", "*.onnx", "*.msgpack", "*.h5", "original/*", "metal/*"]
@@ -31,11 +31,11 @@ HUB_SECONDS = 30
 
 
 class DamagedError(Exception):
-    """What arrived is not what the hub published."""
+    """A downloaded file differs from the one that the hub published."""
 
 
 def digest(path: Path, *, lfs: bool) -> str:
-    """SHA-256 of a large (LFS) file, git's blob hash (SHA-1) of any other: what the hub publishes for it."""
+    """Return the hash that the hub publishes: SHA-256 of a large (LFS) file, git's blob hash (SHA-1) of any other."""
     size = path.stat().st_size
     state = hashlib.sha256() if lfs else hashlib.sha1(f"blob {size}\0".encode())  # noqa: S324 - git's own hash
     with path.open("rb") as file:
@@ -45,7 +45,7 @@ def digest(path: Path, *, lfs: bool) -> str:
 
 
 def fetcher(model: str, revision: str, directory: Path, token: str | bool) -> Callable[[RepoSibling], None]:
-    """What brings one file of the model: complete and checked, or not at all."""
+    """Return a function that downloads one file of the model, complete and checked, or fails."""
 
     def fetch(file: RepoSibling) -> None:
         path, published = directory / file.rfilename, file.lfs.sha256 if file.lfs else file.blob_id
@@ -54,7 +54,7 @@ def fetcher(model: str, revision: str, directory: Path, token: str | bool) -> Ca
         part = directory / PARTS / f"{published}-{file.rfilename.replace('/', '--')}"
         url = hf_hub_url(model, file.rfilename, revision=revision)
         found = get_hf_file_metadata(url, token=token, timeout=HUB_SECONDS)
-        # The token is the hub's: a host that the hub sends us to never gets it.
+        # The token is only for the hub: a host that the hub redirects to never gets it.
         on_hub = urlsplit(found.location)[:2] == urlsplit(url)[:2]
         with part.open("ab") as stream:
             http_get(
@@ -76,17 +76,17 @@ def fetcher(model: str, revision: str, directory: Path, token: str | bool) -> Ca
 def report_progress(directory: Path, total: int, done: threading.Event) -> None:
     """Print the bytes on disk every 5 s."""
     while not done.wait(5):
-        with suppress(FileNotFoundError):  # files are renamed meanwhile
+        with suppress(FileNotFoundError):  # files may be renamed meanwhile
             print(f"{size_of(directory) / 1e9:.1f} of {total / 1e9:.1f} GB", flush=True)
 
 
 def size_of(directory: Path) -> int:
-    """Bytes in a directory's files."""
+    """Return the size of a directory's files."""
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
 def main() -> None:
-    """Do it; exits with one line on errors that users can mend."""
+    """Run the download; exit with one line for errors that users can correct."""
     model, revision, directory = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     patterns = [*IGNORED, *json.loads(sys.argv[4])]
     token = sys.stdin.read().strip() or False
@@ -121,12 +121,12 @@ def main() -> None:
         status = error.response.status_code if error.response is not None else "no answer"
         sys.exit(f"the hub answered {status}; fix: check hfEndpoint and hfToken, or try again later")
     except DamagedError as error:
-        sys.exit(f"{error} arrived damaged and was removed; fix: run the update again to fetch it anew")
+        sys.exit(f"{error} arrived damaged and was removed; fix: run the update again to fetch it again")
     except Exception as error:  # a network's errors come from whichever HTTP library this hub client uses
         sys.exit(f"download failed: {type(error).__name__}: {str(error)[:300]}; fix: check hfEndpoint and disk")
     done.set()
     shutil.rmtree(parts)
-    # The server's own user reads them.
+    # The server's user must be able to read them.
     for path in directory.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     marker.write_text(stamp)
