@@ -51,7 +51,8 @@ class Result:
     @property
     def touched(self) -> list[str]:
         """Return the steps that were begun, as lines of the rehearsal: outcome, resource, type."""
-        return [line for line in self.out.splitlines() if len(line.split()) > 3]
+        lines = self.out.splitlines()
+        return [line for line in lines if len(line.split()) > 3 and not line.startswith("engine: ")]
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from tests.support.netns_machine import outcomes
 
 STACK = "sealed"
 FIRST, SECOND = "rehearsal/tiny", "rehearsal/tiny-2"
+CATALOGUE = "scripts/lab/models.yaml"
 BALLAST = 300_000_000
 LARGE_IMAGE = "localhost/elastic-vllm/vllm-large:0.32.0"
 CHATTER = 1_000_000
@@ -59,6 +60,7 @@ class Factory:
             "accelerator": "none",
             "vllmImage": vllm_image,
             "nginxImage": NGINX_IMAGE,
+            "modelCatalogue": CATALOGUE,
             "model": model,
             "modelSource": "host",
             "containerRuntime": runtime,
@@ -241,7 +243,7 @@ def installed_from(bundle: Path, factory: Factory, hosts: Hosts) -> Site:
     assert code == 0, output
     code, output = site.bundle("install", bundle)
     assert code == 0, output
-    site.set(**hosts.settings, accelerator="none", bundle=str(bundle))
+    site.set(**hosts.settings, accelerator="none", modelCatalogue=CATALOGUE, bundle=str(bundle))
     site.set(bundleKey=str(factory.public_key))
     return site
 

@@ -85,7 +85,8 @@ def a_site(*, real: bool) -> Iterator[Site]:
         Path(weights).chmod(0o755)
         make_weights(Path(weights))
         stand_in = {"model": MODEL, "weightsGb": 1, "weightsDirectory": weights, "vllmImage": vllm_stand_in.IMAGE}
-        settings = {"model": "rehearsal/tiny", "vllmImage": vllm_stand_in.VLLM_IMAGE} if real else stand_in
+        tiny = {"modelCatalogue": "scripts/lab/models.yaml", "model": "rehearsal/tiny"}
+        settings = tiny | {"vllmImage": vllm_stand_in.VLLM_IMAGE} if real else stand_in
         settings |= {"nginxImage": NGINX_IMAGE, "modelSource": "host"}
         with running(STACK, settings) as server:
             if not real:
