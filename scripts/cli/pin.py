@@ -86,8 +86,13 @@ def main(
     vllm: Annotated[str, typer.Option(help="Take this vLLM image (NAME:TAG) in place of the recorded one.")] = "",
     nginx: Annotated[str, typer.Option(help="Take this Nginx image (NAME:TAG) in place of the recorded one.")] = "",
     os_image: Annotated[
-        str, typer.Option("--os", help="target gcp: VM image with NVIDIA's driver (accelerator) or without (plain).")
-    ] = "accelerator",
+        str | None,
+        typer.Option(
+            "--os",
+            metavar="accelerator|plain",
+            help="target gcp: VM image with NVIDIA's driver or without. Default: as recorded, or accelerator.",
+        ),
+    ] = None,
     new_vm: Annotated[
         bool, typer.Option("--new-vm", help="Take the newest VM image, though another is recorded: replaces the VM.")
     ] = False,
@@ -96,7 +101,7 @@ def main(
 
     Images on localhost/ are left alone: they are on the server already. A private or gated model needs the
     hub's token in the environment variable HF_TOKEN. For target gcp the newest image of --os is recorded as
-    vmImage too, unless one of that kind is recorded; that takes credentials as preflight does.
+    vmImage too, unless one is recorded already; that takes credentials as preflight does.
     """
     file = StackFile(ROOT, stack)
     config = file.config
@@ -142,10 +147,11 @@ def commit(model: str, endpoint: str) -> str:
         raise UserError(f"the hub does not answer: {error}", "check hfEndpoint and this machine's network") from error
 
 
-def _pin_vm_image(config: MutableMapping[str, Any], os_image: str, *, take_newest: bool) -> None:
+def _pin_vm_image(config: MutableMapping[str, Any], os_image: str | None, *, take_newest: bool) -> None:
     recorded = str(config.get(PREFIX + "vmImage") or "")
-    newest = vm_image(os_image)
-    if recorded and recorded != newest and not take_newest and recorded.startswith(newest.rpartition("-v")[0]):
+    same_kind = [kind for kind, (project, _) in VM_IMAGES.items() if recorded.startswith(f"projects/{project}/")]
+    newest = vm_image(os_image or next(iter(same_kind), "accelerator"))
+    if recorded and recorded != newest and not take_newest:
         console.print(f"  kept {recorded}; the newest is {newest}: --new-vm takes it, and replaces the VM")
         return
     config[PREFIX + "vmImage"] = newest
