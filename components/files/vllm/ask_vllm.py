@@ -72,7 +72,8 @@ def _whole(body: str) -> dict[str, Any]:
 
 def _streamed(body: str) -> dict[str, Any]:
     """Calls, finish reason and usage of a stream's events."""
-    events = [line.removeprefix("data: ") for line in body.splitlines() if line.startswith("data: ")]
+    # Not by splitlines(): texts may hold other separators of lines as they are.
+    events = [line.removeprefix("data: ") for line in body.split("\n") if line.startswith("data: ")]
     if not events or events[-1] != "[DONE]":
         raise FlawError("the stream does not end with [DONE]")
     calls: dict[int, list[str]] = {}

@@ -45,6 +45,7 @@ FIRST_PART = {"tool_calls": [{"index": 0, "id": "c1", "function": {"name": "look
         ({"tools": TOOLS}, plain(tool_calls=[CALL], reason="tool_calls")),
         ({"tools": TOOLS, "tool_choice": "required"}, plain(tool_calls=[], reason="length")),
         ({"stream": True}, stream({"content": "a"})),
+        ({"stream": True}, stream({"content": "a\u2028b"}).replace("\\u2028", "\u2028")),
         ({"stream": True, "stream_options": {"include_usage": True}}, stream({"content": "a"}, usage=USAGE)),
         ({"stream": True, "tools": TOOLS}, stream(FIRST_PART, part(arguments='{"at"'), part(arguments=": 1}"))),
     ],
