@@ -8,6 +8,7 @@ import io
 import os
 import re
 import subprocess
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
@@ -18,6 +19,8 @@ import typer
 import yaml
 from typer.core import TyperGroup
 
+from components.catalogue.models import load_catalogue
+from components.elastic.corpus import all_forms
 from components.outputs import OUTPUTS
 from scripts.cli import app as cli
 from scripts.lab import cli as rehearsal
@@ -26,6 +29,12 @@ ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "docs" / "reference"
 COLUMNS = 100
 """Width of the help texts."""
+LINE = 120
+TRIED = {
+    "format": "yes, with its own tokenizer",
+    "template": "yes, with its own template over another tokenizer",
+    "no": "**not proven**: its own template is in no package",
+}
 HEADER = ("| setting | type | default | description |", "| --- | --- | --- | --- |")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -134,7 +143,41 @@ def _help_of_argparse(command: cli.Command) -> str:
     return printed.getvalue()
 
 
-DOCUMENTS: Mapping[str, Callable[[], str]] = {"settings.md": settings, "outputs.md": outputs, "commands.md": commands}
+def models() -> str:
+    """Every model of the catalogue, and how far it was tried with what Elastic sends."""
+    lines = [
+        "# Models",
+        "",
+        "The models that the program knows how to serve, and how far each was tried with the requests that Elastic",
+        f"sends. `{described()['model']['default']}` is the default ([ADR 0025](../adr/0025-default-model.md)).",
+        "For any other model set `weightsGb` and `vllmExtraArgs`, or name your own catalogue in `modelCatalogue`.",
+        "",
+        "Generated from `components/catalogue/models.yaml` by `make docs`.",
+        "",
+        "| model | weights (GB) | context | native tool calls | tried with Elastic's requests | licence |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    catalogue = load_catalogue().models
+    for name, model in catalogue.items():
+        native = "yes" if model.native_function_calling else "no"
+        size = f"{model.weights_gb:g} | {model.max_model_len or 0:,}"
+        lines.append(f"| `{name}` | {size} | {native} | {TRIED[model.proven]} | {model.licence} |")
+    for name, model in catalogue.items():
+        lines += ["", f"## {name}", "", *textwrap.wrap(model.notes, LINE)]
+        if model.refuses:
+            lines += ["", "It refuses these requests of Elastic:", ""]
+            features = {form.name: form.feature for form in all_forms()}
+            for form, follows in model.refuses.items():
+                lines += textwrap.wrap(f"- {features[form]}: {follows}", LINE, subsequent_indent="  ")
+    return "\n".join(lines) + "\n"
+
+
+DOCUMENTS: Mapping[str, Callable[[], str]] = {
+    "settings.md": settings,
+    "outputs.md": outputs,
+    "commands.md": commands,
+    "models.md": models,
+}
 
 
 @app.command()
