@@ -1,1 +1,1 @@
-"""What people run besides pulumi."""
+"""Programs that users run besides pulumi."""

@@ -1,4 +1,4 @@
-"""Brings an endpoint back whose VM in Google Cloud is gone."""
+"""Command that brings back an endpoint whose VM in Google Cloud is gone."""
 
 import os
 import re
@@ -17,17 +17,17 @@ def main(
     stack: Annotated[str, typer.Option(help="The stack whose VM is gone.")],
     up_options: Annotated[list[str] | None, typer.Argument(metavar="-- OPTIONS", help="Options of pulumi up.")] = None,
 ) -> None:
-    """Bring an endpoint back whose VM in Google Cloud is gone: a spot VM that was taken, or one deleted by hand.
+    """Bring back an endpoint whose VM in Google Cloud is gone: a preempted spot VM, or one deleted by hand.
 
-    Refreshes the VM alone, then runs `pulumi up`, which makes another with the same address, key, certificate and
-    weights. Where the VM is there, only what differs is changed. Uses your backend and passphrase.
+    Refreshes only the VM, then runs `pulumi up`, which creates another with the same address, key, certificate and
+    weights. If the VM still exists, only differences are changed. Uses your backend and passphrase.
     """
     typer.echo(f"looking for the VM of stack {stack}")
     os.chdir(PROJECT)
     if vm := VM.search(ask(stack, "stack", "--show-urns")):
         refresh = ["pulumi", "refresh", "--stack", stack, "--target", vm[0], "--yes", "--skip-preview"]
         if subprocess.run(refresh, check=False).returncode:
-            raise UserError("the VM can't be looked after (see above)", "put it right, and run this again")
+            raise UserError("the VM can't be refreshed (see above)", "correct the cause, and run this again")
     else:
-        typer.echo("the state knows of no VM")
+        typer.echo("the state has no VM")
     os.execvp("pulumi", ["pulumi", "up", "--stack", stack, *(up_options or [])])  # noqa: S606

@@ -1,6 +1,6 @@
 """Pin a stack's images by digest, its model by commit and its VM's image by name, and record them in the stack's file.
 
-Runs on a connected machine: it asks the images' registries, the hub and Google Cloud, and downloads nothing else.
+The command runs on a connected machine: it asks the images' registries, the hub and Google Cloud.
 """
 
 import re
@@ -52,9 +52,9 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def image_digest(reference: str) -> str:
-    """The digest (`sha256:...`) that the registry gives for `HOST/NAME:TAG` now.
+    """Return the digest (`sha256:...`) that the registry reports for `HOST/NAME:TAG` now.
 
-    Raises OSError (requests' errors are), KeyError or ValueError when the registry does not answer as one should.
+    Raises OSError (as all errors of requests are), KeyError or ValueError if the registry gives no valid answer.
     """
     name, tag = reference.rsplit(":", 1)
     host, repository = name.split("/", 1)
@@ -64,7 +64,7 @@ def image_digest(reference: str) -> str:
     headers = {"Accept": MANIFEST_TYPES}
     answer = requests.head(url, headers=headers, timeout=30)
     if answer.status_code == HTTPStatus.UNAUTHORIZED:
-        # Public registries want a token too, which anyone gets: distribution.github.io/distribution/spec/auth/token
+        # Public registries demand a token too, which anyone gets: distribution.github.io/distribution/spec/auth/token
         challenge = dict(re.findall(r'(\w+)="([^"]*)"', answer.headers.get("WWW-Authenticate", "")))
         token = requests.get(challenge.pop("realm"), params=challenge, timeout=30).json()["token"]
         answer = requests.head(url, headers={**headers, "Authorization": f"Bearer {token}"}, timeout=30)
@@ -73,7 +73,7 @@ def image_digest(reference: str) -> str:
 
 
 def with_registry(reference: str) -> str:
-    """The reference with its registry written out, as Docker completes it, and without a digest."""
+    """Return the reference with its registry, as Docker completes it, and without a digest."""
     reference = reference.partition("@")[0]
     first, slash, _ = reference.partition("/")
     if slash and ("." in first or ":" in first or first == "localhost"):
@@ -83,8 +83,8 @@ def with_registry(reference: str) -> str:
 
 def main(
     stack: Annotated[str, typer.Option(help="The stack whose file in stacks/ is completed.")],
-    vllm: Annotated[str, typer.Option(help="Take this vLLM image (NAME:TAG) in place of the recorded one.")] = "",
-    nginx: Annotated[str, typer.Option(help="Take this Nginx image (NAME:TAG) in place of the recorded one.")] = "",
+    vllm: Annotated[str, typer.Option(help="Use this vLLM image (NAME:TAG) instead of the recorded one.")] = "",
+    nginx: Annotated[str, typer.Option(help="Use this Nginx image (NAME:TAG) instead of the recorded one.")] = "",
     os_image: Annotated[
         str | None,
         typer.Option(
@@ -94,10 +94,10 @@ def main(
         ),
     ] = None,
     new_vm: Annotated[
-        bool, typer.Option("--new-vm", help="Take the newest VM image, though another is recorded: replaces the VM.")
+        bool, typer.Option("--new-vm", help="Use the newest VM image even if another is recorded: replaces the VM.")
     ] = False,
 ) -> None:
-    """Record what the stack's image tags and model mean today: image digests and the model's commit.
+    """Record the current digests of the stack's image tags, and the current commit of its model.
 
     Images on localhost/ are left alone: they are on the server already. A private or gated model needs the
     hub's token in the environment variable HF_TOKEN. For target gcp the newest image of --os is recorded as
@@ -133,7 +133,7 @@ def main(
 
 
 def commit(model: str, endpoint: str) -> str:
-    """The commit that the hub's main branch of `model` points to now."""
+    """Return the commit that the hub's main branch of `model` points to now."""
     console.print(f"asking the hub for {model}")
     try:
         return str(HfApi(endpoint=endpoint).model_info(model, timeout=30).sha)
@@ -159,7 +159,7 @@ def _pin_vm_image(config: MutableMapping[str, Any], os_image: str | None, *, tak
 
 
 def vm_image(os_image: str) -> str:
-    """The newest image of the family that `os_image` stands for: projects/PROJECT/global/images/NAME."""
+    """Return the newest image of the family that `os_image` stands for: projects/PROJECT/global/images/NAME."""
     if os_image not in VM_IMAGES:
         raise BadInputError(f"--os {os_image} is unknown", f"use {' or '.join(VM_IMAGES)}")
     project, family = VM_IMAGES[os_image]
@@ -169,7 +169,7 @@ def vm_image(os_image: str) -> str:
         found = google.find(project, f"global/images/family/{family}")
     except (RefusedError, NoAnswerError) as error:
         fix = "log in (gcloud auth application-default login), or set vmImage"
-        raise UserError(f"Google Cloud does not say: {error}", fix) from error
+        raise UserError(f"Google Cloud does not list its images: {error}", fix) from error
     if not found:
         raise UserError(f"{project} has no image of family {family}", "choose the other kind with --os, or set vmImage")
     return f"projects/{project}/global/images/{found['name']}"

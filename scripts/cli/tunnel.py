@@ -1,8 +1,8 @@
 """Keep Google's IAP tunnel to a stack's private VM open, beside or around `pulumi up`.
 
-The tunnel is `gcloud compute start-iap-tunnel`, begun anew as often as needed: while there is no VM yet, and whenever
-it ends. gcloud tries the VM's port 22 first and listens only then, so before that the local port refuses connections.
-After that it stays: where the VM goes away, it closes each connection at once, and finds a new VM of the same name.
+The tunnel is `gcloud compute start-iap-tunnel`, restarted as often as needed: while there is no VM yet, and whenever it
+ends. gcloud tries the VM's port 22 first and listens only then, so before that the local port refuses connections.
+After that it stays: if the VM disappears, it closes each connection at once, and finds a new VM of the same name.
 """
 
 import fcntl
@@ -31,19 +31,19 @@ from scripts.lib.stack_settings import load, overrides
 
 LOOK_SECONDS = 0.1
 PAUSE_SECONDS = 3.0
-"""Between two tries: gcloud alone takes a second of CPU time for each."""
+"""Pause between two tries: gcloud alone takes a second of CPU time for each."""
 LINE_SECONDS = 10.0
 FIRST_TRY_SECONDS = 30.0
-"""How long a command waits for the outcome of the first try; one try of gcloud's can take a minute."""
+"""Time for which a command waits for the outcome of the first try; one try of gcloud can take a minute."""
 END_SECONDS = 5.0
 
-# What gcloud 528 says (its source, the program itself before a stand-in of IAP, and users' logs) where another try may
-# succeed, and what that means.
+# Errors of gcloud 528 after which another try may succeed, and their meaning. Sources: its code, the program itself
+# with a stand-in for IAP, and users' logs.
 NO_NETWORK = "Google cannot be reached from this machine"
 WAITS = {
     r"/instances/[^/']+' was not found": "there is no such VM yet",
     r"Error while connecting \[(4047|4051):": "IAP does not find it, or it is not running yet",
-    # 1000, 4009 and 4010: its sshd has taken the connection and closed it.
+    # 1000, 4009 and 4010: its sshd has accepted the connection and closed it.
     r"Error while connecting \[(4003|4009|4010|1000):": "IAP gets no answer on its port 22 yet",
     r"Error while connecting \[(?!\d{4}:|Handshake status 4)": NO_NETWORK,
     r"Unexpected error while connecting": NO_NETWORK,
@@ -78,34 +78,34 @@ class Target:
 
     @property
     def gcloud(self) -> list[str]:
-        """The command that is the tunnel."""
+        """Return the command of the tunnel."""
         place = [f"--zone={self.zone}", f"--project={self.project}"]
         return ["gcloud", "compute", "start-iap-tunnel", self.vm, "22", f"--local-host-port={self.address}", *place]
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """Return the address on which it listens."""
         return f"{LOOPBACK}:{self.port}"
 
 
 class Tunnel:
-    """One gcloud at a time, and what is known of it. Nothing happens but in `step`, which returns at once."""
+    """One gcloud at a time, and its state. Only `step` does anything, and it returns at once."""
 
     def __init__(self, target: Target, *, shared: bool) -> None:
-        """`shared`: another process's tunnel to the same VM serves as well; it is followed when it ends."""
+        """Set up a tunnel; `shared`: use another process's tunnel to the same VM, and replace it when it ends."""
         self.tried = False
-        """Whether the first try has had an outcome, be it that there is no VM yet."""
+        """True once the first try has had an outcome, even if there is no VM yet."""
         self._target = target
         self._shared = shared
         self._claim: TextIO | None = None
         self._gcloud: subprocess.Popen[bytes] | None = None
-        self._said = ""
+        self._output = ""
         self._open = False
         self._why = ""
         self._began = self._waiting_since = self._next_try = self._next_line = time.monotonic()
 
     def step(self) -> None:
-        """Look at what there is and do what is due. Raises UserError for what no other try can mend."""
+        """Examine the state and do what is due. Raises UserError for errors that no retry can solve."""
         if self._claim is None and not self._claimed():
             return
         now = time.monotonic()
@@ -113,7 +113,7 @@ class Tunnel:
             if now >= self._next_try:
                 self._start()
         else:
-            ended = self._gcloud.poll() is not None  # before the last words are read
+            ended = self._gcloud.poll() is not None  # asked before the last lines are read
             self._hear(self._gcloud)
             if ended:
                 self._after(self._gcloud)
@@ -127,7 +127,7 @@ class Tunnel:
             _say(f"waiting for VM {self._target.vm} ({now - self._waiting_since:.0f} s){why}")
 
     def close(self) -> None:
-        """End gcloud and all that it started."""
+        """End gcloud and all its children."""
         if self._gcloud:
             for number in (signal.SIGTERM, signal.SIGKILL):
                 if self._gcloud.poll() is None:
@@ -140,7 +140,7 @@ class Tunnel:
             self._claim = None
 
     def _claimed(self) -> bool:
-        """Take the port for this process: it must be one tunnel's also while nothing listens yet."""
+        """Reserve the port for this process, even while nothing listens yet."""
         directory = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "elastic-vllm"
         target = self._target
         try:
@@ -173,8 +173,8 @@ class Tunnel:
         return True
 
     def _start(self) -> None:
-        # In a session of its own: the terminal's Ctrl-C must not end it before the command that uses it has ended.
-        # With setpriv (Linux) it also ends where this process is killed.
+        # In a separate session: the terminal's Ctrl-C must not end it before the command that uses it has ended.
+        # With setpriv (Linux) it also ends if this process is killed.
         setpriv = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
         self._gcloud = subprocess.Popen(
             [*setpriv, *self._target.gcloud],
@@ -185,20 +185,20 @@ class Tunnel:
         )
         assert self._gcloud.stdout  # noqa: S101 (for mypy)
         os.set_blocking(self._gcloud.stdout.fileno(), False)
-        self._said = ""
+        self._output = ""
 
     def _hear(self, gcloud: subprocess.Popen[bytes]) -> None:
-        """Take what gcloud says; once it is open, its errors are of single connections, and are passed on."""
+        """Read gcloud's output; once the tunnel is open, errors concern single connections and are passed on."""
         assert gcloud.stdout  # noqa: S101 (for mypy)
         new = (gcloud.stdout.read() or b"").decode(errors="replace")
-        self._said = (self._said + new)[-20_000:]
+        self._output = (self._output + new)[-20_000:]
         if self._open:
             for line in new.splitlines():
                 if line.startswith("ERROR:"):
                     self._pass_on(re.sub(r"^ERROR: (\[\d+\] )?(Error during local connection to \[.*?\]: )?", "", line))
 
     def _pass_on(self, error: str) -> None:
-        """Say why a connection through the open tunnel failed; clients try again often, so not each time."""
+        """Report why a connection through the open tunnel failed, but not each time, because clients retry often."""
         now = time.monotonic()
         if error != self._why or now >= self._next_line:
             self._why, self._next_line = error, now + LINE_SECONDS
@@ -206,8 +206,8 @@ class Tunnel:
             _say(f"no connection to VM {self._target.vm}: {meaning}" if meaning else f"gcloud: {error}")
 
     def _after(self, gcloud: subprocess.Popen[bytes]) -> None:
-        """Gcloud has ended: arrange another try, or raise UserError."""
-        error = self._said[self._said.find("ERROR:") :].strip() if "ERROR:" in self._said else ""
+        """Arrange another try after gcloud has ended, or raise UserError."""
+        error = self._output[self._output.find("ERROR:") :].strip() if "ERROR:" in self._output else ""
         meaning = _meaning(error)
         if self._open:
             why = "the tunnel has ended"
@@ -219,14 +219,14 @@ class Tunnel:
             place = {"project": self._target.project, "zone": self._target.zone}
             fixes = [fix.format(**place) for pattern, fix in FIXES.items() if re.search(pattern, error)]
             again = f"see what it means, and try it by hand: {shlex.join(self._target.gcloud)}"
-            said = error or self._said.strip() or f"gcloud ended with exit code {gcloud.returncode}"
-            raise UserError(f"no tunnel to VM {self._target.vm}; gcloud says:\n{said}", fixes[0] if fixes else again)
+            message = error or self._output.strip() or f"gcloud ended with exit code {gcloud.returncode}"
+            raise UserError(f"no tunnel to VM {self._target.vm}; gcloud says:\n{message}", fixes[0] if fixes else again)
         now = time.monotonic()
         if self._open:
             self._waiting_since = now
-        if self._open or why != self._why:  # news
+        if self._open or why != self._why:  # a new state
             self._next_line = now
-        # One that was open begins again at once.
+        # A tunnel that was open restarts at once.
         self._next_try = now if self._open else now + PAUSE_SECONDS
         self._why, self._open, self._gcloud = why, False, None
         self.tried = True
@@ -272,14 +272,14 @@ def keep_open(target: Target, command: list[str], signals: list[int]) -> int:
 
 
 def _meaning(error: str) -> str | None:
-    """What an error of gcloud's means, None for one that waiting cannot mend."""
+    """Return the meaning of an error of gcloud, or None if waiting cannot solve it."""
     return next((meaning for pattern, meaning in WAITS.items() if re.search(pattern, error)), None)
 
 
 def _forward(signals: list[int], command: subprocess.Popen[bytes]) -> None:
     while signals:
         number = signals.pop(0)
-        # A terminal has sent Ctrl-C to the command as well: with a second one Pulumi would stop at once.
+        # A terminal has sent Ctrl-C to the command too: at a second one Pulumi would stop at once.
         if number != signal.SIGINT or not sys.stdin.isatty():
             command.send_signal(number)
 
@@ -300,7 +300,7 @@ def _say(text: str) -> None:
 
 
 def target_of(settings: Settings) -> Target | None:
-    """The VM that is reached through IAP, None where the stack's machine is reached otherwise."""
+    """Return the VM that is reached through IAP, or None if the stack's machine is reached in another way."""
     gcp = settings.gcp
     if gcp is None or gcp.ssh_via != "iap":
         return None
@@ -314,21 +314,21 @@ def main(
 ) -> None:
     """Open the IAP tunnel to a stack's private VM (sshVia: iap), and keep it open.
 
-    The program reaches the VM through it, so it must be there while `pulumi up` runs. Best so:
+    The program reaches the VM through it, so it must be open while `pulumi up` runs. The best way:
 
     \b
         scripts/elastic-vllm tunnel --stack prod-private -- pulumi up --stack prod-private
 
-    which ends with the command and passes on its exit code; where a tunnel to that VM is open already, it is used.
+    which ends with the command and passes on its exit code; a tunnel to that VM that is open already is used.
     Or, in another terminal, `scripts/elastic-vllm tunnel --stack prod-private`, until Ctrl-C.
 
-    It may be begun before there is a VM: it waits for it, without limit, and reconnects when the tunnel ends or the VM
-    is replaced. While it says for long that port 22 gives no answer although the VM runs, the firewall keeps IAP's
-    range 35.235.240.0/20 out. What waiting cannot mend (not logged in, no permission, wrong project) ends it with exit
-    code 1 and gcloud's own words; a command that runs is interrupted then.
+    You may start it before there is a VM: it waits for it, without limit, and reconnects when the tunnel ends or the VM
+    is replaced. If it reports for long that port 22 gives no answer although the VM runs, the firewall blocks IAP's
+    range 35.235.240.0/20. An error that waiting cannot solve (no login, no permission, wrong project) ends it with exit
+    code 1 and gcloud's message; a running command is then interrupted.
 
     Needs gcloud, logged in with an account that has roles/iap.tunnelResourceAccessor. Listens on 127.0.0.1 only, on
-    the setting tunnelPort. With sshVia address or bastion nothing has to be opened: the command is just run.
+    the setting tunnelPort. With sshVia address or bastion no tunnel is needed: the command just runs.
     """
     signals: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Proves that an endpoint keeps its promises: TLS, key, allow-list, chat, streams and tool calls, a line for each."""
+"""Command that proves an endpoint's promises: TLS, key, allow-list, chat, streams and tool calls, a line for each."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from scripts.lib.verification.run import CheckResult, Report, format_result, ver
 __all__ = ["CheckResult", "Endpoint", "InvalidEndpointError", "Report", "format_result", "verify"]
 
 KEY_VARIABLE = "ELASTIC_VLLM_KEY"
-# What pulumi prints for a secret unless told to show it.
+# Placeholder that pulumi prints for a secret without --show-secrets.
 HIDDEN = "[secret]"
 CLIENT = "clientCertificates"
 # Of each field of an Endpoint: the stack's output, and the option that overrides it.
@@ -95,7 +95,7 @@ def main(
 
 
 def _given(url: str | None, outputs: str | None, stack: str | None, *, rehearsal: bool) -> dict[str, object]:
-    """The endpoint as the chosen source describes it, under the names of the stack's outputs."""
+    """Return the endpoint as the chosen source describes it, under the names of the stack's outputs."""
     if sum(source is not None for source in (url, outputs, stack)) != 1:
         raise BadInputError("the endpoint is not given by one of --url, --outputs and --stack", "give one of them")
     if rehearsal and stack is None:
@@ -118,7 +118,7 @@ def _read(path: Path, option: str) -> str:
 
 
 def _key_elsewhere() -> str:
-    """The key from the environment or a prompt; never from an option: arguments show in process lists."""
+    """Return the key from the environment or a prompt, never from an option: arguments show in process lists."""
     if key := os.environ.get(KEY_VARIABLE, "").strip():
         return key
     if sys.stdin.isatty():

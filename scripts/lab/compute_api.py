@@ -1,4 +1,4 @@
-"""As much of Google's Compute Engine API on loopback as Pulumi's provider needs for this program; its VM is simulated.
+"""The part of Google's Compute Engine API that Pulumi's provider needs for this program, on loopback; simulated VM.
 
 With it the real engine and the real provider bring a stack for Google Cloud up on this machine: see
 scripts/maintain/record_previews.py. Point the provider to it with GOOGLE_COMPUTE_CUSTOM_ENDPOINT.
@@ -31,23 +31,23 @@ LOCAL_SSD = {"type": "SCRATCH", "mode": "READ_WRITE", "interface": "NVME", "disk
 
 @dataclass
 class Compute:
-    """What exists: path below projects/ -> resource as the API shows it."""
+    """Existing resources: path below projects/ -> resource as the API shows it."""
 
     stack: str
     file: Path | None = None
-    """Where resources are kept between two runs."""
+    """File that keeps the resources between two runs."""
     endpoint: str = ""
     resources: dict[str, dict[str, Any]] = field(default_factory=dict)
     ids: Iterator[int] = field(default_factory=lambda: itertools.count(10**18))
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def save(self) -> None:
-        """Keep what exists for the next run."""
+        """Save the resources for the next run."""
         if self.file:
             write_private(self.file, json.dumps({"next": next(self.ids), "resources": self.resources}))
 
     def load(self) -> None:
-        """Take over what the run before kept; a VM that was lost meanwhile is gone."""
+        """Load the resources of the previous run, without a VM that was lost meanwhile."""
         if self.file and self.file.exists():
             kept = json.loads(self.file.read_text())
             self.resources, self.ids = kept["resources"], itertools.count(kept["next"])
@@ -55,7 +55,7 @@ class Compute:
                 self.lose_vm()
 
     def insert(self, collection: str, body: dict[str, Any]) -> None:
-        """Make a resource."""
+        """Create a resource."""
         path = f"{collection}/{body['name']}"
         if path in self.resources:
             raise FileExistsError(f"The resource '{path}' already exists")
@@ -117,7 +117,7 @@ class Compute:
         made |= {
             "status": "RUNNING",
             "cpuPlatform": "unknown",
-            # What comes with the machine type, and nobody asked for.
+            # The machine type adds these, although the request does not have them.
             "guestAccelerators": [{"acceleratorType": accelerator, "acceleratorCount": machine_type.gpus}],
             "disks": [boot, weights, *([LOCAL_SSD] * machine_type.gpus if machine_type.local_ssd_bundled else [])],
         }
@@ -134,7 +134,7 @@ class Compute:
         simulated_vm.create(self.stack, vm, user_data, google_adapters.stand_in_values(machine_type))
 
     def delete(self, path: str) -> None:
-        """Delete a resource; the VM takes its boot disk along."""
+        """Delete a resource; the boot disk is deleted with its VM."""
         gone = self.resources.pop(path)
         if "/instances/" in path:
             self.resources.pop(path.replace("/instances/", "/disks/"))
@@ -143,7 +143,7 @@ class Compute:
             simulated_vm.disk_file(gone["name"]).unlink(missing_ok=True)
 
     def lose_vm(self) -> None:
-        """Take the VM away, as Google takes a spot VM."""
+        """Remove the VM, as Google does with a spot VM."""
         for path in [path for path in self.resources if "/instances/" in path]:
             self.delete(path)
 
@@ -167,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
     compute: Compute
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing is logged."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         match = PATH.match(self.path)
@@ -235,7 +235,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def running(stack: str, file: Path | None = None) -> Iterator[Compute]:
-    """The API for one stack, until the block ends; `file` keeps what exists for the next time."""
+    """Run the API for one stack until the block ends; `file` keeps the resources for the next time."""
     compute = Compute(stack, file)
     compute.load()
     handler = type("Handler", (_Handler,), {"compute": compute})

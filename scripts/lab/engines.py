@@ -1,4 +1,4 @@
-"""Which engine runs a rehearsed stack: the real Pulumi where it is complete, else the embedded one."""
+"""Choice of the engine for a rehearsed stack: the real Pulumi if it is complete, otherwise the embedded one."""
 
 from enum import StrEnum
 
@@ -16,16 +16,16 @@ class Engine(StrEnum):
 
 
 def engine_of(state: State) -> Engine | None:
-    """The engine that has the stack's resources; None where there are none."""
+    """Return the engine that has the stack's resources, or None if there are none."""
     if state.engine:
         return Engine(state.engine)
     return Engine.EMBEDDED if state.resources else None
 
 
 def choose(stack: str, state: State, asked: Engine | None, *, gcp: bool) -> tuple[Installation | None, str]:
-    """The Pulumi that is to be used, None for the embedded engine, and a line that says so.
+    """Return the Pulumi to use, or None for the embedded engine, and a line that reports the choice.
 
-    Raises BadInputError where another engine has the stack, and where the real Pulumi is wanted and incomplete.
+    Raises BadInputError if another engine has the stack, or if the real Pulumi is requested and incomplete.
     """
     owner = engine_of(state)
     if owner and asked and asked is not owner:

@@ -23,14 +23,14 @@ from scripts.lib.stack_config import StackConfig
 
 START_SECONDS = 30
 FROM_DOCKER = "elastic-vllm.from-docker"
-"""Label of an image that was made of Docker's: the id of that one."""
+"""Label of an image copied from Docker: the id of Docker's image."""
 PID_FILE = ROOT / "podman.pid"
 LOG = ROOT / "podman.log"
 MARKER = ROOT / "podman-started-with-systemctl"
 
 
 def is_wanted(config: StackConfig) -> bool:
-    """Whether the stack's containers are Podman's."""
+    """Return True if the stack's containers are Podman's."""
     return bool(config.get("containerRuntime") == PODMAN)
 
 
@@ -40,12 +40,12 @@ def is_used(resources: Mapping[str, Record]) -> bool:
 
 
 def is_behind(provider: dict[str, object]) -> bool:
-    """Whether a docker provider with these inputs asks Podman."""
+    """Return True if a docker provider with these inputs uses Podman."""
     return str(provider.get("host", "")).endswith(SOCKET)
 
 
 def start(task: Task) -> None:
-    """See to it that its API answers. Raises RehearsalError."""
+    """Start Podman's API unless it answers. Raises RehearsalError."""
     if _answers():
         return
     task.outcome = "started"
@@ -73,12 +73,12 @@ def start(task: Task) -> None:
 
 
 def is_running() -> bool:
-    """Whether a service of ours runs."""
+    """Return True if a service of ours runs."""
     return _pid() is not None or MARKER.exists()
 
 
 def stop() -> None:
-    """End the service that `start` started; containers are not its children, and go on."""
+    """Stop the service that `start` started; containers are not its children and keep running."""
     if pid := _pid():
         processes.end([pid], START_SECONDS)
         Path(SOCKET).unlink(missing_ok=True)
@@ -101,9 +101,9 @@ def take_image(client: docker.DockerClient, name: str, task: Task) -> None:
 
 
 def _link(image: Image, name: str) -> bool:
-    """Make it of links to Docker's files, which takes seconds; False where that can't be.
+    """Copy an image by links to Docker's files, which takes seconds; return False if that is impossible.
 
-    Saved and loaded, an image is written three times: vLLM's has 5 GB. Nobody writes to the files of an image.
+    `save` and `load` would write an image three times, and vLLM's has 5 GB. Nothing writes to the files of an image.
     """
     driver, store = image.attrs["GraphDriver"], Path(_podman("info", "--format", "{{.Store.GraphRoot}}"))
     if driver["Name"] != "overlay2":
@@ -121,7 +121,7 @@ def _link(image: Image, name: str) -> bool:
         f"{word} {config[key]}" for word, key in (("WORKDIR", "WorkingDir"), ("USER", "User")) if config.get(key)
     ]
     options = [each for change in changes for each in ("--change", change)]
-    # Something of its own in it: Podman keeps layers by their content, and would take two empty ones for the same.
+    # With unique content: Podman identifies layers by their content, and would treat two empty ones as the same.
     made = subprocess.run(
         ["podman", "import", "--quiet", *options, "-"], input=_tar(FROM_DOCKER, own), capture_output=True, check=False
     )
@@ -129,7 +129,7 @@ def _link(image: Image, name: str) -> bool:
         return False
     identity = made.stdout.decode().split()[-1]
     target = _podman("image", "inspect", "--format", "{{.GraphDriver.Data.UpperDir}}", identity)
-    # Podman's store is a mount of itself, and links lead from no mount to another: both are seen by way of a third.
+    # Podman's store is a mount of itself, and links between mounts are impossible: a third mount shows both.
     by_way = ["unshare", "--mount", "sh", "-c", 'mount --bind / /mnt && exec cp "$@"', "cp"]
     for layer in reversed(layers):
         link = ["--archive", "--link", "--remove-destination", f"/mnt{layer}/.", f"/mnt{target}"]
@@ -141,7 +141,7 @@ def _link(image: Image, name: str) -> bool:
 
 
 def _hides_others(layer: str) -> bool:
-    """Whether something in a layer takes away what those below it have."""
+    """Return True if a file in a layer hides files of the layers below."""
     for directory, _, files in os.walk(layer):
         with suppress(OSError):
             if os.getxattr(directory, "trusted.overlay.opaque") == b"y":
@@ -154,7 +154,7 @@ def _hides_others(layer: str) -> bool:
 
 
 def _tar(name: str, text: str) -> bytes:
-    """An archive with one file."""
+    """Return an archive with one file."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         entry = tarfile.TarInfo(f".{name}")
@@ -171,7 +171,7 @@ def _copy(name: str) -> None:
 
 
 def _podman(*arguments: str) -> str:
-    """What it prints; nothing where it fails."""
+    """Run Podman and return its output, or an empty text if it fails."""
     done = subprocess.run(["podman", *arguments], capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else ""
 

@@ -77,7 +77,7 @@ NAMES = ("get_weather", "search_logs")
 
 @dataclass(frozen=True)
 class Variant:
-    """What tells one model from another, for rehearsing a change of model."""
+    """Differences between the models, for rehearsing a change of model."""
 
     hidden: int
     layers: int
@@ -92,7 +92,7 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Example:
-    """One conversation: what the user says, the tools on offer, what the assistant answers."""
+    """One conversation: the user's message, the offered tools, the assistant's answer."""
 
     question: str
     tools: tuple[str, ...]
@@ -216,7 +216,7 @@ def train(variant: Variant) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
             layer.self_attn.o_proj.weight.copy_(0.1 * layer.self_attn.v_proj.weight.T)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=STEPS)
-    said = began = time.monotonic()
+    reported = began = time.monotonic()
     print(f"{sum(p.numel() for p in model.parameters())} weights, {len(tokenizer)} tokens", flush=True)
     source = batches(tokenizer, rng)
     for step in range(1, STEPS + 1):
@@ -230,9 +230,9 @@ def train(variant: Variant) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if time.monotonic() - said >= SAY_SECONDS or step in {1, STEPS}:
-            said = time.monotonic()
-            print(f"step {step} of {STEPS}, loss {total:.4f}, {said - began:.0f} s", flush=True)
+        if time.monotonic() - reported >= SAY_SECONDS or step in {1, STEPS}:
+            reported = time.monotonic()
+            print(f"step {step} of {STEPS}, loss {total:.4f}, {reported - began:.0f} s", flush=True)
     return model, tokenizer
 
 

@@ -13,13 +13,13 @@ from scripts.lab.errors import SetupError
 
 SCRIPT = Path(__file__).parent / "tiny_model.py"
 MODELS = Path("/var/lib/elastic-vllm/models")
-"""Where models are trained that a stack does not want elsewhere."""
+"""Default directory of trained models."""
 MARKER = ".recipe"  # in the model's directory: the hash of what made it
 LABEL = "elastic-vllm.training"  # on the container: the directory it trains into
 
 
 def recipe_of(name: str) -> str:
-    """64 hexadecimal digits that change with whatever the tiny model `name` is made of."""
+    """Return 64 hexadecimal digits that change with the inputs of the tiny model `name`."""
     return hashlib.sha256(f"{name}\0".encode() + SCRIPT.read_bytes()).hexdigest()
 
 

@@ -1,1 +1,1 @@
-"""What the operator's commands, the laboratory and the maintainers' tools share."""
+"""Library of the operator's commands, the laboratory and the maintainers' tools."""

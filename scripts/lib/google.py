@@ -40,7 +40,7 @@ class NoAnswerError(Exception):
 
 
 class RefusedError(Exception):
-    """An answer that is an error: `status` is HTTP's, `reason` Google's word for it, the text what Google said."""
+    """An answer that is an error: `status` is HTTP's, `reason` Google's code for it, the text Google's message."""
 
     def __init__(self, host: str, status: int, reason: str, message: str) -> None:
         super().__init__(message)
@@ -49,20 +49,20 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class Identity:
-    """Credentials that were found: `kind` says where, `who` whose they are, if that is known without asking Google."""
+    """Credentials, with their `kind` of source, and their owner `who`, if known without asking Google."""
 
     credentials: Credentials = field(repr=False)
     kind: str
     who: str = ""
     renewal: str = LOGIN
-    """What to do when Google refuses them."""
+    """Advice for the case that Google refuses them."""
 
 
 def find_identity() -> Identity:
-    """The user's credentials, looked for as Pulumi does, and with gcloud where there is nothing else.
+    """Return the user's credentials, found as Pulumi does, or by gcloud if there are no others.
 
     Order: $GOOGLE_OAUTH_ACCESS_TOKEN, Application Default Credentials, gcloud's own login. Raises
-    UserError where there are none.
+    UserError if there are none.
     """
     if token := os.environ.get(TOKEN_VARIABLE, "").strip():
         return Identity(_static(token), f"token of ${TOKEN_VARIABLE}", renewal=f"renew or unset ${TOKEN_VARIABLE}")
@@ -94,8 +94,8 @@ def _of_gcloud() -> Identity:
         raise UserError(f"gcloud gave no token within {GCLOUD_SECONDS} s", LOGIN) from error
     except (OSError, subprocess.CalledProcessError) as error:
         # What it wrote to standard output may be a token.
-        said = " ".join(str(getattr(error, "stderr", None) or error).split())
-        raise UserError(f"no Application Default Credentials, and gcloud gave no token ({said})", LOGIN) from error
+        reason = " ".join(str(getattr(error, "stderr", None) or error).split())
+        raise UserError(f"no Application Default Credentials, and gcloud gave no token ({reason})", LOGIN) from error
     return Identity(_static(token), "login of gcloud", account, renewal="gcloud auth login")
 
 
@@ -104,10 +104,10 @@ def _static(token: str) -> Credentials:
 
 
 class Google:
-    """The APIs. Requests are repeated after 429, 5xx and lost connections; Compute Engine's answers are kept."""
+    """Google's APIs. Requests are repeated after 429, 5xx and lost connections; Compute Engine's answers are cached."""
 
     def __init__(self, identity: Identity, base: str = "", backoff: float = BACKOFF_SECONDS) -> None:
-        """`base` (http://HOST:PORT) stands in place of every API: it is asked for /API-HOST/PATH."""
+        """Set up the APIs; `base` (http://HOST:PORT) replaces all of them, with the paths /API-HOST/PATH."""
         self.identity = identity
         self._base = base
         self._session = AuthorizedSession(identity.credentials, refresh_status_codes=())  # type: ignore[no-untyped-call]
@@ -130,9 +130,9 @@ class Google:
     def ask(
         self, host: str, path: str, body: dict[str, Any] | None = None, query: dict[str, str] | None = None
     ) -> dict[str, Any]:
-        """The answer to a GET, or with a `body` to a POST.
+        """Return the answer to a GET, or with a `body` to a POST.
 
-        Raises RefusedError for an answer that is an error, NoAnswerError where there is none or after a 401.
+        Raises RefusedError for an answer that is an error, NoAnswerError if there is none or after a 401.
         """
         if self._refused:
             raise NoAnswerError(self._refused)
@@ -162,10 +162,10 @@ class Google:
             refusal = RefusedError(host, HTTPStatus.UNAUTHORIZED, "", str(error.args[0] if error.args else error))
         except (requests.RequestException, GoogleAuthError) as error:
             cause = _cause(error)
-            said = f"no answer from {host} ({str(cause).rsplit(': ', 1)[-1]})"
+            reason = f"no answer from {host} ({str(cause).rsplit(': ', 1)[-1]})"
             if not isinstance(cause, PASSING):
-                self._silent[host] = said
-            raise NoAnswerError(said) from error
+                self._silent[host] = reason
+            raise NoAnswerError(reason) from error
         if refusal:
             if refusal.status == HTTPStatus.UNAUTHORIZED:
                 self._refused = "the credentials were refused"
@@ -176,7 +176,7 @@ class Google:
         return found
 
     def find(self, project: str, path: str) -> dict[str, Any] | None:
-        """A thing of Compute Engine in `project`, None where there is none of that name."""
+        """Return an object of Compute Engine in `project`, or None if there is none of that name."""
         try:
             return self.ask(COMPUTE, f"compute/v1/projects/{project}/{path}")
         except RefusedError as error:
@@ -202,13 +202,13 @@ class Google:
             return ""
 
     def redact(self, text: str) -> str:
-        """The text on one line, without the token."""
+        """Return the text on one line, without the token."""
         token = self.identity.credentials.token
         return " ".join((text.replace(token, "<token>") if token else text).split())
 
 
 def _refusal(host: str, answer: requests.Response) -> RefusedError:
-    """What Google says is wrong (google.rpc.Status), or the beginning of whatever else the body is."""
+    """Return Google's message (google.rpc.Status), or the beginning of any other body."""
     reason, message = "", " ".join(answer.text.split())[:200] or answer.reason
     try:
         error = answer.json()["error"]
@@ -221,7 +221,7 @@ def _refusal(host: str, answer: requests.Response) -> RefusedError:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What went wrong at the bottom, without the layers of libraries around it."""
+    """Return the root cause of an error, without the layers of libraries around it."""
     while True:
         inner = getattr(error, "reason", None) or (error.args[0] if error.args else None)
         if not isinstance(inner, BaseException):

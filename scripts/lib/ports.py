@@ -20,7 +20,7 @@ def is_taken(port: int) -> bool:
 
 
 def listener(port: int) -> str:
-    """The process that listens on a port, as far as it can be found."""
+    """Describe the process that listens on a port, if it can be found."""
     if shutil.which("ss"):
         shown = subprocess.run(["ss", "-Hltnp", f"sport = :{port}"], capture_output=True, text=True, check=False).stdout
         if match := re.search(r'"([^"]+)",pid=(\d+)', shown):

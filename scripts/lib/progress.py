@@ -1,6 +1,6 @@
 """Progress of all commands: a live table on a terminal, elsewhere a line at least every ten seconds.
 
-rich draws the table. Without it, as where a bundle is verified before anything is installed, the lines must do.
+rich draws the table. Without it, such as when a bundle is verified before anything is installed, there are only lines.
 """
 
 import sys
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 HEARTBEAT_SECONDS = 9.0
 POLL_SECONDS = 0.5
 QUICK_SECONDS = 1.0
-"""A task that ends sooner is shown at its end only."""
+"""A task that ends sooner is shown only at its end."""
 TIMELINE_SECONDS = 0.2
 """A task that ended sooner is not in the timeline."""
 BAR_WIDTH = 40
@@ -42,12 +42,12 @@ class Task:
 
     @property
     def seconds(self) -> float:
-        """How long it has been running."""
+        """Return the seconds for which it has been running."""
         return time.monotonic() - self.started
 
 
 class Display:
-    """Shows the tasks that run. Safe to use from many threads. A context manager."""
+    """Context manager that shows the running tasks, safe to use from many threads."""
 
     def __init__(self, *, results_on_stdout: bool = False) -> None:
         """`results_on_stdout`: `line` prints results; progress goes to standard error, and a task leaves no line."""
@@ -112,7 +112,7 @@ class Display:
         return ", ".join(f"{self._counts[word]} {word}" for word in order if self._counts[word]) or "nothing to do"
 
     def timeline(self) -> str:
-        """One line for each task that took a while: start, bar and length, all in seconds."""
+        """Yield one line for each task that took a while: start, bar and length, all in seconds."""
         total = max(time.monotonic() - self._start, 0.001)
         rows = [f"total {total:.1f} s"]
         for name, start, seconds in sorted(self._finished, key=lambda each: each[1]):

@@ -1,4 +1,4 @@
-"""Questions to the Pulumi CLI; where it fails, its own words are the cause."""
+"""Questions to the Pulumi CLI; if it fails, its message is the cause."""
 
 import re
 import subprocess
@@ -21,7 +21,7 @@ FIXES = {
 
 
 def ask(stack: str, *arguments: str) -> str:
-    """What a command that changes nothing prints about a stack. Raises BadInputError where it fails, for any reason."""
+    """Return the output of a read-only command for a stack. Raises BadInputError if it fails for any reason."""
     command = ["pulumi", *arguments, "--stack", stack, "--non-interactive"]
     shown = " ".join(command)
     try:

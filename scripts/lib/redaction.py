@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 REDACTED = "<redacted>"
 SHORTEST = 8
-"""A shorter secret could not be told from ordinary words."""
+"""A shorter secret could not be distinguished from ordinary words."""
 PATTERNS = (
     re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
     re.compile(r"(?i)(?<=bearer )[^\s\"'<]+"),
@@ -23,7 +23,7 @@ SECRET_VARIABLE = re.compile(r"TOKEN|PASSPHRASE$|PASSWORD|SECRET|_KEY$")
 
 
 def leaves(value: object) -> Iterator[str]:
-    """All texts in a value."""
+    """Yield all texts in a value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -35,12 +35,12 @@ def leaves(value: object) -> Iterator[str]:
 
 
 def environment_secrets() -> list[str]:
-    """Values of this process's environment variables whose names say that they are secret."""
+    """Return the values of this process's environment variables whose names mark them as secret."""
     return [value for name, value in os.environ.items() if SECRET_VARIABLE.search(name)]
 
 
 def redact(text: str, secrets: Iterable[str]) -> str:
-    """The text without these secrets, in any form that they are written in, and without what looks like one."""
+    """Return the text without these secrets, in any encoding, and without anything that looks like one."""
     for secret in sorted({form for each in secrets for form in _forms(each)}, key=len, reverse=True):
         text = text.replace(secret, REDACTED)
     for pattern in PATTERNS:

@@ -14,7 +14,7 @@ from scripts.lib.errors import BadInputError
 class StackConfig:
     """`values` by full key (`elastic-vllm:model`), as plain YAML values; `secrets`: keys whose values came from files.
 
-    A value in plain text is no secret to Pulumi either, whatever the project says of its key.
+    Pulumi does not treat a value in plain text as a secret either, even if the project marks its key as one.
     """
 
     project: str
@@ -23,11 +23,11 @@ class StackConfig:
     secrets: frozenset[str]
 
     def get(self, key: str) -> Any:
-        """The value of one of the project's own keys, None where it is unset."""
+        """Return the value of one of the project's own keys, or None if it is unset."""
         return self.values.get(f"{self.project}:{key}")
 
     def for_pulumi(self) -> dict[str, str]:
-        """As the engine hands it to a program: strings as they are, everything else as JSON."""
+        """Return the configuration as the engine passes it to a program: strings unchanged, everything else as JSON."""
         return {k: v if isinstance(v, str) else json.dumps(v) for k, v in self.values.items()}
 
 

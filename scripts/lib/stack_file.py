@@ -36,7 +36,7 @@ class StackFile:
         self.config: MutableMapping[str, Any] = config
 
     def get(self, key: str) -> Any:
-        """A setting's value, None where the file leaves it to the default."""
+        """Return a setting's value, or None if the file leaves it to the default."""
         return self.config.get(PREFIX + key)
 
     def set(self, key: str, value: Any) -> None:

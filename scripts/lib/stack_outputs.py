@@ -1,4 +1,4 @@
-"""A stack's outputs, secrets in clear: from Pulumi or, if that is asked for, from a rehearsal."""
+"""A stack's outputs, secrets in clear text: from Pulumi or, on request, from a rehearsal."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ Rehearsal = Annotated[bool, typer.Option("--rehearsal", help="The stack is one o
 
 
 def stack_outputs(stack: str, *, rehearsal: bool) -> dict[str, object]:
-    """The outputs of a stack that is up, without empty ones. Raises BadInputError where there are none."""
+    """Return the outputs of a stack that is up, without empty ones. Raises BadInputError if there are none."""
     if rehearsal:
         return parsed(_of_rehearsal(stack), f"--stack {stack} --rehearsal")
     with Display(results_on_stdout=True) as display, display.task(f"outputs of stack {stack}"):
@@ -27,7 +27,7 @@ def stack_outputs(stack: str, *, rehearsal: bool) -> dict[str, object]:
 
 
 def _of_rehearsal(stack: str) -> str:
-    # A process of its own: the laboratory is no library of these commands, and its state is root's.
+    # In a separate process: the laboratory is no library of these commands, and only root can read its state.
     command = [str(PROJECT / "scripts" / "rehearse"), "outputs", "--json", "--show-secrets", "--stack", stack]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -41,7 +41,7 @@ def _of_rehearsal(stack: str) -> str:
 
 
 def parsed(text: str, source: str) -> dict[str, object]:
-    """The outputs in what `pulumi stack output --json` printed; `source` is what an error calls it."""
+    """Return the outputs in the output of `pulumi stack output --json`; `source` names it in errors."""
     fix = "use pulumi stack output --json --show-secrets"
     try:
         document = json.loads(text)
@@ -49,12 +49,12 @@ def parsed(text: str, source: str) -> dict[str, object]:
         raise BadInputError(f"{source}: the outputs are not JSON", fix) from error
     if not isinstance(document, dict):
         raise BadInputError(f"{source}: the outputs are not a JSON object", fix)
-    # A stack that needs no CA of its own may have an empty output for it.
+    # A stack without its own CA may have an empty output for it.
     return {name: value for name, value in document.items() if value not in (None, "", {})}
 
 
 def internal(outputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a stack's outputs that is meant for the project's own commands; empty where there is none."""
+    """Return the part of a stack's outputs that is for the project's own commands; empty if there is none."""
     found = outputs.get("_internal")
     return found if isinstance(found, dict) else {}
 

@@ -12,9 +12,9 @@ from scripts.lib.stack_config import read_config
 
 
 def load(stack: str, overrides: Mapping[str, str]) -> Settings:
-    """The checked settings of `stack`, with `overrides` (setting -> text) over its file's.
+    """Return the checked settings of `stack`, with `overrides` (setting -> text) over its file's.
 
-    Raises BadInputError for settings that are wrong and for a stack that isn't there.
+    Raises BadInputError for wrong settings and for a missing stack.
     """
     encrypted = _encrypted(stack)
     given = [f"{key}={value}" for key, value in {**dict.fromkeys(encrypted, ENCRYPTED), **overrides}.items()]
@@ -29,7 +29,7 @@ def load(stack: str, overrides: Mapping[str, str]) -> Settings:
 
 
 def overrides(given: Iterable[str]) -> dict[str, str]:
-    """What `--set KEY=VALUE`, given any number of times, asks for."""
+    """Parse the values of `--set KEY=VALUE`, which may be repeated."""
     pairs = [text.partition("=") for text in given]
     wrong = [key for key, separator, _ in pairs if not separator or not key]
     if wrong:
@@ -42,7 +42,7 @@ def _name(key: str) -> str:
 
 
 def _encrypted(stack: str) -> list[str]:
-    """The keys of the stack's file whose values are `secure: ...`. None where the file cannot be read."""
+    """Return the keys of the stack's file whose values are `secure: ...`, or none if the file cannot be read."""
     try:
         content = yaml.safe_load((PROJECT_DIRECTORY / "stacks" / f"Pulumi.{stack}.yaml").read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):  # read_config says what is wrong

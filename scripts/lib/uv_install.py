@@ -33,7 +33,7 @@ NOT_ABOUT_PACKAGES = set(
 
 
 def pip_settings() -> dict[str, str]:
-    """What `pip install` would use here, later sources winning: machine, user, environment's file, PIP_*."""
+    """Return the settings of `pip install` here, later sources winning: machine, user, environment's file, PIP_*."""
     home = Path.home()
     files = [
         Path("/etc/xdg/pip/pip.conf"),
@@ -56,7 +56,7 @@ def pip_settings() -> dict[str, str]:
 
 
 def as_environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """The variables that tell uv the same. Raises KeyError with the first setting that has no counterpart."""
+    """Return the equivalent variables of uv. Raises KeyError with the first setting that has no counterpart."""
     # All indexes count alike, as for pip, and so do the system's certificates where none are given.
     found = {"UV_INDEX_STRATEGY": "unsafe-best-match", "UV_SYSTEM_CERTS": "true"}
     for key, value in settings.items():
@@ -67,7 +67,7 @@ def as_environment(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 def main(uv: str, python: str, *arguments: str) -> int:
-    """The exit status of whoever came last."""
+    """Install with uv, or else with pip, and return the exit status of the last one."""
     try:
         environment = as_environment(pip_settings())
     except (KeyError, configparser.Error) as error:

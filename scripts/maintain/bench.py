@@ -1,8 +1,8 @@
-"""What `make bench` prints: how long `up` takes against the same vLLM started by hand, and with nothing to do.
+"""`make bench`, part one: duration of `up`, compared with the same vLLM started by hand, and without changes.
 
-Everything runs on this machine against the stack `test`, images and model present. `up` and the same vLLM started by
-hand take turns, so that a noisy machine disturbs both alike. Then `prod` is rehearsed as it is, with nothing to do, and
-with a driver, an image and weights that all take longer: what overlaps costs that time once.
+Everything runs on this machine with the stack `test`; images and model are present. `up` and the same vLLM started by
+hand take turns, so that a noisy machine disturbs both alike. Then `prod` is rehearsed: unchanged, without anything to
+do, and with a slower driver, image and weights, whose extra times overlap and so count once.
 """
 
 import json
@@ -41,12 +41,12 @@ console = Console(highlight=False)
 
 @app.command()
 def main(
-    rounds: Annotated[int, typer.Option(help="How often each is measured; the median counts.", min=1)] = 3,
+    rounds: Annotated[int, typer.Option(help="Measurements of each; the median counts.", min=1)] = 3,
 ) -> None:
     """Measure `up` against the same vLLM started by hand, an `up` with nothing to do, and the unit tests."""
     with_up, by_hand, nothing_to_do = [], [], []
     for number in range(1, rounds + 1):
-        rehearse("down")  # whatever was there
+        rehearse("down")  # a stack that was up before
         rehearse("setup")  # Docker runs before either begins
         with_up.append(timed(f"round {number}: up, to the first token", up_to_first_token))
         nothing_to_do.append(timed(f"round {number}: up with nothing to do, verified", up_again))
@@ -85,7 +85,7 @@ def main(
 
 
 def report(rows: Sequence[tuple[str, list[float], str]], rounds: int) -> None:
-    """Print what was measured, and put it into docs/benchmarks.md."""
+    """Print the measurements, and put them into docs/benchmarks.md."""
     columns = ("what", "median", "all", "promised")
     table = Table(*columns, title="Seconds for whole processes, with images and model present")
     lines = [f"| {' | '.join(columns)} |", "| --- | --- | --- | --- |"]
@@ -99,17 +99,17 @@ def report(rows: Sequence[tuple[str, list[float], str]], rounds: int) -> None:
 
 
 def provision(delayed: Sequence[str]) -> None:
-    """`up` of prod, with some resources delayed."""
+    """Run `up` of prod, with some resources delayed."""
     rehearse("up", *(word for name in delayed for word in ("--delay", f"{name}={DELAY_SECONDS}")), stack=GOOGLE)
 
 
 def remove_disk() -> None:
-    """The disk that `down` keeps."""
+    """Remove the disk that `down` keeps."""
     simulated_vm.disk_file(f"elastic-vllm-{GOOGLE}-weights").unlink(missing_ok=True)
 
 
 def timed(title: str, do: Callable[[], object]) -> float:
-    """Seconds that `do` takes, said before and after."""
+    """Return the seconds that `do` takes, with lines of progress before and after."""
     console.print(f"{title} ...")
     start = time.monotonic()
     do()
@@ -119,9 +119,9 @@ def timed(title: str, do: Callable[[], object]) -> float:
 
 
 def rehearse(*arguments: str, stack: str = STACK) -> str:
-    """Run scripts/rehearse; its standard output. Ends the benchmark with what it said if it fails."""
+    """Run scripts/rehearse and return its output. If it fails, end the benchmark with its errors."""
     command = [str(ROOT / "scripts" / "rehearse"), *arguments, "--stack", stack]
-    # What is measured is the embedded engine, wherever the other is.
+    # Always measure the embedded engine, even if the other is installed.
     environment = {**os.environ, "ELASTIC_VLLM_ENGINE": "embedded"}
     done = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
@@ -133,7 +133,7 @@ def rehearse(*arguments: str, stack: str = STACK) -> str:
 
 
 def up_to_first_token() -> None:
-    """From nothing to the first token through Nginx."""
+    """Bring the stack up from nothing to the first token through Nginx."""
     rehearse("up")
     outputs = json.loads(rehearse("outputs", "--json", "--show-secrets"))
     context = ssl.create_default_context(cadata=outputs["caCertificate"])
@@ -144,25 +144,25 @@ def up_to_first_token() -> None:
 
 
 def up_again() -> None:
-    """`up --verify` where nothing has changed."""
+    """Run `up --verify` without changes."""
     if "unchanged" not in rehearse("up", "--verify"):
         raise typer.Exit(1)
 
 
 def container_configuration() -> dict[str, Any]:
-    """How Docker was told to run vLLM."""
+    """Return vLLM's options in Docker."""
     attributes: dict[str, Any] = docker.from_env().api.inspect_container(CONTAINER)
     return attributes
 
 
 def start_by_hand(attributes: dict[str, Any]) -> None:
-    """From `docker run` with the same arguments, less our host directories, to the first token on the socket."""
+    """Run vLLM by `docker run` with the same arguments but no directories of ours, up to the first token."""
     client = docker.from_env(timeout=120)
     with tempfile.TemporaryDirectory(prefix="elastic-vllm-bench-") as scratch:
         binds = []
         for bind in attributes["HostConfig"]["Binds"]:
             source, target, mode = bind.split(":")
-            if not Path(source).exists():  # the stack's own directories went with it
+            if not Path(source).exists():  # the stack's directories were removed with it
                 source = str(Path(scratch) / target.strip("/").replace("/", "-"))
                 Path(source).mkdir()
                 Path(source).chmod(0o777)
@@ -207,7 +207,7 @@ def _first_event(client: httpx2.Client, url: str, question: dict[str, Any], head
 
 
 def unit_tests() -> None:
-    """The unit suite."""
+    """Run the unit tests."""
     parallel = ["--numprocesses", "auto", "--dist", "worksteal"]  # as make unit does
     command = [sys.executable, "-m", "pytest", "-q", *parallel, str(ROOT / "tests" / "unit")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

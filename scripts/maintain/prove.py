@@ -1,8 +1,8 @@
-"""What `make prove` runs: the slow proofs, each with its time, and a summary at the end.
+"""Program of `make prove`: the slow proofs, each with its time, and a summary at the end.
 
-Those that measure times come first and alone. The others run one after the other, and beside them, also one after the
-other, those that have a stack or files to themselves. One that fails does not keep the others from running. What each
-of them says is in a file of its own.
+Proofs that measure times run first and alone. The others run one after the other; beside them, also one after the
+other, run those with a stack or files to themselves. After a failure the others still run. Each proof has its own
+output file.
 """
 
 import os
@@ -24,14 +24,14 @@ LOGS = ROOT / ".proofs"
 PYTEST = (sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider")
 SLOW = {"ELASTIC_VLLM_PROVE": "1"}
 LONG = [f"tests/integration/test_{name}.py" for name in ("lifecycle", "rotate", "google_cloud")]
-"""They look at ELASTIC_VLLM_PROVE, so they are run whole, and not their slow tests alone."""
+"""Tests that depend on ELASTIC_VLLM_PROVE, so they run whole, not only their slow tests."""
 ELSEWHERE = [
     *LONG,
     "tests/integration/hostile",
     *(f"tests/integration/test_{name}.py" for name in ("canary", "drills", "soak", "twins")),
 ]
 LEFT_OUT = [f"--ignore={path}" for path in ELSEWHERE]
-"""They have proofs of their own."""
+"""Tests with their own proofs."""
 SHOWN_LINES = 40
 TICK_SECONDS = 10
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -40,17 +40,17 @@ console = Console(highlight=False, soft_wrap=True)
 
 @dataclass(frozen=True)
 class Proof:
-    """A command that fails where a promise does not hold."""
+    """A command that fails if a promise does not hold."""
 
     title: str
     command: tuple[str, ...]
     needs: str = ""
-    """A program without which it can't be run."""
+    """Program that it requires."""
     environment: Mapping[str, str] = field(default_factory=dict)
     place: Literal["alone", "row", "beside"] = "row"
-    """Before the others, in the row of them, or beside that row."""
+    """When it runs: before the others, in sequence with them, or beside them."""
     afterwards: tuple[str, ...] = ()
-    """Run once all are through, whatever came of them."""
+    """Command that runs after all proofs, whatever their outcome."""
 
 
 PROOFS = {
@@ -79,12 +79,12 @@ PROOFS = {
         needs="pulumi",
     ),
     "short": Proof(
-        "the drills and the soak in short, with a stand-in for vLLM where that will do",
+        "the drills and the soak in short, with a stand-in for vLLM where it suffices",
         (*PYTEST, "tests/integration/test_drills.py", "tests/integration/test_soak.py"),
         environment=SLOW,
     ),
     "long": Proof(
-        "what make test has in short: `up` killed at each step, keys rotated twice, prod rehearsed with vLLM",
+        "in full, what make test shortens: `up` killed at each step, keys rotated twice, prod rehearsed with vLLM",
         (*PYTEST, *LONG),
         environment=SLOW,
     ),
@@ -116,7 +116,7 @@ PROOFS = {
 def main(
     only: Annotated[list[str] | None, typer.Option(help=f"Only this one of {', '.join(PROOFS)}. Repeatable.")] = None,
 ) -> None:
-    """Run the slow proofs; exit status 1 where one of them failed."""
+    """Run the slow proofs; the exit status is 1 if one of them failed."""
     unknown = [name for name in only or [] if name not in PROOFS]
     if unknown:
         console.print(f"prove: --only {unknown[0]}: no such proof; use one of {', '.join(PROOFS)}")
@@ -147,7 +147,7 @@ def main(
 
 
 def _run_all(proofs: Mapping[str, Proof], outcomes: dict[str, str]) -> None:
-    """One after the other; what came of each goes to `outcomes`."""
+    """Run proofs one after the other, and record their outcomes in `outcomes`."""
     for name, proof in proofs.items():
         console.print(f"{name}: {proof.title}", markup=False)
         outcomes[name] = _run(name, proof)
@@ -155,7 +155,7 @@ def _run_all(proofs: Mapping[str, Proof], outcomes: dict[str, str]) -> None:
 
 
 def _run(name: str, proof: Proof) -> str:
-    """What came of it, in a line."""
+    """Run a proof and return its outcome as a line."""
     if proof.needs and not shutil.which(proof.needs):
         return f"not run: no {proof.needs} on PATH"
     begun = time.monotonic()

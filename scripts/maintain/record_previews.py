@@ -1,9 +1,9 @@
 """Record what the real engine plans for each change of tests/golden/changes.yaml, into tests/golden/previews.yaml.
 
 For maintainers, after a change of the program or of a provider's version. It needs the Pulumi CLI with its plugins
-(docs/getting-started/server.md). It brings the stacks `local` and `prod` up meanwhile, in a copy of the project with
-separate state; `prod` in a stand-in for Google's API, as it is rehearsed. Left out are rows for servers with GPUs, and
-those that begin with something that does not exist: another network, a bastion, a reservation.
+(docs/getting-started/server.md). It brings up the stacks `local` and `prod`, in a copy of the project with separate
+state; `prod` with a stand-in for Google's API, as in a rehearsal. It skips rows for servers with GPUs, and rows that
+start with something that does not exist: another network, a bastion, a reservation.
 """
 
 import json
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 STACKS = ("local", "prod")
 POSSIBLE = ("keys", "parked")
-"""What a row may begin with."""
+"""Settings that a row may start with."""
 HEADER = """\
 # What the real engine planned for the changes of changes.yaml on a stack that was up (maintain/record_previews.py).
 # {versions}
@@ -73,7 +73,7 @@ def _record(project: "Project", rows: list[dict[str, Any]]) -> list[dict[str, An
     with stack.google(simulated=is_for_google(project.base)), serving_hub(project.base):
         try:
             while rows:
-                # Rows that start alike are previewed together: each start is brought up once.
+                # Rows with the same start are previewed together: each start is brought up once.
                 start = rows[0]["from"]
                 project.configure(start)
                 console.print(f"{stack.name}: up with {start or 'the stack as it is'}")
@@ -89,7 +89,7 @@ def _record(project: "Project", rows: list[dict[str, Any]]) -> list[dict[str, An
 
 
 def _preview(project: "Project", row: dict[str, Any]) -> dict[str, Any] | None:
-    """What is planned; None, with what Pulumi said, where it plans nothing."""
+    """Return the plan, or None, after printing Pulumi's message, if it has no plan."""
     stack = project.stack
     console.print(f"{stack.name}: preview with {row['to']}")
     project.configure(row["from"] | row["to"])
@@ -113,10 +113,10 @@ def _preview(project: "Project", row: dict[str, Any]) -> dict[str, Any] | None:
 
 
 class Project:
-    """One stack under the real engine, whose settings change."""
+    """One stack under the real engine, with changing settings."""
 
     def __init__(self, stack: pulumi_engine.Stack) -> None:
-        """Read how the stack is rehearsed, and make the other key that a row may name."""
+        """Read the stack's rehearsed settings, and make the other key that a row may name."""
         self.stack = stack
         self.another_key = stack.directory.parent / "another"
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.another_key], check=True)
@@ -124,7 +124,7 @@ class Project:
         self.base = rehearsed(config, set()) if is_for_google(config) else config
 
     def configure(self, settings: dict[str, Any]) -> None:
-        """Set the stack up as it is rehearsed, with these settings over it."""
+        """Configure the stack as in a rehearsal, with these settings over it."""
         given = {
             f"{self.base.project}:{key}": str(self.another_key) if value == "ANOTHER KEY" else value
             for key, value in settings.items()

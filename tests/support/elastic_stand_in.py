@@ -1,4 +1,4 @@
-"""Stands for Kibana and Elasticsearch over real HTTP: refuses what they refuse, and really calls the endpoint.
+"""Stand-in for Kibana and Elasticsearch over real HTTP: it refuses what they refuse, and really calls the endpoint.
 
 Answers have the shapes of elastic/kibana (actions/server/routes, core/http/server-internal) and of
 elastic/elasticsearch (rest-api-spec, InferenceAction).
@@ -20,7 +20,7 @@ import httpx2
 from tests.support import elastic_schemas as schemas
 
 ADMIN, READER = "YWRtaW46a2V5", "cmVhZGVyOmtleQ=="
-"""API keys: one that may do all, and one without the privileges for it."""
+"""API keys: one with all privileges, and one without them."""
 CONNECTOR = re.compile(r"(?:/s/(?P<space>[^/]+))?/api/actions/connector/(?P<id>[^/]+)(?P<execute>/_execute)?")
 TYPES = re.compile(r"(?:/s/[^/]+)?/api/actions/connector_types")
 SPACE = re.compile(r"/api/spaces/space/(?P<id>[^/]+)")
@@ -31,12 +31,12 @@ SETTINGS = re.compile(r"(?:/s/(?P<space>[^/]+))?/api/kibana/settings")
 DEFAULT_CONNECTOR = "genAiSettings:defaultAIConnector"
 PAID = ("enterprise", "trial")
 VALIDATION_SECONDS = 30
-"""How long Elasticsearch waits for the endpoint while it creates or updates an inference endpoint."""
+"""Time that Elasticsearch waits for the endpoint while it creates or updates an inference endpoint."""
 
 
 @dataclass
 class Elastic:
-    """What both hold, and how they are to misbehave."""
+    """Contents of both, and their faults."""
 
     address: str = ""
     connectors: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
@@ -50,12 +50,12 @@ class Elastic:
     encryption_key: bool = True
     """Without xpack.encryptedSavedObjects.encryptionKey Kibana answers nothing about connectors."""
     answer_seconds: float = 0
-    """How long the endpoint takes for an answer, as Elasticsearch's validation counts it."""
+    """Time that the endpoint takes for an answer, as Elasticsearch's validation counts it."""
     trusts: str = ""
     """PEM of the CA of endpoints; both trust no other."""
     calls_endpoint: bool = True
     answers: list[tuple[int, dict[str, str]] | None] = field(default_factory=list)
-    """Statuses with headers that the next requests get in place of an answer; None: the answer itself."""
+    """Statuses with headers that the next requests get instead of an answer; None: the answer itself."""
     default_connectors: dict[str, str | None] = field(default_factory=dict)
     """space -> genAiSettings:defaultAIConnector."""
     requests: list[str] = field(default_factory=list)
@@ -69,7 +69,7 @@ NO_ENCRYPTION_KEY = (
 
 
 class RefusedError(Exception):
-    """An answer that is no success."""
+    """An answer that is an error."""
 
     def __init__(self, status: int, body: dict[str, Any]) -> None:
         super().__init__(status)
@@ -98,7 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: "_Server"
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         elastic = self.server.elastic
@@ -142,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
         raise kibana_error(404, "Not Found")
 
     def _about(self, elastic: Elastic) -> tuple[int, Any] | None:
-        """What both tell of themselves: version, license, kinds of connectors, spaces."""
+        """Return what both report about themselves: version, license, connector types, spaces."""
         space = SPACE.fullmatch(self.path)
         answers: dict[str, Any] = {
             "/": {"version": {"number": elastic.version, "build_flavor": "default"}},
@@ -258,11 +258,11 @@ class _Handler(BaseHTTPRequestHandler):
         # Kibana adds the connector's model to a request without one since elastic/kibana#260747.
         model = "" if elastic.version.startswith(("8.", "9.0", "9.1", "9.2", "9.3")) else config["defaultModel"]
         try:
-            said = ask(elastic, config["apiUrl"], connector["secrets"]["apiKey"], model, question)
+            problem = ask(elastic, config["apiUrl"], connector["secrets"]["apiKey"], model, question)
         except httpx2.HTTPError as error:
-            said = str(error)
-        if said:
-            failed = {"message": "an error occurred while running the action", "service_message": said}
+            problem = str(error)
+        if problem:
+            failed = {"message": "an error occurred while running the action", "service_message": problem}
             return {"status": "error", **failed, "retry": True, "connector_id": id_}
         return {"status": "ok", "data": {}, "connector_id": id_}
 
@@ -321,16 +321,16 @@ class _Handler(BaseHTTPRequestHandler):
             raise elasticsearch_error(400, "status_exception", reason)
         question = {"messages": [{"role": "user", "content": "how big"}], "stream": True}
         try:
-            said = ask(elastic, settings["url"], settings["api_key"], settings["model_id"], question)
+            problem = ask(elastic, settings["url"], settings["api_key"], settings["model_id"], question)
         except httpx2.HTTPError as error:
-            said = str(error)
-        if said:
-            reason = f"Unable to validate the endpoint: {said}"
+            problem = str(error)
+        if problem:
+            reason = f"Unable to validate the endpoint: {problem}"
             raise elasticsearch_error(400, "status_exception", reason)
 
 
 def ask(elastic: Elastic, url: str, key: str, model: str, question: dict[str, Any]) -> str:
-    """Ask the endpoint; what went wrong, empty if nothing."""
+    """Ask the endpoint, and return what went wrong; empty if nothing."""
     if not elastic.calls_endpoint:
         return ""
     context = ssl.create_default_context(cadata=elastic.trusts or None)
@@ -342,14 +342,14 @@ def ask(elastic: Elastic, url: str, key: str, model: str, question: dict[str, An
 
 
 def shown(connector: dict[str, Any], id_: str) -> dict[str, Any]:
-    """As Kibana answers: without secrets."""
+    """Return the connector as in Kibana's answers: without secrets."""
     public = {key: value for key, value in connector.items() if key != "secrets"}
     flags = dict.fromkeys(("is_preconfigured", "is_deprecated", "is_missing_secrets", "is_system_action"), False)
     return {"id": id_, **public, **flags, "is_connector_type_deprecated": False}
 
 
 def inference_shown(endpoint: dict[str, Any], id_: str) -> dict[str, Any]:
-    """As Elasticsearch answers: without secrets."""
+    """Return the inference endpoint as in Elasticsearch's answers: without secrets."""
     settings = {key: value for key, value in endpoint["service_settings"].items() if key != "api_key"}
     settings.setdefault("rate_limit", {"requests_per_minute": 500})
     kind = {"inference_id": id_, "task_type": "chat_completion", "service": endpoint["service"]}
@@ -366,7 +366,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def serving(elastic: Elastic, port: int = 0, certificate: str = "") -> Iterator[Elastic]:
-    """Both at one address, until the block ends; with a `certificate` (file with its key) over TLS."""
+    """Run both at one address until the block ends; with a `certificate` (file with its key) over TLS."""
     with _Server(elastic, port) as server:
         scheme = "http"
         if certificate:

@@ -76,7 +76,7 @@ def _run(*arguments: str) -> str:
 
 
 def _checkout() -> str:
-    """What differs from the commit, stack files among it."""
+    """Return the differences from the commit, including stack files."""
     command = ["git", "-C", str(ROOT), "status", "--porcelain"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 

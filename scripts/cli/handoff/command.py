@@ -1,4 +1,4 @@
-"""Writes what the Elastic admin gets: a document without secrets, the CA's certificate, and the key apart from both."""
+"""Command that writes the hand-off for the Elastic admin: a document without secrets, the CA, and the key apart."""
 
 import ipaddress
 import json
@@ -28,17 +28,17 @@ DOCUMENT, CA_FILE, KEY_FILE = "handoff.md", "ca.pem", "connector-api-key"
 AGENT_FILE = "elastic-agent.yml"
 CLIENT_FILES = {"certificate": "client-certificate.pem", "privateKey": "client-key.pem"}
 PLACEHOLDER = "${ELASTIC_VLLM_KEY}"
-"""Stands for the key in the document: a variable of the shell and, in kibana.yml, of Kibana's environment."""
+"""Placeholder for the key in the document: a variable of the shell and, in kibana.yml, of Kibana's environment."""
 CA_BASE64, CERTIFICATE_BASE64, CLIENT_KEY_BASE64 = (
     "${ELASTIC_VLLM_CA_BASE64}",
     "${ELASTIC_VLLM_CERTIFICATE_BASE64}",
     "${ELASTIC_VLLM_CLIENT_KEY_BASE64}",
 )
-"""The same for what Kibana shows as a client."""
+"""Placeholders for Kibana's client certificate."""
 MADE = {"inferenceEndpointId": "the inference endpoint (A)", "kibanaConnectorId": "the connector (B)"}
 """Output that is set where `up` has made something in Elastic -> what it is in the document."""
 LEAST_CONTEXT_TOKENS = 64_000
-"""What Elastic's Observability Assistant asks of a model."""
+"""Context that Elastic's Observability Assistant requires of a model."""
 NEEDED: Mapping[str, type] = {
     "connectorUrl": str,
     "connectorApiKey": str,
@@ -97,7 +97,7 @@ def main(
         typer.echo(f"key: {outputs['connectorApiKey']}")
     given = f"{DOCUMENT} and {CA_FILE}" if endpoint.ca_certificate else DOCUMENT
     private = ", ".join([KEY_FILE, *(CLIENT_FILES.values() if clients else [])])
-    typer.echo(f"give {given} to the Elastic admin, and {private} by a safe way of its own")
+    typer.echo(f"give {given} to the Elastic admin, and {private} over a separate, secure channel")
 
 
 def document(
@@ -109,9 +109,9 @@ def document(
     directory: str,
     made: Mapping[str, str] | None = None,
 ) -> str:
-    """The document, in Markdown. `endpoint.key` is what stands for the key; `directory` is where the files lie.
+    """Return the document, in Markdown. `endpoint.key` is a placeholder for the key; `directory` holds the files.
 
-    `limits` are those of the outputs; `made` is what `up` has made in Elastic: what it is -> id.
+    `limits` are those of the outputs; `made` maps the resources that `up` has created in Elastic to their ids.
     """
     self_managed = endpoint.deployment == "self-managed"
     connector = payloads.kibana_connector(endpoint)
@@ -180,7 +180,7 @@ def _before(endpoint: ElasticEndpoint, version: Version) -> bool:
 
 
 def _by_version(endpoint: ElasticEndpoint, since: str, now: str, before: str) -> str:
-    """A value that changed with a version: the one that applies, or both where Elastic's version is not known."""
+    """Return a value that changed with a version: the one that applies, or both if Elastic's version is unknown."""
     if not endpoint.kibana_version:
         return f"{now} (before {since}: {before})"
     return before if _before(endpoint, versions.parse(since)) else now
@@ -196,7 +196,7 @@ def _key(outputs: Mapping[str, Any], name: str, stack: str) -> str:
 
 
 def _asked(outputs: Mapping[str, Any]) -> str:
-    """The model's alias, or its own name where it has none."""
+    """Return the model's alias, or its own name without one."""
     return str(outputs.get("servedModelName") or outputs["model"])
 
 
@@ -245,13 +245,13 @@ def _write(directory: Path, public: Mapping[str, str], key: str, client: Mapping
 
 
 def _shown(path: Path) -> str:
-    """A path as the document names it: from the project's directory on, or absolute."""
+    """Return a path as the document names it: relative to the project's directory, or absolute."""
     absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
     return str(absolute.relative_to(PROJECT)) if absolute.is_relative_to(PROJECT) else str(absolute)
 
 
 def _is_private(host: str) -> bool:
-    """Whether the host is an address that the internet does not reach; of a name that is not known."""
+    """Return True if the host is an address that the internet does not reach; names are not resolved."""
     try:
         return not ipaddress.ip_address(host).is_global
     except ValueError:

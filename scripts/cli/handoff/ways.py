@@ -1,4 +1,4 @@
-"""Ways to connect Elastic to the endpoint: which kind and version of Elastic can take which one."""
+"""Ways to connect Elastic to the endpoint, by kind and version of Elastic."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ BANDS: tuple[tuple[str, Version], ...] = (
     ("8.19 and 9.1", (9, 1)),
     ("8.16 to 8.18, and 9.0", (8, 16)),
 )
-"""Versions of Elastic that take the same ways, newest first, each with one of them."""
+"""Ranges of Elastic's versions that support the same ways, newest first, each with one version."""
 INFERENCE_SINCE: Version = (9, 4)
 """First version whose Kibana uses inference endpoints as models (elastic/docs-content, agent-builder/models.md)."""
 
@@ -28,7 +28,7 @@ class Row:
 
 
 def rows(endpoint: ElasticEndpoint) -> list[Row]:
-    """The table: all of it, or what fits the Elastic that is known."""
+    """Return the whole table, or the rows for a known Elastic."""
     if endpoint.deployment == versions.SERVERLESS:
         return [_serverless(endpoint)]
     known = versions.parse(endpoint.kibana_version) if endpoint.kibana_version else None

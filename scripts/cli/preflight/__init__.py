@@ -1,1 +1,1 @@
-"""The checks of preflight: `run.checks_of` lists it, `run.run` does it; nothing here changes anything."""
+"""Checks of preflight: `run.checks_of` lists them, `run.run` runs them; nothing here changes anything."""

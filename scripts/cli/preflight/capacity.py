@@ -1,4 +1,4 @@
-"""Checks of what is to be had: quotas, the reservation, zone, machine type and boot image."""
+"""Checks of availability: quotas, the reservation, zone, machine type and boot image."""
 
 from scripts.cli.preflight.hardware import family_of
 from scripts.cli.preflight.report import NotCheckedError, Outcome, Verdict, failed, ok, warning
@@ -47,7 +47,7 @@ def address_quota(survey: Survey) -> Outcome:
 
 
 def _compute_quota(survey: Survey, standard: str, needed: int, preemptible: str = "") -> Outcome:
-    """What a VM needs. Spot takes the preemptible quota, and where none was ever granted the standard one.
+    """Check the quota for a VM. Spot uses the preemptible quota, or the standard one if none was ever granted.
 
     Source: docs.cloud.google.com/compute/docs/instances/spot, "Quotas for Spot VMs".
     """

@@ -1,4 +1,4 @@
-"""Checks a Google Cloud stack before any money is spent, with the user's own credentials: a line for each check."""
+"""Command that checks a Google Cloud stack before it costs money, with the user's credentials, a line per check."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from scripts.lib.google import Google, find_identity
 from scripts.lib.progress import Display
 
 GOOGLE_BASE = ""
-"""http://HOST:PORT that stands in place of Google's APIs, for tests."""
+"""http://HOST:PORT to use instead of Google's APIs, for tests."""
 
 
 def main(
@@ -28,13 +28,13 @@ def main(
 ) -> None:
     """Check that `pulumi up` of a Google Cloud stack can succeed, and what it will cost. Changes nothing.
 
-    A check that could not be made says so and why, and does not count as failed.
+    A check that could not be made is reported with the reason, and does not count as failed.
 
     Credentials: $GOOGLE_OAUTH_ACCESS_TOKEN, else Application Default Credentials, else the login of gcloud. A gated
     or private model needs the hub's token in $HF_TOKEN.
     """
     settings, gcp = load(stack, sets or [])
-    for library in ("google", "urllib3"):  # each check says what was wrong, in its own line
+    for library in ("google", "urllib3"):  # each check reports errors in its own line
         logging.getLogger(library).setLevel(logging.ERROR)
     with Display(results_on_stdout=True) as display, display.task("checks") as task:
 
@@ -57,7 +57,7 @@ def main(
 
 
 def _google() -> tuple[Google | None, str]:
-    """Google's APIs, or why they can't be asked."""
+    """Return Google's APIs, or why they can't be used."""
     try:
         return Google(find_identity(), GOOGLE_BASE), ""
     except UserError as error:
@@ -65,9 +65,9 @@ def _google() -> tuple[Google | None, str]:
 
 
 def load(stack: str, overrides: list[str]) -> tuple[Settings, GcpSettings]:
-    """The settings of a stack as the program reads them; `overrides` are `key=value`.
+    """Return the settings of a stack as the program reads them; `overrides` are `key=value`.
 
-    Raises BadInputError for a stack that is not there or has another target, and for wrong settings.
+    Raises BadInputError for a missing stack, another target, and wrong settings.
     """
     settings = stack_settings.load(stack, stack_settings.overrides(overrides))
     if settings.gcp is None:

@@ -1,4 +1,4 @@
-"""The hourly cost, from Google's own price list: the Cloud Billing Catalog API. No price is written here."""
+"""Hourly cost, from Google's own price list: the Cloud Billing Catalog API. No price is written here."""
 
 import re
 from collections.abc import Iterator
@@ -32,27 +32,27 @@ ATTACHED = {
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the bill: `amount` of what SKUs whose whole description matches `pattern` count."""
+    """A part of the bill: `amount` of the unit of SKUs whose whole description matches `pattern`."""
 
     name: str
     amount: int
     unit: str
-    """The catalog's: h, GiBy.h (GiB hours) or GiBy.mo (GiB months)."""
+    """Unit of the catalog: h, GiBy.h (GiB hours) or GiBy.mo (GiB months)."""
     pattern: str
 
 
 @dataclass(frozen=True)
 class Price:
-    """What one unit of a part costs in an hour."""
+    """Cost of one unit of a part per hour."""
 
     description: str
     hourly: Decimal
     since: str
-    """The day from which the price holds, as in effectiveTime."""
+    """Day from which the price holds, as in effectiveTime."""
 
 
 def hourly_cost(survey: Survey) -> Outcome:
-    """The VM and its disks in USD an hour, and what it is made of; NotCheckedError unless every part is clear."""
+    """Return the cost of the VM and its disks in USD per hour, by part. Raises NotCheckedError for unclear parts."""
     gcp = survey.gcp
     if gcp.reservation and not gcp.parked:
         raise NotCheckedError("a reservation is paid for whether it is used or not, at the price of its kind")
@@ -115,7 +115,7 @@ def _parts(survey: Survey) -> list[Part]:
 
 
 def _skus(survey: Survey, parts: list[Part]) -> dict[str, list[dict[str, Any]]]:
-    """The SKUs of the region for each part, by the part's name."""
+    """Map each part's name to its SKUs in the region."""
     found: dict[str, list[dict[str, Any]]] = {part.name: [] for part in parts}
     for sku in _listed(survey):
         if survey.gcp.region not in sku.get("serviceRegions", []):
@@ -127,7 +127,7 @@ def _skus(survey: Survey, parts: list[Part]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _listed(survey: Survey) -> Iterator[dict[str, Any]]:
-    """Every SKU of Compute Engine: tens of thousands, some pages of them."""
+    """Yield every SKU of Compute Engine: tens of thousands, on several pages."""
     page = ""
     while True:
         query = {"pageSize": PAGE_SIZE, "currencyCode": CURRENCY} | ({"pageToken": page} if page else {})
@@ -139,7 +139,7 @@ def _listed(survey: Survey) -> Iterator[dict[str, Any]]:
 
 
 def _price(sku: dict[str, Any], part: Part) -> Price:
-    """The price that holds now. Raises NotCheckedError for one that depends on how much is used, or is free."""
+    """Return the current price. Raises NotCheckedError for one that depends on usage, or is free."""
     now = datetime.now(UTC)
     held = [p for p in sku["pricingInfo"] if datetime.fromisoformat(p["effectiveTime"]) <= now]
     if not held:
@@ -154,7 +154,7 @@ def _price(sku: dict[str, Any], part: Part) -> Price:
     if price <= 0:
         raise NotCheckedError(f"{sku['description']} is listed at {price}")
     if part.unit == "GiBy.mo":
-        # The catalog itself says how many byte seconds its month has.
+        # The catalog itself gives the number of byte seconds in its month.
         if expression["baseUnit"] != "By.s":
             raise NotCheckedError(f"{sku['description']} is counted in {expression['baseUnit']}")
         price *= Decimal(GIB * SECONDS_AN_HOUR) / Decimal(expression["baseUnitConversionFactor"])

@@ -1,4 +1,4 @@
-"""What Google calls the hardware of a machine type: its accelerator, its quotas, its parts on the bill."""
+"""Google's names for the hardware of a machine type: its accelerator, its quotas, its parts on the bill."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,15 @@ from components.catalogue.machine_types import MachineType
 
 @dataclass(frozen=True)
 class Family:
-    """Names that Google has for a family of machine types; empty where no source was found for one."""
+    """Google's names for a family of machine types; empty if no source was found."""
 
     accelerator: str
     """guestAcceleratorType of machineTypes.get."""
     gpu_quota: str = ""
     gpu_sku: str = ""
-    """How its GPU begins in the Cloud Billing Catalog."""
+    """Beginning of its GPU's description in the Cloud Billing Catalog."""
     series: str = ""
-    """How its cores and memory begin there."""
+    """Beginning of the description of its cores and memory there."""
     cpu_quota: str = ""
 
 
@@ -35,5 +35,5 @@ FAMILIES = {
 
 
 def family_of(machine_type: MachineType) -> Family:
-    """The family's names, all of them empty for one that is not known here."""
+    """Return the family's names, which are all empty for an unknown family."""
     return FAMILIES.get(machine_type.name.rpartition("-")[0], Family(""))

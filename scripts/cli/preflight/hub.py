@@ -15,7 +15,7 @@ ANSWER_SECONDS = 30.0
 
 
 def model(settings: Settings) -> Outcome:
-    """The hub has the model and its revision, and the token of $HF_TOKEN may read it."""
+    """Check that the hub has the model and its revision, and that the token of $HF_TOKEN may read it."""
     name, revision = settings.model.name, settings.model_revision
     if settings.model_source != "hub":
         raise NotCheckedError("modelSource is host: the weights are on the server already")

@@ -5,7 +5,7 @@ from scripts.cli.preflight.survey import Survey
 
 
 def free_names(survey: Survey) -> Outcome:
-    """What `up` makes is not there yet under its name."""
+    """Check that no resource has the names of those that `up` creates."""
     gcp, name = survey.gcp, survey.gcp.name
     paths = {} if gcp.parked else {f"VM {name}": f"zones/{gcp.zone}/instances/{name}"}
     if not gcp.network:
@@ -27,7 +27,7 @@ def free_names(survey: Survey) -> Outcome:
 
 
 def weights_disk(survey: Survey) -> Outcome:
-    """The disk that the settings name is in the zone, and no other VM has it."""
+    """Check that the disk in the settings is in the zone, and that no other VM has it."""
     gcp = survey.gcp
     found = survey.google.find(gcp.project, f"zones/{gcp.zone}/disks/{gcp.weights_disk}")
     if found is None:
@@ -39,7 +39,7 @@ def weights_disk(survey: Survey) -> Outcome:
 
 
 def network(survey: Survey) -> Outcome:
-    """The network and subnetwork that the settings name exist and fit."""
+    """Check that the network and subnetwork in the settings exist and fit."""
     gcp, project = survey.gcp, survey.gcp.network_project
     name, subnetwork = gcp.network.rpartition("/")[2], gcp.subnetwork.rpartition("/")[2]
     if survey.google.find(project, f"global/networks/{name}") is None:

@@ -20,7 +20,7 @@ ACCOUNT_USER = "roles/iam.serviceAccountUser"
 
 
 def credentials(survey: Survey) -> Outcome:
-    """Whether Google takes the credentials; any answer but 401 says that it does."""
+    """Check that Google accepts the credentials, which every answer except 401 shows."""
     kind = survey.google.identity.kind
     try:
         survey.google.ask(MANAGER, f"v3/projects/{survey.gcp.project}")
@@ -31,7 +31,7 @@ def credentials(survey: Survey) -> Outcome:
 
 
 def api(survey: Survey, name: str) -> Outcome:
-    """Whether the API `name` is enabled in the project."""
+    """Check that the API `name` is enabled in the project."""
     project = survey.gcp.project
     found = survey.google.ask("serviceusage.googleapis.com", f"v1/projects/{project}/services/{name}")
     if found["state"] == "ENABLED":
@@ -40,10 +40,10 @@ def api(survey: Survey, name: str) -> Outcome:
 
 
 def permissions_needed(survey: Survey) -> dict[str, str]:
-    """Permission -> the smallest predefined role that brings it, for what these settings create, change and delete.
+    """Map each permission that these settings need to the smallest predefined role that includes it.
 
-    Which role brings what: roles/ in darkbitio/gcp-iam-role-permissions at 8962839b (2026-08-22). Which are needed:
-    Google's "Create a Flex-start VM", and the requests of the resources that the program declares.
+    Roles: roles/ in darkbitio/gcp-iam-role-permissions at 8962839b (2026-08-22). Needs: Google's "Create a Flex-start
+    VM", and the requests of the resources that the program declares.
     """
     gcp = survey.gcp
     words = "instances.create instances.delete instances.get instances.setLabels instances.setMetadata"
@@ -79,7 +79,7 @@ def permissions_needed(survey: Survey) -> dict[str, str]:
 
 
 def permissions(survey: Survey) -> Outcome:
-    """Whether the user has on the project what these settings need (testIamPermissions)."""
+    """Check that the user has the permissions on the project that these settings need (testIamPermissions)."""
     needed, project = permissions_needed(survey), survey.gcp.project
     held: set[str] = set()
 
@@ -105,7 +105,7 @@ def permissions(survey: Survey) -> Outcome:
 
 
 def policies(survey: Survey) -> Outcome:
-    """Policies of the organisation that would stop `up` late: enforced OS Login, no external addresses."""
+    """Check for policies of the organisation that would stop `up` late: enforced OS Login, no external addresses."""
     gcp, vm = survey.gcp, f"projects/{survey.gcp.project}/zones/{survey.gcp.zone}/instances/{survey.gcp.name}"
     exception = "ask who keeps the organisation's policies for an exception for this project"
     rules = _rules(survey, "compute.requireOsLogin")
@@ -121,7 +121,7 @@ def policies(survey: Survey) -> Outcome:
 
 
 def _rules(survey: Survey, constraint: str) -> list[dict[str, Any]]:
-    """The rules of a constraint as they apply to the project, those of its folders and organisation included."""
+    """Return the rules of a constraint that apply to the project, including those of its folders and organisation."""
     path = f"v2/projects/{survey.gcp.project}/policies/{constraint}:getEffectivePolicy"
     rules: list[dict[str, Any]] = survey.google.ask(POLICIES, path).get("spec", {}).get("rules", [])
     return rules

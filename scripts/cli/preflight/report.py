@@ -1,4 +1,4 @@
-"""What a check finds, and how it reads."""
+"""Results of checks, and their report."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Verdict(StrEnum):
-    """How a check ended. NOT_CHECKED: nothing was found out, good or bad; WARNING: fine if the reader says so."""
+    """Outcome of a check. NOT_CHECKED: the check found out nothing; WARNING: the reader must decide if it is fine."""
 
     OK = "ok"
     FAILED = "FAIL"
@@ -15,7 +15,7 @@ class Verdict(StrEnum):
 
 
 class Outcome(NamedTuple):
-    """A check's verdict, and what was seen: for FAIL and warn with the fix."""
+    """A check's verdict and observation, with the fix for FAIL and warn."""
 
     verdict: Verdict
     detail: str
@@ -23,7 +23,7 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the report; `seconds` is what the check took."""
+    """One line of the report; `seconds` is the check's duration."""
 
     name: str
     verdict: Verdict
@@ -32,31 +32,31 @@ class Result:
 
 
 class NotCheckedError(Exception):
-    """A check that could not be made; the text says why."""
+    """A check could not be made; the text says why."""
 
 
 def ok(detail: str) -> Outcome:
-    """It is as it must be."""
+    """Return an outcome without a problem."""
     return Outcome(Verdict.OK, detail)
 
 
 def failed(cause: str, fix: str) -> Outcome:
-    """An `up` would fail."""
+    """Return an outcome with which `up` would fail."""
     return Outcome(Verdict.FAILED, f"{cause}: {fix}")
 
 
 def warning(cause: str, fix: str) -> Outcome:
-    """An `up` may fail, or do what was not meant."""
+    """Return an outcome with which `up` may fail, or do something unintended."""
     return Outcome(Verdict.WARNING, f"{cause}: {fix}")
 
 
 def format_result(result: Result) -> str:
-    """The result as a line of the report."""
+    """Return the result as a line of the report."""
     return f"{result.verdict:<12}{result.name:<19}{result.detail} ({result.seconds:.2f} s)"
 
 
 def summary(results: list[Result]) -> list[str]:
-    """The lines that end a report."""
+    """Return the last lines of a report."""
 
     def named(verdict: Verdict) -> list[str]:
         return [result.name for result in results if result.verdict is verdict]

@@ -1,4 +1,4 @@
-"""Which checks a stack needs, in order, and how each becomes a line: an error is a result, never an exception."""
+"""Checks that a stack needs, in order, and their results: an error is a result, never an exception."""
 
 import queue
 import threading
@@ -15,18 +15,18 @@ from scripts.cli.preflight.survey import Survey
 from scripts.lib.google import COMPUTE, Google, NoAnswerError, RefusedError
 
 CHECK_SECONDS = 120.0
-"""The longest that one check may take: the price list is some pages, and each request may be repeated."""
+"""Time limit of one check: the price list has several pages, and each request may be repeated."""
 
 
 class Check(NamedTuple):
-    """A check: its name in the report, and what to run."""
+    """A check: its name in the report, and its function."""
 
     name: str
     run: Callable[[], Outcome]
 
 
 def checks_of(settings: Settings, gcp: GcpSettings, google: Google | None, reason: str = "") -> list[Check]:
-    """The checks that these settings need; without credentials (`google` None, and why) only the hub's can be made."""
+    """Return the checks for these settings; without credentials (`google` None, and why) only the hub's is possible."""
     model = Check("model", partial(hub.model, settings))
     if google is None:
         return [Check("credentials", lambda: Outcome(Verdict.FAILED, reason)), *_impossible(gcp), model]
@@ -37,7 +37,7 @@ def checks_of(settings: Settings, gcp: GcpSettings, google: Google | None, reaso
 
 
 def _of_google(gcp: GcpSettings) -> list[tuple[str, Callable[[Survey], Outcome]]]:
-    """What is asked of Google, between the credentials and the cost."""
+    """Return the checks of Google Cloud between the credentials and the cost."""
     running = not gcp.parked
     listed: list[tuple[bool, str, Callable[[Survey], Outcome]]] = [
         (True, "api-compute", partial(project.api, name=COMPUTE)),
@@ -47,7 +47,7 @@ def _of_google(gcp: GcpSettings) -> list[tuple[str, Callable[[Survey], Outcome]]
         (True, "zone", capacity.zone),
         (running, "machine-type", capacity.machine_type),
         (running and bool(gcp.reservation), "reservation", capacity.reservation),
-        # What a reservation holds was counted when it was made.
+        # The quota of a reservation was counted when it was created.
         (running and not gcp.reservation, "quota-gpus", capacity.gpu_quota),
         (running and not gcp.reservation, "quota-all-gpus", capacity.all_gpus_quota),
         (
@@ -78,9 +78,9 @@ def run(
     on_result: Callable[[Result], None] = lambda _result: None,
     limit: float = CHECK_SECONDS,
 ) -> list[Result]:
-    """Makes the checks one after another, each within `limit` seconds.
+    """Run the checks one after another, each within `limit` seconds.
 
-    `on_start` gets a check's name before it, `on_result` its result right after; `redact` takes secrets out of it.
+    `on_start` gets a check's name before it, `on_result` its result right after; `redact` removes secrets from it.
     """
     results = []
     for check in checks:
@@ -94,7 +94,7 @@ def run(
 
 
 def _within(limit: float, check: Check) -> Outcome:
-    """The check's outcome; one that takes longer is left behind, and ends with the program."""
+    """Return the check's outcome; a check that takes longer is abandoned, and ends with the program."""
     outcomes: queue.Queue[Outcome] = queue.Queue()
     threading.Thread(target=lambda: outcomes.put(_outcome(check)), daemon=True).start()
     try:
@@ -109,8 +109,8 @@ def _outcome(check: Check) -> Outcome:
     except (NotCheckedError, NoAnswerError) as error:
         return Outcome(Verdict.NOT_CHECKED, str(error))
     except RefusedError as error:
-        said = f"{error.host} answered {error.status} {error.reason}: {error}"
-        return Outcome(Verdict.NOT_CHECKED, said)
+        detail = f"{error.host} answered {error.status} {error.reason}: {error}"
+        return Outcome(Verdict.NOT_CHECKED, detail)
     except Exception as error:
-        # What Google's documentation does not promise: nothing can be concluded from it.
+        # The answer contradicts Google's documentation: nothing can be concluded from it.
         return Outcome(Verdict.NOT_CHECKED, f"the answer is not of the expected form ({type(error).__name__}: {error})")

@@ -1,4 +1,4 @@
-"""What every check gets."""
+"""Input of every check."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ QUOTA_PAGE = "https://console.cloud.google.com/iam-admin/quotas"
 
 @dataclass(frozen=True)
 class Survey:
-    """The settings of a stack with target gcp, and whom to ask about them."""
+    """The settings of a stack with target gcp, and the APIs to check them with."""
 
     settings: Settings
     gcp: GcpSettings
@@ -19,7 +19,7 @@ class Survey:
 
     @property
     def preemptible(self) -> bool:
-        """Whether Google counts the VM as one.
+        """Return True if Google counts the VM as preemptible.
 
         Spot: docs.cloud.google.com/compute/docs/instances/spot; flex-start: "consume preemptible quota" in Google's
         "Introducing Flex-start VMs" of 2025-09-25.
@@ -28,15 +28,15 @@ class Survey:
 
     @property
     def makes_disk(self) -> bool:
-        """Whether the weights' disk is this stack's own."""
+        """Return True if this stack creates the weights' disk."""
         return not self.gcp.weights_disk
 
     def vm_exists(self) -> bool:
-        """Whether the stack's VM is there already; raises as Google.find does."""
+        """Return True if the stack's VM exists already; raises the exceptions of Google.find."""
         return self.google.find(self.gcp.project, f"zones/{self.gcp.zone}/instances/{self.gcp.name}") is not None
 
     def quotas(self, path: str = "") -> dict[str, tuple[float, float]]:
-        """Quota -> limit and usage, of the whole project or of `regions/REGION`."""
+        """Map each quota to limit and usage, for the whole project or for `regions/REGION`."""
         where = f"compute/v1/projects/{self.gcp.project}" + (f"/{path}" if path else "")
         listed = self.google.ask(COMPUTE, where).get("quotas", [])
         return {quota["metric"]: (float(quota["limit"]), float(quota["usage"])) for quota in listed}

@@ -1,4 +1,4 @@
-"""What a stack consists of, in one small file that a crash at any moment leaves readable."""
+"""Resources of a stack, in one small file that a crash at any moment leaves readable."""
 
 import fcntl
 import json
@@ -19,7 +19,7 @@ ROOT = Path("/var/lib/elastic-vllm-rehearsal")
 
 @dataclass(kw_only=True)
 class Record:
-    """One resource that exists: plain JSON values, secrets in clear (the file is for root alone)."""
+    """One existing resource: plain JSON values, secrets in clear text (only root can read the file)."""
 
     type: str
     name: str
@@ -29,14 +29,14 @@ class Record:
     provider: str = ""  # the URN of the explicit provider
     dependencies: list[str] = field(default_factory=list)  # URNs
     trigger: Any = None  # the resource option replacement_trigger
-    deleted_with: str = ""  # the URN of what takes it along
+    deleted_with: str = ""  # the URN of the resource that it is deleted with
     retained: bool = False  # left alone when it is deleted
-    begun: Literal["", "create", "delete"] = ""  # begun and not finished: what exists is not known
+    begun: Literal["", "create", "delete"] = ""  # begun and not finished: it may or may not exist
 
 
 @dataclass(kw_only=True)
 class State:
-    """All that is known of one stack. `outputs`: name -> {"value", "secret"}; `kept`: what -> how to remove it."""
+    """State of one stack. `outputs`: name -> {"value", "secret"}; `kept`: remains -> command to remove them."""
 
     path: Path
     resources: dict[str, Record] = field(default_factory=dict)  # by URN, in order of creation
@@ -47,7 +47,7 @@ class State:
     ssh_port: int = 0  # of the private sshd; 0 without
 
     def save(self) -> None:
-        """Replace the file atomically; on return it is on disk."""
+        """Replace the file atomically and durably."""
         content = asdict(self)
         del content["path"]
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -55,12 +55,12 @@ class State:
 
 
 def stack_directory(root: Path, stack: str) -> Path:
-    """Where a stack's state and lock lie."""
+    """Return the directory of a stack's state and lock."""
     return root / "stacks" / stack
 
 
 def load(root: Path, stack: str) -> State:
-    """A stack's state; an empty one where there is none yet."""
+    """Read a stack's state; it is empty if there is none yet."""
     path = stack_directory(root, stack) / "state.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -79,12 +79,12 @@ def load(root: Path, stack: str) -> State:
 
 
 def stacks_with_state(root: Path) -> list[str]:
-    """The names of all stacks that something exists of."""
+    """Return the names of all stacks that have a state."""
     return sorted(path.parent.name for path in root.glob("stacks/*/state.json"))
 
 
 def deletion_order(resources: dict[str, Record]) -> list[str]:
-    """URNs such that whatever depends on a resource comes before it, the latest created first."""
+    """Return the URNs so that dependents come before the resources that they depend on, the newest first."""
     sorter: TopologicalSorter[str] = TopologicalSorter()
     for urn, record in resources.items():
         sorter.add(urn, *(other for other in [record.provider, *record.dependencies] if other in resources))
@@ -93,7 +93,7 @@ def deletion_order(resources: dict[str, Record]) -> list[str]:
 
 @contextmanager
 def locked(root: Path, stack: str) -> Iterator[bool]:
-    """Hold a stack's lock for the block; yields whether the run before this one was cut off.
+    """Hold a stack's lock for the block; yields True if the previous run was interrupted.
 
     Raises RehearsalError at once if another process holds it. The kernel drops it with the process.
     """
@@ -123,7 +123,7 @@ def locked(root: Path, stack: str) -> Iterator[bool]:
 
 
 def is_locked(root: Path, stack: str) -> bool:
-    """Whether some process is changing the stack right now."""
+    """Return True if a process is changing the stack right now."""
     try:
         with (stack_directory(root, stack) / "lock").open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

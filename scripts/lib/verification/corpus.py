@@ -1,4 +1,4 @@
-"""The requests that Elastic's features send, each as a check that names the feature."""
+"""Requests of Elastic's features, each as a check that names the feature."""
 
 from collections.abc import Callable, Mapping
 
@@ -18,7 +18,7 @@ BAD_REQUEST = 400
 
 
 def form_check(form: Form) -> Callable[[Probe], str]:
-    """The check that the model answers the form, well-formed and ended."""
+    """Return the check that the model answers the form, well-formed and complete."""
 
     def check(probe: Probe) -> str:
         request = form.request(probe.endpoint.model, min(probe.form_tokens, probe.max_tokens))
@@ -43,6 +43,6 @@ def form_check(form: Form) -> Callable[[Probe], str]:
 
 
 def known_limits(probe: Probe) -> Mapping[str, str]:
-    """Consequences of the forms that vLLM refuses, or the served model by its catalogue entry, by the form's name."""
+    """Map the forms that vLLM, or the served model by its catalogue entry, refuses to the consequences."""
     models = load_catalogue().models
     return refusals(next((models[name] for name in (probe.endpoint.model, *probe.served) if name in models), None))

@@ -1,4 +1,4 @@
-"""Turns what a client library raises into the cause and the fix that a reader of the report needs."""
+"""Conversion of a client library's exceptions into the cause and the fix for the report."""
 
 import socket
 import ssl
@@ -32,7 +32,7 @@ class Blocks(Enum):
 
 
 class CheckFailedError(Exception):
-    """A promise that the endpoint does not keep: `cause` is what was seen, `fix` is what to do about it."""
+    """The endpoint does not keep a promise: `cause` is the observation, `fix` the advice."""
 
     def __init__(self, cause: str, fix: str, *, blocks: Blocks = Blocks.NOTHING) -> None:
         super().__init__(f"{cause}: {fix}")
@@ -45,7 +45,7 @@ class KnownLimitError(Exception):
 
 
 def explain(error: Exception, endpoint: Endpoint, served: Sequence[str]) -> CheckFailedError:
-    """The failure that `error` stands for; never raises: what is not known is reported by its type and text.
+    """Return the failure that `error` stands for. It never raises: an unknown error is reported by its type and text.
 
     `served` are the models that the endpoint listed, empty if it was not asked.
     """
@@ -74,7 +74,7 @@ def explain(error: Exception, endpoint: Endpoint, served: Sequence[str]) -> Chec
 
 
 def explain_status(response: httpx2.Response, endpoint: Endpoint, served: Sequence[str]) -> CheckFailedError:
-    """The failure that an HTTP error stands for."""
+    """Return the failure that an HTTP error stands for."""
     seen = f"HTTP {response.status_code}: {error_text(response, endpoint)}"
     match response.status_code:
         case 401 | 403:
@@ -90,7 +90,7 @@ def explain_status(response: httpx2.Response, endpoint: Endpoint, served: Sequen
 
 
 def error_text(response: httpx2.Response, endpoint: Endpoint) -> str:
-    """The message of an error in OpenAI's shape, or the beginning of whatever else the body is."""
+    """Return the message of an error in OpenAI's format, or the beginning of any other body."""
     try:
         text = str(response.json()["error"]["message"])
     except (ValueError, LookupError, TypeError):
@@ -99,7 +99,7 @@ def error_text(response: httpx2.Response, endpoint: Endpoint) -> str:
 
 
 def explain_connection(error: BaseException, endpoint: Endpoint) -> CheckFailedError:
-    """The failure of a TCP connection or TLS handshake; it blocks every later check."""
+    """Return the failure of a TCP connection or TLS handshake, which blocks every later check."""
     address = f"{endpoint.host}:{endpoint.port}"
     if isinstance(error, ssl.SSLCertVerificationError):
         cause, fix = _explain_certificate(error, endpoint)
@@ -161,7 +161,7 @@ def _explain_certificate(error: ssl.SSLCertVerificationError, endpoint: Endpoint
 
 
 def _presented_certificate(endpoint: Endpoint) -> x509.Certificate | None:
-    """The certificate that the server shows, unverified: used to say what is wrong with it, for nothing else."""
+    """Return the server's certificate, unverified, used only to describe what is wrong with it."""
     try:
         pem = ssl.get_server_certificate((endpoint.host, endpoint.port), timeout=CONNECT_SECONDS)
         return x509.load_pem_x509_certificate(pem.encode())
@@ -178,7 +178,7 @@ def _names(certificate: x509.Certificate) -> list[str]:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, then what it was raised from, down to what the operating system or OpenSSL said."""
+    """Yield the error, then its causes, down to the one of the operating system or OpenSSL."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause

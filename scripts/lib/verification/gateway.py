@@ -1,4 +1,4 @@
-"""Checks of what Nginx promises by itself: TLS, the key, the allow-list and the shape of refusals."""
+"""Checks of Nginx's own promises: TLS, the key, the allow-list and the format of refusals."""
 
 import socket
 import ssl
@@ -105,7 +105,7 @@ def _last_digit_changed(endpoint: Endpoint) -> str:
 
 
 def error_shape(probe: Probe) -> str:
-    """Refusals are JSON in OpenAI's error shape, and its client takes a wrong key for what it is."""
+    """Refusals are JSON in OpenAI's error format, and OpenAI's client recognizes a wrong key."""
     key = probe.endpoint.key
     refusals = [
         probe.request("GET", MODELS_PATH, None),

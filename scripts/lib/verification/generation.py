@@ -1,4 +1,4 @@
-"""Checks of what vLLM does behind Nginx: the model, chat, streams and tool calls, as Elastic uses them."""
+"""Checks of vLLM behind Nginx: the model, chat, streams and tool calls, as Elastic uses them."""
 
 import json
 import time
@@ -101,7 +101,7 @@ def chat(probe: Probe) -> str:
 def streamed_chat(probe: Probe) -> str:
     """A streamed answer arrives while it is generated, not in one piece or a few.
 
-    Tried again, after a while, where it seems buffered: a busy machine shows lumps now and then, a buffer always.
+    If it seems buffered, the check is repeated after a while: a busy machine shows lumps sometimes, a buffer always.
     """
     for pause in STREAM_PAUSES:
         with suppress(CheckFailedError):
@@ -139,7 +139,7 @@ def _require_text(answer: _Answer) -> str:
 
 
 def tool_call(choice: str, *, streamed: bool) -> Callable[[Probe], str]:
-    """The check that the model calls the tool; `choice` is a key of TOOL_CHOICES."""
+    """Return the check that the model calls the tool; `choice` is a key of TOOL_CHOICES."""
 
     def check(probe: Probe) -> str:
         ask = (TOOL_PROMPT, TOOL_CALL_TOKENS, TOOLS, TOOL_CHOICES[choice])

@@ -1,4 +1,4 @@
-"""The connections that the checks share: plain HTTP for refusals, the official OpenAI client for the rest."""
+"""Connections that the checks share: plain HTTP for refusals, the official OpenAI client for the rest."""
 
 import json
 import re
@@ -37,7 +37,7 @@ class Cost:
     measured_tokens: int = 0
     """Tokens of prompts and answers as the endpoint reported them."""
     bounded_tokens: int = 0
-    """The most that prompts and answers of the other requests can have been."""
+    """Upper bound for the prompts and answers of the other requests."""
 
     def add(self, usage: CompletionUsage | None) -> None:
         """Count a request whose answer reports its usage."""
@@ -63,7 +63,7 @@ class Cost:
 
 @dataclass
 class Probe:
-    """The connections to one endpoint, and what earlier checks learnt about it."""
+    """Connections to one endpoint, and facts about it from earlier checks."""
 
     endpoint: Endpoint
     http: httpx2.Client
@@ -72,13 +72,13 @@ class Probe:
     max_tokens: int = sys.maxsize
     """Tokens that the model's context leaves for an answer."""
     form_tokens: int = FORM_TOKENS
-    """The most tokens of an answer to one of Elastic's requests."""
+    """Upper bound for the tokens of an answer to one of Elastic's requests."""
     cost: Cost = field(default_factory=Cost)
     last_read: float = 0.0
     """When a body's newest bytes came in: what came at once has one time, however slowly it is parsed."""
 
     def request(self, method: str, path: str, key: str | None) -> httpx2.Response:
-        """The answer to a request outside the OpenAI client; a POST carries the smallest chat request."""
+        """Return the answer to a request outside the OpenAI client; a POST carries the smallest chat request."""
         body = {
             "model": self.endpoint.model,
             "messages": [{"role": "user", "content": "Hello"}],
@@ -98,7 +98,7 @@ class Probe:
         tools: Sequence[ChatCompletionToolParam] = (),
         tool_choice: ChatCompletionToolChoiceOptionParam | openai.Omit = openai.omit,
     ) -> ChatCompletion:
-        """The plain answer; raises TypeError where the endpoint answers 200 with something else."""
+        """Return the plain answer. Raises TypeError if the endpoint answers 200 with something else."""
         completion = self.client.chat.completions.create(
             model=self.endpoint.model,
             messages=[{"role": "user", "content": prompt}],
@@ -120,7 +120,7 @@ class Probe:
         tools: Sequence[ChatCompletionToolParam] = (),
         tool_choice: ChatCompletionToolChoiceOptionParam | openai.Omit = openai.omit,
     ) -> Iterator[ChatCompletionChunk]:
-        """The answer's chunks as they arrive, the last one with the usage and no choices."""
+        """Yield the answer's chunks as they arrive, the last one with the usage and no choices."""
         chunks = self.client.chat.completions.create(
             model=self.endpoint.model,
             messages=[{"role": "user", "content": prompt}],
@@ -154,7 +154,7 @@ class _TimedBody(httpx2.SyncByteStream):
 
 @contextmanager
 def probing(endpoint: Endpoint) -> Iterator[Probe]:
-    """A probe of the endpoint, without retries, redirects or proxies: they would hide what it does."""
+    """Yield a probe of the endpoint, without retries, redirects or proxies, which would hide its behaviour."""
     limit = httpx2.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
     with httpx2.Client(verify=endpoint.tls_context(), trust_env=False, timeout=limit) as http:
         client = openai.OpenAI(

@@ -1,4 +1,4 @@
-"""Runs the checks in order and makes each outcome a result: a failed check is a result, never an exception."""
+"""Runner of the checks, in order: a failed check is a result, never an exception."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from scripts.lib.verification.probe import Cost, Probe, probing
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check's outcome: `detail` is what was seen, or cause and fix; it never holds the key."""
+    """One check's outcome: `detail` is the observation, or cause and fix; it never contains the key."""
 
     name: str
     ok: bool
@@ -27,7 +27,7 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome of every check, and what all of them cost."""
+    """The outcome of every check, and the cost of all."""
 
     results: list[CheckResult]
     cost: Cost
@@ -38,7 +38,7 @@ class Report:
         return sum(not result.ok for result in self.results)
 
     def summary(self) -> str:
-        """How many checks failed, how many met a known limit, and the cost."""
+        """Return the number of failed checks, the number of known limits, and the cost."""
         number, limits = len(self.results), sum(result.limit for result in self.results)
         known = f", {limits} of them with a known limit" if limits else ""
         verdict = f"{self.failed} of {number} checks failed" if self.failed else f"all {number} checks passed{known}"
@@ -93,11 +93,11 @@ def verify(
     on_result: Callable[[CheckResult], None] = lambda _result: None,
     on_start: Callable[[str], None] = lambda _name: None,
 ) -> Report:
-    """Runs every check, in order, those of tools and of client certificates only where there are any.
+    """Run every check, in order; those of tools and of client certificates only if there are any.
 
-    `quick` leaves out what costs many tokens: long answers, and requests that Elastic's features can do without.
+    `quick` leaves out checks with many tokens: long answers, and requests that Elastic's features can do without.
     `on_start` gets a check's name before it runs, `on_result` its result right after.
-    Proxies named in the environment are not used: what is proven is the endpoint itself.
+    Proxies named in the environment are not used: the checks are of the endpoint itself.
     """
     results: list[CheckResult] = []
     pointless: dict[Blocks, str] = {}
@@ -122,7 +122,7 @@ def verify(
 
 
 def _result(check: _Check, probe: Probe, pointless: dict[Blocks, str]) -> CheckResult:
-    """The check's outcome; a failure that makes later checks pointless is added to `pointless`."""
+    """Return the check's outcome; a failure that makes later checks pointless is added to `pointless`."""
     reason = pointless.get(Blocks.EVERYTHING)
     if check.generates and not reason:
         reason = pointless.get(Blocks.GENERATION)
@@ -141,6 +141,6 @@ def _result(check: _Check, probe: Probe, pointless: dict[Blocks, str]) -> CheckR
 
 
 def format_result(result: CheckResult) -> str:
-    """The result as a line of the report."""
+    """Return the result as a line of the report."""
     verdict = "limit" if result.limit else "ok" if result.ok else "FAIL"
     return f"{verdict:<6}{result.name:<34}{result.detail} ({result.seconds:.2f} s)"
