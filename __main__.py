@@ -216,6 +216,7 @@ pulumi.export(
         "containerRuntime": settings.container_runtime,
         "containers": {"vllm": f"{settings.prefix}-vllm", "nginx": f"{settings.prefix}-nginx"},
         "ssh": None if settings.parked else machine.host.ssh_server(),
+        "sshPrivateKeyPassword": pulumi.Output.secret(settings.ssh_key.passphrase),
         "parked": settings.parked,
     },
 )

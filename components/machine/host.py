@@ -107,11 +107,10 @@ class Host:
         return pulumi.Output.format("ssh://{}:{}{}", self.address, self.port, socket)
 
     def ssh_server(self) -> pulumi.Output[dict[str, object]]:
-        """How the `ssh` client reaches it, for commands that look at it later; a secret where there is a passphrase."""
-        described = pulumi.Output.all(address=self.address, options=self.ssh_options()).apply(
+        """How the `ssh` client reaches it, for commands that look at it later."""
+        return pulumi.Output.all(address=self.address, options=self.ssh_options()).apply(
             lambda known: ssh.server(self.ssh_key, self.user, known["address"], self.port, known["options"])
         )
-        return pulumi.Output.secret(described) if self.ssh_key.passphrase else described
 
     def ssh_options(self) -> pulumi.Output[list[str]]:
         """Options for the `ssh` client."""

@@ -21,7 +21,7 @@ from components.errors import UserError
 from components.render import FILES
 
 STANDARD_SSH_PORT = 22
-START_SECONDS = 10
+START_SECONDS, END_SECONDS = 10, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +74,9 @@ def patient_connection() -> list[str]:
 
 
 def server(key: SshKey, user: str, address: str, port: int, flags: list[str]) -> dict[str, object]:
-    """How the `ssh` client reaches a server, for commands that look at it later (scripts/lib/ssh.py)."""
-    passphrase = {"privateKey": str(key.path), "agentSocket": key.socket, "passphrase": key.passphrase}
-    return {"user": user, "host": address, "port": port, "options": flags, **(passphrase if key.passphrase else {})}
+    """How the `ssh` client reaches a server, for commands that look at it later (scripts/lib/ssh.py); no secret."""
+    to_hold = {"privateKey": str(key.path), "agentSocket": key.socket} if key.passphrase else {}
+    return {"user": user, "host": address, "port": port, "options": flags, **to_hold}
 
 
 @contextmanager
@@ -116,6 +116,9 @@ def held(socket_path: str, private_key: str, passphrase: str) -> Iterator[None]:
         yield
     finally:
         agent.communicate()
+        limit = time.monotonic() + END_SECONDS
+        while path.exists() and time.monotonic() < limit:
+            time.sleep(0.02)
 
 
 _until_exit = ExitStack()

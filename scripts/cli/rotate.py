@@ -222,7 +222,7 @@ def _uses(
     )
     where = f"{ssh['user']}@{ssh['host']}"
     try:
-        printed = run_script(ssh, look, seconds=SSH_SECONDS)
+        printed = run_script(ssh, look, passphrase=str(about.get("sshPrivateKeyPassword") or ""), seconds=SSH_SECONDS)
     except SshError as error:
         raise UserError(f"cannot read Nginx's log on {where}: {error}", f"is SSH open, and {engine} up") from error
     times = {client: _time(text) for client, text in (line.split() for line in printed.splitlines())}

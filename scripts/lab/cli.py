@@ -310,7 +310,7 @@ def _destroy(stack: str, state: State, interrupted: bool) -> None:
                 display.line(f"{'deleted':<10} {removed}, left by a run that was cut off")
 
     config = StackConfig(project="", stack=stack, values={}, secrets=frozenset())
-    with Display() as display:
+    with docker_ssh.key_held(state.resources.values()), Display() as display:
         _prepare_to_destroy(stack, state, state.resources, display, interrupted)
         engine.destroy(config, state, _adapters(config), display, remove_leftovers)
     display.line(display.counts())

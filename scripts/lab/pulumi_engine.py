@@ -235,11 +235,14 @@ class Stack:
 
     def run(self, *arguments: str) -> None:
         """Run a command whose progress is shown as Pulumi shows it. Raises UserError, KeyboardInterrupt."""
+        # A key with a passphrase is in an agent while the program runs, which it otherwise does for `up` alone, and not
+        # while `up` refreshes.
+        held = {"PULUMI_RUN_PROGRAM": "true"} if "sshPrivateKeyPassword" in self.file.read_text() else {}
         # In a session of its own: it gets one interrupt, from here, and finishes what it is doing.
         process = subprocess.Popen(
             [self._program, *arguments, "--stack", self.name],
             cwd=self.directory,
-            env=self.environment,
+            env={**self.environment, **held},
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )

@@ -15,17 +15,18 @@ class SshError(Exception):
     """The script did not run to its end; the text is what ssh or the script printed last."""
 
 
-def run_script(server: Mapping[str, Any], script: str, *, seconds: int, as_root: bool = True) -> str:
+def run_script(server: Mapping[str, Any], script: str, *, passphrase: str, seconds: int, as_root: bool = True) -> str:
     """Run a script on the server that a stack's outputs describe (components/machine/ssh.py); return what it printed.
 
-    Raises SshError, and UserError for a private key that can't be used.
+    `passphrase` is the private key's, empty where it has none. Raises SshError, and UserError for a private key that
+    can't be used.
     """
     login = str(server["user"]) if as_root else "root"
     command = [*ssh_command(server), RUN_SCRIPT]
     with ExitStack() as stack:
-        if server.get("passphrase"):
+        if passphrase:
             key = Path(server["privateKey"]).read_text()
-            stack.enter_context(held(server["agentSocket"], key, server["passphrase"]))
+            stack.enter_context(held(server["agentSocket"], key, passphrase))
         try:
             done = subprocess.run(
                 command,

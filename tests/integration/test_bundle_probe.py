@@ -71,6 +71,6 @@ def test_another_machine_is_not_asked(checkout: Path, server: Server) -> None:
 
 def test_settings_that_lead_nowhere_are_all_named(checkout: Path, server: Server) -> None:
     done = probed(checkout, server, host="", sshPrivateKeyPath="/nonexistent", sshUser="a b")
-    assert done.returncode == 1
+    assert done.returncode == 2
     for name in ("host: ", "sshPrivateKeyPath = ", "sshUser = "):
         assert f"  - {name}" in done.stderr

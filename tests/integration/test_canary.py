@@ -19,10 +19,12 @@ from typing import Any
 
 import pytest
 import yaml
+from cryptography.hazmat.primitives import serialization
 
 from components.settings.problems import SECRETS
 from scripts.lab import hub as hub_stand_in
 from scripts.lab.hub import COMMIT, Hub
+from scripts.lib.private_files import write_private
 from tests.integration.conftest import REHEARSAL, ROOT, Deployment, deployment, rehearse
 from tests.support import elastic_stand_in, local_sshd, process_trace, vllm_stand_in
 from tests.support.canaries import changed_files, forms
@@ -60,6 +62,13 @@ class Run:
         return {name for name, value in self.canaries.items() if any(form in text for form in forms(value))}
 
 
+def with_passphrase(private_key: str, passphrase: str) -> str:
+    key = serialization.load_ssh_private_key(private_key.encode(), None)
+    encryption = serialization.BestAvailableEncryption(passphrase.encode())
+    openssh = serialization.PrivateFormat.OpenSSH
+    return key.private_bytes(serialization.Encoding.PEM, openssh, encryption).decode()
+
+
 def new_canaries() -> dict[str, str]:
     """Return values for all secret settings, and the certificate and CA that belong to the private key."""
     authority = new_authority()
@@ -74,6 +83,7 @@ def new_canaries() -> dict[str, str]:
         "tlsPrivateKey": begin + private_key,
         "tlsCertificate": certificate,
         "tlsCa": authority.pem,
+        "sshPrivateKeyPassword": random.token_hex(16),
     }
 
 
@@ -100,8 +110,12 @@ def stage(canaries: dict[str, str], weights: Path) -> Iterator[Stage]:
             vllm_stand_in.image() as image,
         ):
             hub.token = canaries["hfToken"]
+            key = REHEARSAL / "ssh" / "canary"
+            private_key = (REHEARSAL / "ssh" / "id_ed25519").read_text()
+            write_private(key, with_passphrase(private_key, canaries["sshPrivateKeyPassword"]))
             settings |= {
                 "httpsPort": local_sshd.free_port(),
+                "sshPrivateKeyPath": str(key),
                 "vllmImage": image,
                 "model": "acme/tiny",
                 "weightsGb": 1,

@@ -1,25 +1,37 @@
-"""Everything between this program and the bash that runs its scripts: real sshd, login shells and sudo."""
+"""What lies between this program and the bash that runs its scripts: sshd, login shells, sudo; all of them real."""
 
-from collections.abc import Callable, Iterator
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pulumi
 import pytest
 
+from components.machine import ssh
 from components.machine.host import CLOSING_WORD, Host
-from components.machine.ssh import SshKey
+from components.machine.ssh import SshKey, held
 from scripts.lab import RehearsalError
 from scripts.lab.emulator import command_adapter
 from scripts.lab.emulator.resource import Resource
-from tests.integration.conftest import installed
+from scripts.lib.ssh import SshError, run_script
+from tests.integration.conftest import ROOT, installed
 from tests.support import local_sshd
-from tests.support.local_sshd import Server
+from tests.support.local_sshd import QUIET, UNLIMITED, Server
 from tests.support.program import run
 from tests.support.registered import Secret
 
 SECRET = "the-secret-of-the-tests"
+PASSPHRASE = "open, sesame"
 LOG_OF_SUDO = Path("/var/log/sudo-io")
-Step = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +42,13 @@ def server() -> Iterator[Server]:
         yield server
 
 
-def step(server: Server, user: str, script: str = "id -u; cat") -> str:
-    """Run a step as `up` would, with a secret for its script, and return its output."""
+def inputs_of(server: Server, user: str, key: SshKey | None = None, script: str = "") -> dict[str, dict[str, Any]]:
+    """Return the inputs of the first check and of a step that reads a secret, as the program registers them."""
     host = Host(
         address="127.0.0.1",
         port=server.port,
         user=user,
-        ssh_key=SshKey(path=server.private_key),
+        ssh_key=key or SshKey(path=server.private_key),
         host_key=server.host_key.read_text(),
         identity="",
         prefix="elastic-vllm-x",
@@ -45,27 +57,53 @@ def step(server: Server, user: str, script: str = "id -u; cat") -> str:
     )
 
     def main() -> None:
-        host.command("step", script, data=SECRET, parent=pulumi.ComponentResource("elastic-vllm:index:Test", "test"))
+        parent = pulumi.ComponentResource("elastic-vllm:index:Test", "test")
+        host.reached("check", parent=parent, depends_on=[])
+        host.command("step", script or "id -u; cat", data=SECRET, parent=parent)
 
-    given = run({}, main=main).resources["step"].inputs
-    inputs = {name: value.value if isinstance(value, Secret) else value for name, value in given.items()}
-    connection = {name: v.value if isinstance(v, Secret) else v for name, v in inputs["connection"].items()}
+    return {name: plain(resource.inputs) for name, resource in run({}, main=main).resources.items()}
+
+
+def plain(value: Any) -> Any:
+    given = value.value if isinstance(value, Secret) else value
+    return {name: plain(each) for name, each in given.items()} if isinstance(given, dict) else given
+
+
+def step(server: Server, user: str, script: str = "", key: SshKey | None = None) -> str:
+    """Return what a step answers that is run as `up` would run it."""
+    return answer(inputs_of(server, user, key, script)["step"])
+
+
+def answer(inputs: dict[str, Any]) -> str:
     resource = Resource(
         name="step",
         type="command:remote:Command",
-        inputs={**inputs, "connection": connection},
+        inputs=inputs,
         outputs={},
         id="",
         provider={},
         say=lambda _line: None,
     )
-    try:
-        return str(command_adapter.COMMAND.create(resource)[1]["stdout"])
-    finally:
-        command_adapter.close_all()
+    return str(command_adapter.COMMAND.create(resource)[1]["stdout"])
+
+
+def first_check(server: Server, user: str, key: SshKey | None = None) -> str:
+    """Return what the first check reports."""
+    inputs = inputs_of(server, user, key)["check"]
+    done = subprocess.run(
+        ["/bin/sh", "-c", inputs["create"]],
+        input=inputs["stdin"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert (done.returncode == 0) == (not done.stderr)
+    return f"{done.stdout}{done.stderr}"
 
 
 RAN_AS_ROOT = f"0\n{SECRET}{CLOSING_WORD}"
+
 
 # Login shells
 
@@ -74,9 +112,305 @@ RAN_AS_ROOT = f"0\n{SECRET}{CLOSING_WORD}"
 def test_a_step_runs_whatever_the_login_shell_is(shell: str, server: Server) -> None:
     installed(shell, {"bsd-csh": "csh"}.get(shell, shell))
     with local_sshd.user("ev-shell", sudo=True, login_shell=f"/bin/{shell}") as name:
+        assert first_check(server, name) == f"ev-shell@127.0.0.1:{server.port} answers\n"
         assert step(server, name) == RAN_AS_ROOT
         with pytest.raises(RehearsalError, match=r"exit code 1:\n(.*\n)*why$"):
             step(server, name, "echo why >&2; exit 7")
+
+
+@contextmanager
+def home(server: Server, name: str, file: str, text: str) -> Iterator[str]:
+    """A home directory with one file."""
+    directory = server.directory / name
+    (directory / file).parent.mkdir(parents=True, exist_ok=True)
+    (directory / file).write_text(text)
+    yield str(directory)
+
+
+def test_a_login_shell_that_prints_is_refused_before_docker_meets_it() -> None:
+    """Bash reads ~/.bashrc for a command over SSH; Docker's client would take the words for an answer."""
+    with (
+        local_sshd.running(UNLIMITED) as server,
+        home(server, "noisy", ".bashrc", "echo Welcome to this server\n") as directory,
+        local_sshd.user("ev-noisy", sudo=True, home=directory) as name,
+    ):
+        report = first_check(server, name)
+        assert "prints something before each command, which Docker would take for an answer: Welcome to this" in report
+        assert "fix: let .bashrc and the like print in interactive shells only" in report
+        assert step(server, name).endswith(RAN_AS_ROOT)
+
+
+def test_a_login_shell_that_takes_the_input_away_never_counts_as_done() -> None:
+    with (
+        local_sshd.running(UNLIMITED) as server,
+        home(server, "greedy", ".bashrc", "cat >/dev/null\n") as directory,
+        local_sshd.user("ev-greedy", sudo=True, home=directory) as name,
+    ):
+        assert "the script did not run to its end" in first_check(server, name)
+        with pytest.raises(RehearsalError, match="the script did not run to its end"):
+            step(server, name)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("ForceCommand echo this server is for others", "it answered: this server is for others"),
+        ("ForceCommand internal-sftp", "does not run what it is sent"),
+        ("ForceCommand /bin/true", "it answered: nothing"),
+    ],
+)
+def test_a_server_that_runs_something_else_is_refused(options: str, words: str) -> None:
+    with local_sshd.running(f"{UNLIMITED}{QUIET}{options}\n") as server:
+        report = first_check(server, "root")
+        assert words in report
+        assert "fix: is there a ForceCommand in its sshd_config, command= in its authorized_keys" in report
+        # And where the first check was long ago, the program refuses the answer of a step.
+        with suppress(RehearsalError):
+            assert not step(server, "root").endswith(CLOSING_WORD)
+        described = ssh.server(SshKey(path=server.private_key), "root", "127.0.0.1", server.port, options_of(server))
+        with pytest.raises(SshError, match=r"did not run what it was sent|ssh ended with"):
+            run_script(described, "true", passphrase="", seconds=60)
+
+
+@pytest.mark.parametrize("login_shell", ["/usr/sbin/nologin", "/bin/false", "/bin/true"])
+def test_a_user_who_may_not_log_in_is_refused(login_shell: str, server: Server) -> None:
+    with local_sshd.user("ev-shell", sudo=True, login_shell=login_shell) as name:
+        report = first_check(server, name)
+        assert f"ev-shell@127.0.0.1:{server.port} does not run what it is sent" in report
+
+
+def test_a_server_without_bash_is_refused(server: Server) -> None:
+    programs = server.directory / "no-bash"
+    programs.mkdir(mode=0o755)
+    login = programs / "login"
+    login.write_text(f'#!/bin/dash\nPATH={programs}\nshift\neval "$1"\n')
+    login.chmod(0o755)
+    with local_sshd.user("ev-shell", sudo=True, login_shell=str(login)) as name:
+        assert "has no bash (" in first_check(server, name)
+
+
+# The way there
+
+
+def options_of(server: Server, key: SshKey | None = None, user: str = "root") -> list[str]:
+    host_key = " ".join(server.host_key.read_text().split()[:2])
+    return ssh.options(key or SshKey(path=server.private_key), user, "127.0.0.1", server.port, host_key)
+
+
+@pytest.mark.parametrize(
+    ("change", "cause", "fix"),
+    [
+        ({"private_key": "id-of-nobody"}, "refuses the private key", "authorized_keys"),
+        ({"host_key": "another.pub"}, "shows another host key than sshHostKey", "if you trust it, set sshHostKey"),
+        ({"host_key": "ecdsa.pub"}, "shows another host key than sshHostKey", "if you trust it, set sshHostKey"),
+        ({"port": 1}, "can't be reached: 127.0.0.1 port 1: ", "is sshd running there"),
+    ],
+)
+def test_a_way_that_is_wrong_is_named_first(change: dict[str, Any], cause: str, fix: str, server: Server) -> None:
+    for name, kind in (("id-of-nobody", "ed25519"), ("another", "ed25519"), ("ecdsa", "ecdsa")):
+        if not (server.directory / name).exists():
+            subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", server.directory / name], check=True)
+
+    class Changed(Server):
+        private_key = server.directory / change.get("private_key", "id")
+        host_key = server.directory / change.get("host_key", "host.pub")
+
+    report = first_check(Changed(change.get("port", server.port), server.directory), "root")
+    assert cause.lower() in report.lower()
+    assert fix.lower() in report.lower()
+
+
+HOSTILE = """\
+Host *
+  ControlMaster auto
+  ControlPath /nonexistent/%C
+  RemoteCommand echo remote
+  RequestTTY force
+  ProxyJump nowhere.invalid
+  User somebody
+  IdentityFile /nonexistent/key
+  PasswordAuthentication yes
+  SendEnv *
+"""
+
+
+def test_nobodys_ssh_configuration_counts(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "config").write_text(HOSTILE)
+    command = json.loads(inputs_of(server, "root")["check"]["stdin"])["ssh"]
+
+    def under_it(words: list[str]) -> subprocess.CompletedProcess[str]:
+        mounts = f'mount --bind {tmp_path}/config /etc/ssh/ssh_config && exec "$@"'
+        return subprocess.run(
+            ["unshare", "--mount", "sh", "-c", mounts, "sh", *words], capture_output=True, text=True, check=False
+        )
+
+    assert under_it(["ssh", "-p", str(server.port), "root@127.0.0.1"]).returncode == 255
+    assert under_it([*command[:-1], "echo there"]).stdout == "there\n"
+
+
+# Limits
+
+
+@pytest.fixture(scope="module")
+def limited() -> Iterator[Server]:
+    with local_sshd.running(f"MaxStartups 2:50:4\nMaxSessions 1\n{QUIET}") as server:
+        yield server
+
+
+def test_connections_that_sshd_drops_are_tried_again(limited: Server) -> None:
+    """As many at once as an `up` makes, by commands and by Docker's client."""
+    command = ["ssh", *options_of(limited), "-p", str(limited.port), "--", "127.0.0.1", "true"]
+    impatient = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(16)]
+    assert [process.communicate() and process.returncode for process in impatient].count(0) < 16
+    command[1:1] = ssh.patient_connection()
+    patient = [subprocess.Popen(command) for _ in range(16)]
+    inputs = inputs_of(limited, "root")["step"]
+    with ThreadPoolExecutor(8) as at_once:
+        assert list(at_once.map(answer, [inputs] * 8)) == [RAN_AS_ROOT] * 8
+    assert [process.wait() for process in patient] == [0] * 16
+
+
+@pytest.mark.parametrize("words", ["Exceeded MaxStartups", "Not allowed at this time", ""])
+def test_a_limit_that_lasts_is_named(words: str, server: Server) -> None:
+    """What sshd 9.2 and, with PerSourcePenalties, 9.8 answer; for a shorter time than `ssh` waits there."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def drop() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    connection.sendall(f"{words}\r\n".encode() if words else b"")
+                    connection.close()
+
+        threading.Thread(target=drop, daemon=True).start()
+        *_, proxy = ssh.patient_connection()
+        program = proxy.removeprefix("ProxyCommand=").replace("%h %p", f"127.0.0.1 {port}").replace("%%", "%")
+        done = subprocess.run(
+            ["/bin/sh", "-c", program.replace("= 60, 3, 10", "= 1, 1, 10")], capture_output=True, text=True, check=False
+        )
+        listener.shutdown(socket.SHUT_RDWR)
+    assert done.returncode == 1
+    assert done.stderr == f"127.0.0.1 port {port}: sshd drops connections: {words or 'see its MaxStartups'}\n"
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash", "fish", "tcsh", "zsh"])
+def test_the_patient_connection_is_made_by_any_shell(shell: str, server: Server) -> None:
+    """`ssh` gives it to the shell of whoever runs `up`."""
+    installed(shell, shell)
+    command = ["ssh", *options_of(server), *ssh.patient_connection(), "-p", str(server.port), "--", "127.0.0.1", "true"]
+    environment = {**os.environ, "SHELL": f"/bin/{shell}", "HOME": str(server.directory)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# Keys
+
+
+@contextmanager
+def agent(path: Path, *keys: Path) -> Iterator[str]:
+    with subprocess.Popen(["ssh-agent", "-a", path, "cat"], stdin=subprocess.PIPE) as process:
+        while not path.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        environment = {**os.environ, "SSH_AUTH_SOCK": str(path)}
+        subprocess.run(["ssh-add", "-q", *keys], env=environment, check=True)
+        yield str(path)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_the_users_own_agent_is_asked(
+    named: bool, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For commands and for `ssh`; among other keys, which `ssh` does not offer where one is named."""
+    others = [server.new_key(f"other-{named}-{number}") for number in range(7)]
+    with agent(tmp_path / "agent", *(others if named else []), server.private_key) as path:
+        monkeypatch.setenv("SSH_AUTH_SOCK", path)
+        key = SshKey(path=server.private_key.with_suffix(".pub") if named else None, agent=True)
+        assert first_check(server, "root", key).endswith(" answers\n")
+        if not named:
+            assert step(server, "root", key=key) == RAN_AS_ROOT
+
+
+def test_another_agent_is_no_matter_where_a_key_is_given(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with agent(tmp_path / "agent", server.new_key("not-known-there")) as path:
+        monkeypatch.setenv("SSH_AUTH_SOCK", path)
+        assert first_check(server, "root").endswith(" answers\n")
+        assert step(server, "root") == RAN_AS_ROOT
+
+
+def test_the_embedded_engine_asks_a_dead_agent_as_pulumi_does(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSH_AUTH_SOCK", "/nonexistent/agent")
+    with pytest.raises(RehearsalError, match="dial unix /nonexistent/agent: connect: no such file or directory"):
+        step(server, "root")
+
+
+@pytest.fixture(scope="module")
+def encrypted(server: Server) -> Path:
+    """The server's client key with a passphrase."""
+    path = server.directory / "encrypted"
+    path.write_bytes(server.private_key.read_bytes())
+    path.chmod(0o600)
+    subprocess.run(["ssh-keygen", "-q", "-p", "-a", "1", "-N", PASSPHRASE, "-f", path], check=True)
+    return path
+
+
+def test_a_key_with_a_passphrase_is_used_by_commands_and_by_ssh(
+    server: Server, encrypted: Path, tmp_path: Path
+) -> None:
+    key = SshKey(path=encrypted, passphrase=PASSPHRASE, socket=str(tmp_path / "agent"))
+    assert step(server, "root", key=key) == RAN_AS_ROOT
+    assert "refuses the private key" in first_check(server, "root", key)
+    with held(key.socket, encrypted.read_text(), PASSPHRASE):
+        assert first_check(server, "root", key).endswith(" answers\n")
+    assert not Path(key.socket).exists()
+    described = ssh.server(key, "root", "127.0.0.1", server.port, options_of(server, key))
+    assert run_script(described, "echo here", passphrase=PASSPHRASE, seconds=60) == "here\n"
+
+
+HOLDING = """
+import sys, time
+from components.machine.ssh import held
+with held(sys.argv[1], open(sys.argv[2]).read(), sys.argv[3]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_held_key_goes_with_its_process_and_is_never_on_disk(encrypted: Path, tmp_path: Path) -> None:
+    path, temporary = tmp_path / "agent", tmp_path / "temporary"
+    temporary.mkdir()
+    command = [sys.executable, "-c", HOLDING, str(path), str(encrypted), PASSPHRASE]
+    environment = {**os.environ, "TMPDIR": str(temporary), "HOME": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, env=environment, text=True) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == "held\n"
+            assert path.stat().st_mode & 0o777 == 0o600
+            assert [each for each in tmp_path.rglob("*") if each.is_file()] == []
+        finally:
+            process.kill()
+    end = time.monotonic() + 10
+    while path.exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_two_runs_take_turns_at_holding_a_key(encrypted: Path, tmp_path: Path) -> None:
+    path = tmp_path / "agent"
+    command = [sys.executable, "-c", HOLDING, str(path), str(encrypted), PASSPHRASE]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True) as first:
+        assert first.stdout
+        assert first.stdout.readline() == "held\n"
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True) as second:
+            assert second.stderr
+            assert second.stdout
+            assert second.stderr.readline() == f"waiting for another run that uses {path}\n"
+            first.kill()
+            assert second.stdout.readline() == "held\n"
+            second.kill()
 
 
 # sudo
@@ -109,7 +443,7 @@ def test_a_step_runs_by_any_sudo_that_does_not_read_ahead(defaults: str, server:
         *["NOEXEC", "not root", "runas_default", "listpw", "no rights"],
     ],
 )
-def test_a_sudo_that_cannot_be_used_is_refused_with_its_reason(
+def test_a_sudo_that_can_not_be_used_is_refused_with_its_reason(
     rules: str | bool, cause: str, fix: str, server: Server
 ) -> None:
     own = rules.replace("USER", "ev-sudo") if isinstance(rules, str) else rules
@@ -126,7 +460,7 @@ def test_a_sudo_that_cannot_be_used_is_refused_with_its_reason(
 
 @pytest.mark.parametrize("other", [[], ["doas"]])
 def test_a_server_without_sudo_is_refused(other: list[str], server: Server) -> None:
-    """The user's PATH has only these programs, without sudo."""
+    """Its user finds these programs only."""
     programs = server.directory / f"programs-{len(other)}"
     programs.mkdir(mode=0o755)
     for program in ["bash", "id", *other]:

@@ -1,5 +1,6 @@
 """A server to reach over SSH: this machine, behind an sshd and with users that tests create."""
 
+import os
 import shutil
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from scripts.lab import machine
 
-UID = 54321  # of the users that tests create: nothing else uses it, not even in containers
+UID = 54000 + os.getpid() % 1000  # of the users that tests create: nothing else uses it, not even in containers
 CONFIG = """\
 Port {port}
 ListenAddress 127.0.0.1
@@ -25,9 +26,9 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 UsePAM {pam}
 UseDNS no
-SetEnv {environment}
 """
 UNLIMITED = "MaxStartups 100\nMaxSessions 100\n"
+QUIET = f"SetEnv {machine.NO_BASHRC}\n"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(options: str = UNLIMITED) -> Iterator[Server]:
+def running(options: str = UNLIMITED + QUIET) -> Iterator[Server]:
     """Run the server until the block ends; `options` are further lines of its sshd_config."""
     # Not pytest's directory, which no other user may enter: sshd reads authorized_keys as the user who logs in.
     directory = Path(tempfile.mkdtemp(prefix="elastic-vllm-sshd-"))
@@ -69,7 +70,7 @@ def running(options: str = UNLIMITED) -> Iterator[Server]:
             server.new_key(name)
         shutil.copy(directory / "id.pub", directory / "authorized_keys")
         config = directory / "sshd_config"
-        own = CONFIG.format(port=server.port, directory=directory, pam=machine._pam(), environment=machine.NO_BASHRC)
+        own = CONFIG.format(port=server.port, directory=directory, pam=machine._pam())
         config.write_text(own + options)
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         with (directory / "log").open("wb") as log:
@@ -101,7 +102,7 @@ def user(
     name: str, *, sudo: bool | str, groups: tuple[str, ...] = (), login_shell: str = "/bin/bash", home: str = "/"
 ) -> Iterator[str]:
     """Create a Linux user who may log in until the block ends; `sudo` may be further lines of sudoers."""
-    rights = Path("/etc/sudoers.d/elastic-vllm-test")  # sudo reads no file with a dot in its name
+    rights = Path(f"/etc/sudoers.d/elastic-vllm-{UID}")  # sudo reads no file with a dot in its name
     if f"\n{name}:" in Path("/etc/passwd").read_text():  # left by a run that was killed
         _remove(name)
     # '*' is no password and, unlike '!', no locked account, which sshd would refuse.

@@ -16,14 +16,9 @@ SSH_FAILED = 255
 CAUSES = (
     # What ssh or the login shell prints, the cause, the fix.
     (
-        r"REMOTE HOST IDENTIFICATION|Host key verification failed",
+        r"Host key verification failed",
         "shows another host key than sshHostKey",
         "reinstalled, or somebody else's machine? If you trust it, set sshHostKey",
-    ),
-    (
-        r"no matching host key type",
-        "has no host key of the type of sshHostKey",
-        "give another of its keys: ssh-keyscan lists them",
     ),
     (
         r"Permission denied",

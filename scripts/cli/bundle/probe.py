@@ -110,7 +110,7 @@ def of_server(stack: str, values: Mapping[str, str], defaults: Mapping[str, str]
     server = ssh.server(key, user, host, port, ssh.options(key, user, host, port, host_key))
     script = f"set -- {shlex.quote(values['weightsDirectory'])}\n{SCRIPT.read_text()}"
     try:
-        document = run_script(server, script, seconds=SSH_SECONDS, as_root=False)
+        document = run_script(server, script, passphrase=key.passphrase, seconds=SSH_SECONDS, as_root=False)
         parse(json.loads(document))
     except SshError as error:
         said = str(error)[-300:]

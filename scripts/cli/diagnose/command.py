@@ -30,6 +30,7 @@ SECRET_OUTPUTS = (
     "kibanaConnectorRequest",
     "inferenceEndpointRequest",
     "preconfiguredConnectorYml",
+    "sshPrivateKeyPassword",
 )
 PUBLIC_IN_THEM = frozenset(
     {"name", "connector_type_id", "config", "service", "model_id", "url", "caData", "certificate"}
@@ -107,7 +108,8 @@ def _server_looks(
     name = stack.rpartition("/")[2]
     try:
         engine = str(internal(about).get("containerRuntime") or "docker")
-        survey.update(server.survey(ssh, name, engine))
+        passphrase = str(internal(about).get("sshPrivateKeyPassword") or "")
+        survey.update(server.survey(ssh, passphrase, name, engine))
     except SshError as error:
         yield server.unreachable(error, f"{ssh['user']}@{ssh['host']}")
     else:

@@ -28,7 +28,7 @@ Survey = Mapping[str, Sequence[str]]
 """Name -> what there is, a line each (survey.sh)."""
 
 
-def survey(ssh: Mapping[str, Any], stack: str, engine: str) -> Survey:
+def survey(ssh: Mapping[str, Any], passphrase: str, stack: str, engine: str) -> Survey:
     """Look at the server, whose containers `engine` runs. Raises SshError."""
     script = render.script(
         engine=engine,
@@ -38,7 +38,7 @@ def survey(ssh: Mapping[str, Any], stack: str, engine: str) -> Survey:
         lines_of_log=LINES_OF_LOG,
     )
     script += (Path(__file__).parent / "survey.sh").read_text()
-    printed = run_script(ssh, script, seconds=SSH_SECONDS)
+    printed = run_script(ssh, script, passphrase=passphrase, seconds=SSH_SECONDS)
     found: dict[str, list[str]] = defaultdict(list)
     for line in printed.splitlines():
         name, tab, text = line.partition("\t")

@@ -6,6 +6,8 @@ import socket
 import subprocess
 import tempfile
 import threading
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,9 +15,10 @@ from urllib.parse import urlsplit
 import docker
 import requests
 
+from components.machine.ssh import held
 from scripts.lab.emulator.command_adapter import host_key_changed, key_refused, unreachable
 from scripts.lab.emulator.resource import NothingDoneError
-from scripts.lab.emulator.state import ROOT
+from scripts.lab.emulator.state import ROOT, Record
 
 API_SECONDS = 120  # the longest that Docker may take to answer one call
 
@@ -111,6 +114,20 @@ def client(provider: dict[str, Any]) -> docker.DockerClient:
             parsed = json.loads(ssh_opts) if isinstance(ssh_opts, str) else ssh_opts
             _relays[key] = Relay(provider["host"], parsed)
         return _relays[key].client
+
+
+@contextmanager
+def key_held(resources: Iterable[Record]) -> Iterator[None]:
+    """Hold a private key that has a passphrase until the block ends, as the program does while it runs."""
+    inputs = [resource.inputs for resource in resources]
+    connections = [each["connection"] for each in inputs if "privateKeyPassword" in each.get("connection", {})]
+    options = [option for each in inputs for option in json.loads(each.get("sshOpts", "[]"))]
+    sockets = [option.partition("=")[2] for option in options if option.startswith("IdentityAgent=~")]
+    with ExitStack() as stack:
+        if connections and sockets:
+            key = connections[0]
+            stack.enter_context(held(sockets[0], key["privateKey"], key["privateKeyPassword"]))
+        yield
 
 
 def close_all() -> None:
