@@ -210,7 +210,11 @@ FAULTS: Mapping[str, tuple[Callable[[], AbstractContextManager[None]], ExitCode,
     ),
     "vLLM killed": (lambda: faults.killed(VLLM), ExitCode.CONTAINERS, ("exit code 137", "docker start")),
     "vLLM paused": (lambda: faults.paused(VLLM), ExitCode.CONTAINERS, (f"{VLLM} is paused", "docker unpause")),
-    "Nginx removed": (lambda: faults.removed(NGINX), ExitCode.CONTAINERS, (f"there is no container {NGINX}", "run up")),
+    "Nginx removed": (
+        lambda: faults.removed(NGINX),
+        ExitCode.CONTAINERS,
+        (f"there is no container {NGINX}", "up --refresh"),
+    ),
     "vLLM loads": (lambda: faults.in_its_place(VLLM, *LOADS), ExitCode.LOADING, ("still loading (40 %)", "wait")),
     "out of memory": (
         lambda: faults.in_its_place(VLLM, *EATS, memory="32m"),
@@ -224,7 +228,7 @@ FAULTS: Mapping[str, tuple[Callable[[], AbstractContextManager[None]], ExitCode,
     ),
     "Nginx's configuration gone": (faults.broken_configuration, ExitCode.CONTAINERS, (NGINX, "see docker logs")),
     "disk full": (faults.full_disk, ExitCode.SERVER, (f"the disk is full at {LOGS}", "free some space")),
-    "packet filter gone": (faults.no_packet_filter, ExitCode.SERVER, ("the packet filter is gone", "run up")),
+    "packet filter gone": (faults.no_packet_filter, ExitCode.SERVER, ("the packet filter is gone", "nft -f")),
 }
 
 

@@ -17,6 +17,7 @@ import yaml
 
 from tests.integration.conftest import (
     PROVE,
+    REHEARSAL,
     ROOT,
     Deployment,
     deployment,
@@ -27,6 +28,7 @@ from tests.integration.conftest import (
 )
 from tests.support import local_sshd, newer_nginx, vllm_stand_in
 from tests.support.made_stacks import stack_file
+from tests.support.pulumi_stub import LOGIN_ERROR, PulumiStub
 
 STACK = "rotated"
 CLIENTS = 50 if PROVE else 20
@@ -255,3 +257,25 @@ def test_bad_input_is_one_clear_error(file: Path, arguments: list[str], message:
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["verify", "handoff", "rotate", "diagnose"])
+def test_a_pulumi_that_fails_is_shown_although_a_rehearsal_of_that_name_is_up(
+    command: str, file: Path, tmp_path: Path
+) -> None:
+    pulumi = PulumiStub(tmp_path / "bin")
+    pulumi.fails()
+    settings, state = file.read_text(), (REHEARSAL / "stacks" / STACK / "state.json").read_bytes()
+    done = subprocess.run(
+        [str(ROOT / "scripts" / "elastic-vllm"), command, "--stack", STACK],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": pulumi.path},
+        check=False,
+    )
+    assert done.returncode == 2
+    assert LOGIN_ERROR in done.stderr
+    assert "--rehearsal" not in done.stdout
+    assert file.read_text() == settings
+    assert (REHEARSAL / "stacks" / STACK / "state.json").read_bytes() == state
+    assert not (ROOT / "handoff" / STACK).exists()

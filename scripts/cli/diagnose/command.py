@@ -65,7 +65,7 @@ def main(
     with Display(results_on_stdout=True) as display, display.task("diagnose") as task:
         for look in chain(
             _endpoint_looks(about, task.say),
-            _server_looks(about, stack, task.say, survey),
+            _server_looks(about, stack, rehearsal, task.say, survey),
             _kibana_looks(about, stack, kibana, kibana_space),
         ):
             looks.append(look)
@@ -98,7 +98,11 @@ def _endpoint_looks(about: Mapping[str, Any], say: Callable[[str], None]) -> Ite
 
 
 def _server_looks(
-    about: Mapping[str, Any], stack: str | None, say: Callable[[str], None], survey: dict[str, Sequence[str]]
+    about: Mapping[str, Any],
+    stack: str | None,
+    rehearsal: bool,
+    say: Callable[[str], None],
+    survey: dict[str, Sequence[str]],
 ) -> Iterator[Look]:
     ssh = internal(about).get("ssh")
     if not (stack and isinstance(ssh, dict)):
@@ -113,7 +117,7 @@ def _server_looks(
     except SshError as error:
         yield server.unreachable(error, f"{ssh['user']}@{ssh['host']}")
     else:
-        yield from server.looks(survey, name, engine)
+        yield from server.looks(survey, name, engine, server.repair(stack, rehearsal=rehearsal))
 
 
 def _kibana_looks(about: Mapping[str, Any], stack: str | None, kibana: Product | None, space: str) -> Iterator[Look]:

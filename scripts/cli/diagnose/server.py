@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from components import render
 from components.containers.podman import PODMAN
@@ -67,7 +67,27 @@ def unreachable(error: SshError, destination: str) -> Look:
     return Look("server", "", (Finding(ExitCode.SERVER, Rank.UNSEEN, f"{destination}: {cause}", fix),))
 
 
-def looks(found: Survey, stack: str, engine: str) -> Iterator[Look]:
+class Repair(NamedTuple):
+    """Commands that bring a stack back to what its settings say."""
+
+    up: str
+    """Makes what is missing: a plain `pulumi up` compares with its state alone, and finds nothing to do."""
+    replace: str
+    """Runs a command of the program again."""
+
+
+def repair(stack: str, *, rehearsal: bool) -> Repair:
+    """The commands for a stack of Pulumi, or for a rehearsed one."""
+    if rehearsal:
+        up = f"scripts/rehearse up --stack {stack}"
+        return Repair(up, f"scripts/rehearse down --stack {stack}, then {up}")
+    return Repair(
+        f"pulumi up --refresh --stack {stack}",
+        f"pulumi up --stack {stack} --replace URN, with its URN from pulumi stack --show-urns",
+    )
+
+
+def looks(found: Survey, stack: str, engine: str, repair: Repair) -> Iterator[Look]:
     """What the survey means, one thing after the other."""
     yield _disks(found, engine)
     if down := found.get("engine-down"):
@@ -78,9 +98,9 @@ def looks(found: Survey, stack: str, engine: str) -> Iterator[Look]:
     yield Look(engine, f"{engine.capitalize()} {found['engine'][0]}")
     prefix = f"elastic-vllm-{stack}"
     for role in ("vllm", "nginx"):
-        yield Look(role, *_container(found, role, f"{prefix}-{role}", engine))
+        yield Look(role, *_container(found, role, f"{prefix}-{role}", engine, repair))
     yield Look("socket", *_socket(found, f"{prefix}-vllm", engine))
-    yield _guard(found)
+    yield _guard(found, prefix)
     if gpu := found.get("gpu"):
         yield _gpus(gpu[0])
 
@@ -100,7 +120,7 @@ def _disks(found: Survey, engine: str) -> Look:
     return Look("disk", f"{least:.0f} GiB free at least", tuple(findings))
 
 
-def _container(found: Survey, role: str, name: str, engine: str) -> tuple[str, tuple[Finding, ...]]:
+def _container(found: Survey, role: str, name: str, engine: str, repair: Repair) -> tuple[str, tuple[Finding, ...]]:
     state = found.get(f"container-{role}", ["missing"])[0].split()
     log = [line for line in found.get(f"log-{role}", ()) if line.strip()]
     last = f"; its last line: {log[-1][:200]}" if log else ""
@@ -109,10 +129,10 @@ def _container(found: Survey, role: str, name: str, engine: str) -> tuple[str, t
         return "", (Finding(ExitCode.CONTAINERS, Rank.CONTAINERS, cause, fix),)
 
     if state[0] == "missing":
-        # Podman's vLLM is made by a command, which sees no need to run again.
-        again = "pulumi up --replace URN, with the URN of vllm-container from pulumi stack --show-urns"
+        # Podman's vLLM is made by a command, which a refresh does not look at.
         by_command = role == "vllm" and engine == PODMAN
-        return broken(f"there is no container {name}", again if by_command else "run up: it makes what is missing")
+        fix = f"{repair.replace} (vllm-container)" if by_command else f"{repair.up}: it makes what is missing"
+        return broken(f"there is no container {name}", fix)
     status, code, killed, restarts = state[0], state[1], state[2] == "true", int(state[3])
     if killed and status != "running":
         return broken(f"{name} ran out of memory and was killed", "a smaller model or maxModelLen, or more memory")
@@ -122,7 +142,10 @@ def _container(found: Survey, role: str, name: str, engine: str) -> tuple[str, t
     if status == "restarting" or (status == "running" and restarts and _just_started(found, " ".join(state[4:6]))):
         return broken(f"{name} starts and ends again and again (exit code {code}){last}", f"see {engine} logs {name}")
     if status != "running":
-        return broken(f"{name} does not run ({status}, exit code {code}){last}", f"{engine} start {name}, or run up")
+        return broken(
+            f"{name} does not run ({status}, exit code {code}){last}",
+            f"{engine} start {name} on the server, or {repair.up}",
+        )
     seen = f"{name} runs" + (f", restarted {restarts} times" if restarts else "")
     return seen, ()
 
@@ -160,11 +183,12 @@ def _socket(found: Survey, name: str, engine: str) -> tuple[str, tuple[Finding, 
     return "", (Finding(ExitCode.CONTAINERS, Rank.CONTAINERS, cause, f"{engine} restart {name}"),)
 
 
-def _guard(found: Survey) -> Look:
+def _guard(found: Survey, prefix: str) -> Look:
     if found.get("guard") == ["there"]:
         return Look("packet filter", "Nginx can begin no connection")
     cause = "the packet filter is gone that keeps Nginx from beginning connections"
-    return Look("packet filter", "", (Finding(ExitCode.SERVER, Rank.UNSEEN, cause, "run up: it puts it back"),))
+    fix = f"on the server: nft -f /etc/elastic-vllm/{prefix}.nft"
+    return Look("packet filter", "", (Finding(ExitCode.SERVER, Rank.UNSEEN, cause, fix),))
 
 
 def _gpus(said: str) -> Look:

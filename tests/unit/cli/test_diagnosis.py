@@ -29,7 +29,8 @@ SECRET = "s3cr3t/with+signs==and more"
 def findings(**changes: list[str] | None) -> list[Finding]:
     found = {name.replace("_", "-"): lines for name, lines in changes.items()}
     survey = {name: lines for name, lines in {**WELL, **found}.items() if lines is not None}
-    return [finding for look in server.looks(survey, "prod", "docker") for finding in look.findings]
+    looks = server.looks(survey, "prod", "docker", server.repair("prod", rehearsal=False))
+    return [finding for look in looks for finding in look.findings]
 
 
 def test_a_server_that_is_well_has_no_findings() -> None:
@@ -155,3 +156,26 @@ def test_an_archive_is_for_its_owner_alone(tmp_path: Path) -> None:
         file = opened.extractfile(name)
         assert file
         assert file.read().decode() == f"x {REDACTED} y"
+
+
+@pytest.mark.parametrize(
+    ("rehearsal", "up"), [(False, "pulumi up --refresh --stack prod"), (True, "scripts/rehearse up --stack prod")]
+)
+@pytest.mark.parametrize(("state", "words"), [("missing", "it makes what is missing"), ("exited 0 false 0 x", "start")])
+def test_a_container_that_is_gone_or_stopped_is_repaired_by_an_up_that_looks(
+    rehearsal: bool, up: str, state: str, words: str
+) -> None:
+    """Without a refresh Pulumi finds nothing to do."""
+    survey = {**WELL, "container-nginx": [state]}
+    repair = server.repair("prod", rehearsal=rehearsal)
+    (found,) = [each for look in server.looks(survey, "prod", "docker", repair) for each in look.findings]
+    assert up in found.fix
+    assert words in found.fix
+
+
+def test_a_vllm_that_podman_lost_is_made_by_running_its_command_again() -> None:
+    survey = {**WELL, "container-vllm": ["missing"], "engine": ["5.4"]}
+    repair = server.repair("prod", rehearsal=False)
+    (found,) = [each for look in server.looks(survey, "prod", "podman", repair) for each in look.findings]
+    assert "--replace URN" in found.fix
+    assert "vllm-container" in found.fix
