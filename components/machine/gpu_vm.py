@@ -27,7 +27,7 @@ FLEX_START_HOURS = 168
 DIAL_ERRORS = 60
 METADATA = "http://metadata.google.internal/computeMetadata/v1/instance"
 DRAIN_SECONDS = 50
-"""Of the 60 that Google gives before host maintenance; a preemption gives 30 at most."""
+"""Seconds to drain, of the 60 that Google gives before host maintenance; a preemption gives at most 30."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class GpuVmArgs:
     prefix: str
     directory: str
     after: Sequence[pulumi.Resource] = ()
-    """What must be right before a VM is paid for."""
+    """Checks that must succeed before a VM costs money."""
 
 
 class GpuVm(pulumi.ComponentResource):
@@ -55,9 +55,9 @@ class GpuVm(pulumi.ComponentResource):
     """
 
     host: Host
-    """Not set while parked."""
+    """The VM as a host; not set while parked."""
     address: pulumi.Output[str]
-    """What clients connect to; it stays when the VM does not."""
+    """Address that clients connect to; it outlives the VM."""
 
     def __init__(self, name: str, args: GpuVmArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("elastic-vllm:index:GpuVm", name, None, opts)
@@ -138,7 +138,7 @@ class GpuVm(pulumi.ComponentResource):
             if settings.service_account
             else None,
             metadata={
-                # The host's private key is in there: whoever may read the VM's metadata has it.
+                # The host's private key is in it: anyone with read access to the VM's metadata can read it.
                 "user-data": start,
                 "block-project-ssh-keys": "TRUE",
                 "enable-oslogin": "FALSE",
@@ -216,7 +216,7 @@ class GpuVm(pulumi.ComponentResource):
 
 
 def user_data(user: str, authorized_key: str, host_key: str, host_public_key: str) -> str:
-    """What cloud-init does at the VM's first boot: the user, the host's key, no other key ever."""
+    """Return cloud-init's work at the VM's first boot: the user, the host's key, and never another key."""
     return render.template(
         "host/cloud-config.yaml.j2",
         user=user,
@@ -227,12 +227,12 @@ def user_data(user: str, authorized_key: str, host_key: str, host_public_key: st
 
 
 def weights_device(settings: GcpSettings) -> str:
-    """The name by which the VM knows the disk for weights: /dev/disk/by-id/google-NAME."""
+    """Return the VM's name for the disk for weights: /dev/disk/by-id/google-NAME."""
     return f"{settings.name}-weights"
 
 
 def scheduling(provisioning_model: str) -> compute.InstanceSchedulingArgs:
-    """How the VM is bought, and what becomes of it in maintenance: VMs with GPUs can't be moved while they run."""
+    """Return the VM's provisioning, and its maintenance behaviour: VMs with GPUs can't be moved while they run."""
     if provisioning_model == "SPOT":
         return compute.InstanceSchedulingArgs(
             provisioning_model="SPOT",

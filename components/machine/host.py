@@ -44,7 +44,7 @@ class Bastion:
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """How any machine is reached over SSH, by commands and by Docker, with its host key verified."""
+    """SSH access to any machine, for commands and for Docker, with its host key verified."""
 
     address: pulumi.Input[str]
     port: int
@@ -53,23 +53,23 @@ class Host:
     host_key: pulumi.Input[str]
     """`ssh-ed25519 AAAA...`; a machine that shows another key is refused."""
     identity: pulumi.Input[str]
-    """Changes when it is another machine behind the same address: everything on it is then made anew."""
+    """Value that changes if another machine is behind the same address: everything on it is then created again."""
     prefix: str
     """Name of everything of this stack on the machine, so that two stacks can share one."""
     directory: str
     """This stack's own directory on the machine."""
     cleans_up: bool
-    """Whether destroying a resource cleans up on the machine. False where the machine itself goes away."""
+    """True if destroying a resource cleans up on the machine, False if the machine itself is deleted."""
     engine: str = "docker"
-    """What runs containers there: `docker`, or `podman`."""
+    """Container engine on the machine: `docker` or `podman`."""
     machine: pulumi.Resource | None = None
-    """The machine as a resource, where it is one: what is on it needs no deleting once it goes."""
+    """The machine's resource, if it has one: resources on the machine need no deletion once it is deleted."""
     bastion: Bastion | None = None
     """A host that SSH goes through, with the same private key."""
     dial_errors: int = 10
     """Refused, dropped or unanswered connections, a second and more apart, before the machine counts as unreachable."""
     ready: Sequence[pulumi.Resource] = ()
-    """What must be there before anything is done on the machine."""
+    """Resources that must exist before anything is done on the machine."""
     packages: str = ""
     """Directory on the machine with the packages that may be installed; empty: those of its repositories."""
 
@@ -199,11 +199,11 @@ class Host:
 def standard_input(script: str, *, login: str, cleanup: str = "") -> str:
     """Standard input for RUN_SCRIPT: `script` runs as root, and finds what comes behind it on its standard input.
 
-    Script and data both travel there. So neither is in a process list, and an error shows what the script said, not
-    the script. Bash reads a group as a whole before it runs it; what follows is left to read.
+    Script and data both go there. So neither is in a process list, and an error shows the script's output, not
+    the script. Bash reads a whole group before it runs it; the rest of the input is left for the script.
     """
     become_root = "" if login == "root" else "{\n" + render.script("host/become-root.sh", login=login) + "}\n"
-    # A shell of its own: wherever the script calls exit, its status comes back here.
+    # A separate shell: if the script calls exit anywhere, its status comes back here.
     run = f"(\n{script}\n)\n"
     if cleanup:
         run = f"if [ $# -gt 0 ]; then\n(\n{cleanup}\n)\nelse\n{run}fi\n"

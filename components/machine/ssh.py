@@ -31,11 +31,11 @@ class SshKey:
     path: Path | None
     """The private key's file. With `agent`, the public key's file; None stands for every key in the agent."""
     agent: bool = False
-    """Whether the user's own agent, which SSH_AUTH_SOCK names, holds the private key."""
+    """True if the user's own agent, at SSH_AUTH_SOCK, holds the private key."""
     passphrase: str = field(default="", repr=False)
-    """The private key's; empty where it has none."""
+    """Passphrase of the private key; empty without one."""
     socket: str = ""
-    """Where `held` offers a key that has a passphrase."""
+    """Socket of the agent in which `held` keeps a key with a passphrase."""
 
     def options(self) -> list[str]:
         """Options that make `ssh` offer this key and no other."""
@@ -159,11 +159,11 @@ def without_passphrase(private_key: str, passphrase: str) -> bytes:
 
 def _wait_for_others(path: Path) -> None:
     """Wait until no other process holds a key at this path, and remove what one that was killed has left there."""
-    told = False
+    announced = False
     while _answers(path):
-        if not told:
+        if not announced:
             print(f"waiting for another run that uses {path}", file=sys.stderr, flush=True)
-        told = True
+        announced = True
         time.sleep(0.5)
     path.unlink(missing_ok=True)
 

@@ -29,7 +29,7 @@ INTERFACE_LENGTH = 15  # Linux: IFNAMSIZ less the closing zero
 
 @dataclass(frozen=True, kw_only=True)
 class NginxGatewayArgs:
-    """What Nginx serves, to whom, and from which upstreams."""
+    """The endpoint's address, keys, certificates, limits and upstream."""
 
     host: Host
     provider: docker.Provider
@@ -192,7 +192,7 @@ def _confinement(host: Host) -> dict[str, Any]:
         "tmpfs": tmpfs | (podman.OWN_TMPFS if in_podman else {}),
         "ulimits": [{"name": "nofile", "soft": 16384, "hard": 16384}, {"name": "nproc", "soft": 256, "hard": 256}],
         "log_driver": "json-file",
-        # Podman keeps one file, and begins it anew at this size.
+        # Podman keeps one file, and truncates it at this size.
         "log_opts": {"max-size": "50m"} if in_podman else {"max-size": "10m", "max-file": "5"},
         "memory": 512,
         "memory_swap": 512,

@@ -1,7 +1,7 @@
-"""Gives a stack's key a new version without a failed request, and drops the old one once nobody uses it.
+"""Command that gives a stack's key a new version without a failed request, and drops the old one when it is unused.
 
-Where a rotation stands follows from the stack's file, its outputs and Nginx's log alone: it can be stopped at any
-point, and the next run goes on.
+The state of a rotation follows only from the stack's file, its outputs and Nginx's log: a run can be stopped at any
+point, and the next one resumes.
 """
 
 import subprocess
@@ -84,7 +84,7 @@ class Rotation:
             file.set("keys", {})
         file.get("keys")[self.key] = list(versions)
         file.save()
-        typer.echo(f"recorded in {file.name}: {_told(self.key, versions)}")
+        typer.echo(f"recorded in {file.name}: {_versions(self.key, versions)}")
 
     def up(self) -> None:
         """Bring the endpoint to what the file says. Raises UserError."""
@@ -106,13 +106,13 @@ def main(
         str, typer.Option(help="Name of the key, as in the setting keys; default is the connector's own.")
     ] = DEFAULT,
     unused_minutes: Annotated[
-        int, typer.Option(min=1, help="Drop the old version once the log shows no use of it for so long.")
+        int, typer.Option(min=1, help="Drop the old version once the log shows no use of it for this long.")
     ] = 60,
     drop_now: Annotated[
         bool, typer.Option("--drop-now", help="Drop the old version although it may be in use.")
     ] = False,
     status: Annotated[
-        bool, typer.Option("--status", help="Say where the rotation stands, and change nothing.")
+        bool, typer.Option("--status", help="Show the state of the rotation, and change nothing.")
     ] = False,
     up_options: Annotated[list[str] | None, typer.Argument(help="Options for `up`, after --.")] = None,
 ) -> None:
@@ -130,7 +130,7 @@ def main(
         _say_status(rotation, wanted, accepted, outputs)
         return
     if wanted != accepted:
-        typer.echo(f"the last run was stopped: {_told(key, accepted)} now, {_told(key, wanted)} wanted")
+        typer.echo(f"the last run was stopped: {_versions(key, accepted)} now, {_versions(key, wanted)} wanted")
         _bring_about(rotation, wanted, outputs)
     elif len(accepted) == 1:
         rotation.begin(accepted)
@@ -161,7 +161,7 @@ def _bring_about(rotation: Rotation, wanted: tuple[int, ...], before: Mapping[st
 
 def _say_next(rotation: Rotation, wanted: tuple[int, ...], outputs: Mapping[str, Any]) -> None:
     if len(wanted) == 1:
-        typer.echo(f"done: {_told(rotation.key, wanted)} only")
+        typer.echo(f"done: {_versions(rotation.key, wanted)} only")
         return
     managed = [name for name in ("kibanaConnectorId", "inferenceEndpointId") if outputs.get(name)]
     if managed and rotation.key == DEFAULT:
@@ -177,9 +177,9 @@ def _say_next(rotation: Rotation, wanted: tuple[int, ...], outputs: Mapping[str,
 def _say_status(
     rotation: Rotation, wanted: tuple[int, ...], accepted: tuple[int, ...], outputs: Mapping[str, Any]
 ) -> None:
-    typer.echo(f"accepted: {_told(rotation.key, accepted)}")
+    typer.echo(f"accepted: {_versions(rotation.key, accepted)}")
     if wanted != accepted:
-        typer.echo(f"wanted: {_told(rotation.key, wanted)}: the next run brings it about")
+        typer.echo(f"wanted: {_versions(rotation.key, wanted)}: the next run brings it about")
     for version in accepted:
         _, since, uses = _uses(rotation, version, outputs)
         last = (
@@ -189,7 +189,7 @@ def _say_status(
 
 
 def _require_unused(rotation: Rotation, version: int, outputs: Mapping[str, Any], minutes: int) -> None:
-    """Raises typer.Exit where the log shows that the version is in use, or does not reach back far enough to tell."""
+    """Raise typer.Exit if the log shows that the version is in use, or does not reach back far enough."""
     name = key_settings.label(rotation.key, version)
     typer.echo(f"looking in Nginx's log for uses of {name}")
     now, since, uses = _uses(rotation, version, outputs)
@@ -203,7 +203,7 @@ def _require_unused(rotation: Rotation, version: int, outputs: Mapping[str, Any]
         raise typer.Exit(ExitCode.IN_USE)
     if since > limit:
         cause = f"the log reaches back to {since:%Y-%m-%d %H:%M:%S} UTC only, not {minutes} minutes"
-        fix = "wait, or take fewer --unused-minutes, or --drop-now if you know that nobody uses it"
+        fix = "wait, or give fewer --unused-minutes, or --drop-now if you know that nobody uses it"
         report(UserError(cause, fix))
         raise typer.Exit(ExitCode.IN_USE)
 
@@ -266,5 +266,5 @@ def _require_status(stack: str, outputs: Mapping[str, Any], key: str, name: str,
     typer.echo(f"{name} is answered {found}, as it should be")
 
 
-def _told(key: str, versions: tuple[int, ...]) -> str:
+def _versions(key: str, versions: tuple[int, ...]) -> str:
     return " and ".join(key_settings.label(key, version) for version in versions)

@@ -142,9 +142,7 @@ def setup(*, stack: Stack = "local", sets: Sets = []) -> None:  # noqa: B006
         machine.require_root()
         config = _config(stack, sets, [])
         if not _is_here(config):
-            raise RehearsalError(
-                f"stack {stack} is for a host of its own ({config.get('host')}): nothing to set up here"
-            )
+            raise RehearsalError(f"stack {stack} runs on its own host ({config.get('host')}): nothing to set up here")
         with locked(ROOT, stack) as interrupted, _cut_off(stack), Display() as display:
             _set_up(config, load(ROOT, stack), display, interrupted=interrupted, check_first=False)
         display.line(display.timeline())
@@ -184,7 +182,7 @@ def outputs(
 
 @app.command()
 def lose(*, stack: Stack = "prod") -> None:
-    """Take a stack's simulated VM away, as Google takes a spot VM: the next `up` brings another."""
+    """Remove a stack's simulated VM, as Google does with a spot VM: the next `up` creates another."""
     with _user_errors():
         machine.require_root()
         with locked(ROOT, stack):
@@ -196,7 +194,7 @@ def lose(*, stack: Stack = "prod") -> None:
 
 @app.command()
 def down(*, stack: Stack = "local") -> None:
-    """Remove all that the stack consists of, and what the rehearsal started for it."""
+    """Remove all resources of the stack, and everything that the rehearsal started for it."""
     with _user_errors():
         machine.require_root()
         with locked(ROOT, stack) as interrupted, _cut_off(stack):
@@ -234,7 +232,7 @@ def _seconds(delays: list[str]) -> dict[str, float]:
 
 
 def _is_here(config: StackConfig) -> bool:
-    """Whether this machine is the stack's host, or stands for it."""
+    """Return True if this machine is the stack's host, or stands for it."""
     return machine.is_private(config) or is_for_google(config)
 
 
@@ -267,7 +265,7 @@ def _set_up(config: StackConfig, state: State, display: Display, *, interrupted:
             f"the tiny model {config.get('model')}"
         )
     if check_first:
-        # Images take minutes: a bad setting is to be told before.
+        # Images take minutes: report a bad setting before that.
         with display.task("settings", "set-up"):
             engine.check(PROJECT, config)
     if here:
@@ -303,11 +301,11 @@ def _destroy(stack: str, state: State, interrupted: bool) -> None:
 
     def remove_leftovers() -> None:
         if simulated:
-            simulated_vm.destroy(stack)  # and whatever is on it
+            simulated_vm.destroy(stack)  # with everything on it
             return
         for record in list(state.resources.values()):
             for removed in docker_adapters.remove_leftovers(record.inputs, stack):
-                display.line(f"{'deleted':<10} {removed}, left by a run that was cut off")
+                display.line(f"{'deleted':<10} {removed}, left by an interrupted run")
 
     config = StackConfig(project="", stack=stack, values={}, secrets=frozenset())
     with docker_ssh.key_held(state.resources.values()), Display() as display:
@@ -371,7 +369,7 @@ def _print_connector(outputs: dict[str, dict[str, Any]], stack: str, *, show_sec
 
 @contextmanager
 def _user_errors() -> Iterator[None]:
-    """What the user can put right is shown as a message; anything else is a bug and shows where it was."""
+    """Show errors that the user can correct as messages; any other is a bug and shows its traceback."""
     try:
         yield
     except UserError as error:
@@ -386,13 +384,13 @@ def _user_errors() -> Iterator[None]:
 
 @contextmanager
 def _cut_off(stack: str) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run at once, though threads are still waiting for a command's end."""
+    """Let Ctrl-C and SIGTERM end the run at once, even while threads wait for a command's end."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
         again = f"scripts/rehearse up --stack {stack}"
-        typer.echo(f"\ninterrupted; what was done is kept: `{again}` goes on from here", err=True)
+        typer.echo(f"\ninterrupted; what was done is kept: `{again}` resumes from here", err=True)
         _quietly(command_adapter.close_all)
         _quietly(docker_ssh.close_all)
         machine.end_sessions(stack)
@@ -404,5 +402,5 @@ def _cut_off(stack: str) -> Iterator[None]:
 def _quietly(close: Callable[[], None]) -> None:
     try:
         close()
-    except Exception as error:  # the run is over: how it went has been said
+    except Exception as error:  # the run is over, and its outcome has been shown
         typer.echo(f"while closing connections: {error}", err=True)

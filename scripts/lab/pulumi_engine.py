@@ -30,7 +30,7 @@ from scripts.lib.stack_config import StackConfig
 
 PLUGINS = ("command", "docker", "random", "tls")
 LANGUAGE_HOST = ("pulumi-language-python", "pulumi-resource-pulumi-python")
-"""What runs the program, and the dynamic providers in it."""
+"""Programs that run the program and its dynamic providers."""
 SECONDS = 60
 PROCESSES = Path("/proc")
 VM = re.compile(r"urn:pulumi:\S*gcp:compute/instance:Instance::\S*")
@@ -224,7 +224,7 @@ class Stack:
         }
 
     def ask(self, *arguments: str, data: str = "") -> str:
-        """What a command prints. Raises UserError with Pulumi's own words."""
+        """Return a command's output. Raises UserError with Pulumi's message."""
         command = [str(self._program), *arguments, "--non-interactive"]
         done = subprocess.run(
             command, cwd=self.directory, env=self.environment, input=data, capture_output=True, text=True, check=False

@@ -185,7 +185,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Ensure that this machine has what stacks need (packages, Docker, sshd, images), whether or not one is up."""
     with _alone(tmp_path_factory) as first:
         done = rehearse("setup") if first else None
-        nothing_to_do = f"stack {STACK} is for a host of its own"
+        nothing_to_do = f"stack {STACK} runs on its own host"
         assert not done or done.returncode == 0 or nothing_to_do in done.stderr, f"{done.stdout}\n{done.stderr}"
         # Install now, because the other process checks later which packages a stack leaves.
         for program in ("skopeo", "docker-registry"):

@@ -13,8 +13,8 @@ BECOME_ROOT = 'exec sudo -n bash -s -- "$@"\n}\n'
 BEGIN_OF_CLEANUP, END_OF_CLEANUP = "if [ $# -gt 0 ]; then\n(\n", "\n)\nelse\n"
 END_OF_SCRIPT = f"case $? in 0) exit {RAN_TO_ITS_END} ;; *) exit 1 ;; esac\n}}\n"
 INSTANCE = "gcp:compute/instance:Instance"
-# For which changed inputs Google's provider makes a resource anew (the schemas of its version 9.35); any other input
-# it changes in place. Of an Instance also those that the program itself names (replace_on_changes).
+# Inputs whose change makes Google's provider replace a resource (the schemas of its version 9.35); it changes others in
+# place. For an Instance also those that the program itself names (replace_on_changes).
 REPLACING = {
     INSTANCE: ("name", "project", "zone", "bootDisk.initializeParams.image", "bootDisk.initializeParams.type"),
     "gcp:compute/address:Address": ("name", "project", "region", "addressType", "subnetwork"),
@@ -30,7 +30,7 @@ REPLACING = {
 
 @dataclass(frozen=True)
 class Secret:
-    """The value of an input that Pulumi keeps secret."""
+    """Value of an input that Pulumi keeps secret."""
 
     value: Any
 
@@ -44,7 +44,7 @@ class Registered:
     inputs: dict[str, Any]
     parent: str
     depends_on: list[str]
-    """Of depends_on and of inputs that are other resources' outputs."""
+    """Resources in depends_on, and those whose outputs are inputs."""
     provider: str
     """Name of the explicit provider, or empty."""
     delete_before_replace: bool
@@ -56,7 +56,7 @@ class Registered:
     """Name of the resource that takes this one with it, or empty."""
     create_timeout: str
     outputs: dict[str, Any] = field(default_factory=dict)
-    """What a component registers at its end."""
+    """Outputs that a component registers at its end."""
 
     @property
     def is_google(self) -> bool:
@@ -64,7 +64,7 @@ class Registered:
 
     @property
     def identity(self) -> Any:
-        """The inputs that make it another resource when they change."""
+        """Return the inputs whose change makes it another resource."""
         if self.is_google:
             return {path: _at(self.inputs, path) for path in (*REPLACING[self.type], *self.replace_on_changes)}
         if self.type.startswith("pulumi-python:"):
@@ -88,35 +88,35 @@ class Registered:
 
     @property
     def script(self) -> str:
-        """What bash runs on the host: the last group in front of standard input (components/machine/host.py)."""
+        """Return the script for the host: the last group before standard input (components/machine/host.py)."""
         return self._group.rpartition(END_OF_CLEANUP)[2].removeprefix("(\n").removesuffix("fi\n").removesuffix("\n)\n")
 
     @property
     def cleanup(self) -> str:
-        """What bash runs when the resource is destroyed; empty where nothing is."""
+        """Return the script that runs when the resource is destroyed; empty without one."""
         assert bool(self.inputs.get("delete")) == self._group.startswith(BEGIN_OF_CLEANUP)
         cleanup, found, _ = self._group.removeprefix(BEGIN_OF_CLEANUP).rpartition(END_OF_CLEANUP)
         return cleanup if found else ""
 
     @property
     def becoming_root(self) -> str:
-        """What the user's own bash reads before it leaves the script to root's; empty if the user is root."""
+        """Return the input of the user's bash before it starts root's; empty if the user is root."""
         before, found, _ = self._stdin.partition(END_OF_SCRIPT)[0].partition(BECOME_ROOT)
         return before + found if found else ""
 
     @property
     def _group(self) -> str:
-        """What root's bash reads as a whole."""
+        """Return the group that root's bash reads as a whole."""
         return self._stdin.partition(END_OF_SCRIPT)[0].removeprefix(self.becoming_root).removeprefix("{\n")
 
     @property
     def data(self) -> str:
-        """What the script finds on its standard input."""
+        """Return the script's standard input."""
         return self._stdin.partition(END_OF_SCRIPT)[2]
 
     @property
     def files(self) -> dict[str, str]:
-        """The data as files (render.files_as_lines), where it is that."""
+        """Return the files in the data (render.files_as_lines), if it holds files."""
         lines = [line.split(" ") for line in self.data.splitlines()]
         return {line[0]: base64.b64decode(line[1]).decode() for line in lines if len(line) == 2}
 
@@ -134,7 +134,7 @@ def _at(value: Any, path: str) -> Any:
 
 
 def texts(value: Any, *, secret: bool = False) -> Iterator[str]:
-    """All texts in a value of inputs: the plain ones, or with `secret` those that Pulumi keeps secret."""
+    """Yield all texts in a value of inputs: the plain ones, or with `secret` those that Pulumi keeps secret."""
     if isinstance(value, Secret):
         if secret:
             yield from texts(value.value)

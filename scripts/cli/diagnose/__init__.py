@@ -1,1 +1,1 @@
-"""What scripts/elastic-vllm diagnose looks at: the endpoint from outside, its server over SSH, and Kibana."""
+"""Checks of `diagnose`: the endpoint from outside, its server over SSH, and Kibana."""

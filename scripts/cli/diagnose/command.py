@@ -1,4 +1,4 @@
-"""For the day it does not work: looks at the endpoint, its server and Kibana, and names the cause and the fix."""
+"""Command that examines a failing endpoint, its server and Kibana, and names the cause and the fix."""
 
 import json
 import platform
@@ -35,17 +35,17 @@ SECRET_OUTPUTS = (
 PUBLIC_IN_THEM = frozenset(
     {"name", "connector_type_id", "config", "service", "model_id", "url", "caData", "certificate"}
 )
-"""Fields of secret outputs that hold no secret, and whose words are needed to understand anything."""
+"""Fields of secret outputs that hold no secret, and without which a report would be incomprehensible."""
 
 
 def main(
     *,
     stack: Annotated[str | None, typer.Option(help="Stack that is up.")] = None,
     rehearsal: Rehearsal = False,
-    url: Annotated[str | None, typer.Option(help="Connector URL, in place of the stack's.")] = None,
-    model: Annotated[str | None, typer.Option(help="Model or alias to ask for, in place of the stack's.")] = None,
-    key_file: Annotated[Path | None, typer.Option(help="File with the key, in place of the stack's.")] = None,
-    ca: Annotated[Path | None, typer.Option(help="CA certificate to trust (PEM), in place of the stack's.")] = None,
+    url: Annotated[str | None, typer.Option(help="Connector URL, instead of the stack's.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model or alias to ask for, instead of the stack's.")] = None,
+    key_file: Annotated[Path | None, typer.Option(help="File with the key, instead of the stack's.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="CA certificate to trust (PEM), instead of the stack's.")] = None,
     client_pem: Annotated[Path | None, typer.Option(help="Client certificate and its key (PEM), where needed.")] = None,
     kibana_url: Annotated[str | None, typer.Option(help="Look at Kibana too: its address.")] = None,
     kibana_key_file: Annotated[Path | None, typer.Option(help="File with an API key of Kibana.")] = None,
@@ -55,7 +55,7 @@ def main(
 ) -> None:
     """Find out why the endpoint does not work; with --stack also on its server, over SSH. Changes nothing.
 
-    The exit status tells what kind of cause was found (scripts/elastic-vllm --help).
+    The exit status shows the kind of cause that was found (scripts/elastic-vllm --help).
     """
     given = {"connectorUrl": url, "model": model, "caCertificate": _text(ca), "clientPem": _text(client_pem)}
     about = _about(stack, given | {"connectorApiKey": (_text(key_file) or "").strip()}, rehearsal=rehearsal)
@@ -209,7 +209,7 @@ def _write(
 
 
 def _secret(value: object) -> object:
-    """What is secret in an output's value."""
+    """Return the secret parts of an output's value."""
     if isinstance(value, Mapping):
         return {name: _secret(each) for name, each in value.items() if name not in PUBLIC_IN_THEM}
     return value

@@ -1,4 +1,4 @@
-"""What is wrong, and why it comes before other things that are wrong."""
+"""Findings of `diagnose`, and their rank as causes."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -7,7 +7,7 @@ from scripts.lib.errors import ExitCode
 
 
 class Rank(IntEnum):
-    """What explains what: the lowest that was found is the cause, the others follow from it or come beside it."""
+    """Rank of a finding: the lowest one is the cause, the others follow from it or are independent."""
 
     SERVER = 1
     CONTAINERS = 2
@@ -15,16 +15,16 @@ class Rank(IntEnum):
     REQUEST = 4
     KIBANA = 5
     UNSEEN = 6
-    """It could not be looked at."""
+    """Something could not be checked."""
     SYMPTOM = 7
-    """Something else must be the cause: this says so where nothing else was found."""
+    """Effect of another cause, reported if no cause was found."""
     SOON = 8
-    """Nothing is broken by it yet."""
+    """Something that breaks nothing yet."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong."""
+    """One problem."""
 
     kind: ExitCode
     rank: Rank
@@ -34,7 +34,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Look:
-    """One thing that was looked at: `seen` is what there was; empty where there are findings instead."""
+    """One check: `seen` is the observation, empty if there are findings instead."""
 
     name: str
     seen: str

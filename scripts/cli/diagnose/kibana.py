@@ -11,7 +11,7 @@ TIMEOUTS = "no API shows its kibana.yml: responseTimeout and maxResponseContentL
 
 
 def look(kibana: Product, space: str, connector: str, expected: dict[str, object]) -> Iterator[Look]:
-    """Whether it answers, takes the key and has the connector as it should be."""
+    """Check that Kibana answers, accepts the key and has the right connector."""
     path = (f"/s/{space}" if space else "") + f"/api/actions/connector/{connector}"
 
     def wrong(cause: str, fix: str) -> Look:
@@ -33,7 +33,9 @@ def look(kibana: Product, space: str, connector: str, expected: dict[str, object
     config = answer.body.get("config") or {}
     different = [name for name in ("apiUrl", "defaultModel", "verificationMode") if config.get(name) != expected[name]]
     if different:
-        told = ", ".join(f"{name} is {config.get(name)!r}, not {expected[name]!r}" for name in different)
-        yield wrong(f"the connector leads elsewhere: {told}", "update it as the hand-off says, or run up --refresh")
+        differences = ", ".join(f"{name} is {config.get(name)!r}, not {expected[name]!r}" for name in different)
+        yield wrong(
+            f"the connector leads elsewhere: {differences}", "update it as the hand-off says, or run up --refresh"
+        )
         return
     yield Look("Kibana", f"has the connector as it should be; {TIMEOUTS}")

@@ -1,4 +1,4 @@
-"""The endpoint as a client meets it: name, port, certificate, key, model, answers and streams."""
+"""Checks of the endpoint as a client sees it: name, port, certificate, key, model, answers and streams."""
 
 import email.utils
 import ssl
@@ -43,8 +43,8 @@ def _key(probe: Probe) -> str:
 
 
 def _clock(probe: Probe) -> str:
-    said = probe.request("GET", gateway.HEALTH_PATH, key=None).headers.get("date", "")
-    parsed = email.utils.parsedate_to_datetime(said) if said else None
+    date = probe.request("GET", gateway.HEALTH_PATH, key=None).headers.get("date", "")
+    parsed = email.utils.parsedate_to_datetime(date) if date else None
     away = abs(parsed.timestamp() - time.time()) if parsed else 0
     if away > MOST_CLOCK_SECONDS:
         raise CheckFailedError(
@@ -66,7 +66,7 @@ STEPS = (
 
 
 def look(endpoint: Endpoint, start: Callable[[str], None]) -> Iterator[Look]:
-    """One thing after the other, as long as there is a point in the next; `start` is told what is waited for."""
+    """Yield one check after the other, as long as the next makes sense; `start` is called with its name."""
     with probing(endpoint) as probe:
         for step in STEPS:
             start(step.name)

@@ -20,7 +20,7 @@ LINES_OF_LOG = 200
 FULL_KIB = 1024
 JUST_STARTED_SECONDS = 15
 LEAST_FREE = 0.05
-"""Of a disk: less is said, before it is full."""
+"""Share of free disk space below which diagnose warns."""
 LOADING = re.compile(r"(Loading safetensors|Starting to load|loading weights|Capturing|torch\.compile|Compiling)", re.I)
 PROGRESS = re.compile(r"(\d+)\s?% (?:Completed|complete)|(\d+)%\|")
 
@@ -48,20 +48,20 @@ def survey(ssh: Mapping[str, Any], passphrase: str, stack: str, engine: str) -> 
 
 
 def unreachable(error: SshError, destination: str) -> Look:
-    """What the error means."""
-    said = str(error)
-    if "Host key verification failed" in said or "REMOTE HOST IDENTIFICATION" in said:
+    """Return the meaning of the error."""
+    message = str(error)
+    if "Host key verification failed" in message or "REMOTE HOST IDENTIFICATION" in message:
         cause, fix = (
             "it shows another host key than it should",
             "reinstalled, or not yours: if you trust it, set sshHostKey",
         )
-    elif "Permission denied" in said:
+    elif "Permission denied" in message:
         cause, fix = "it refuses the private key", "is sshPrivateKeyPath the right one, and in authorized_keys"
-    elif "sudo" in said:
+    elif "sudo" in message:
         cause, fix = "its user may not use sudo without a password", "give sshUser passwordless sudo"
     else:
         cause, fix = (
-            f"SSH does not get there ({said})",
+            f"SSH does not get there ({message})",
             "is the machine on, is sshd running, do firewalls let SSH through",
         )
     return Look("server", "", (Finding(ExitCode.SERVER, Rank.UNSEEN, f"{destination}: {cause}", fix),))
@@ -151,7 +151,7 @@ def _container(found: Survey, role: str, name: str, engine: str, repair: Repair)
 
 
 def _just_started(found: Survey, moment: str) -> bool:
-    """Whether this was seconds ago, by the server's own clock; the engines write it as UTC, with a T or a space."""
+    """Return True if this was seconds ago, by the server's clock; engines write it as UTC, with a T or a space."""
     match = re.match(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)", moment)
     if not match:
         return False
@@ -175,7 +175,7 @@ def _socket(found: Survey, name: str, engine: str) -> tuple[str, tuple[Finding, 
         cause = f"vLLM is still loading{far}: {loading[-1].strip()[:160]}"
         return "", (Finding(ExitCode.LOADING, Rank.CONTAINERS, cause, "wait: large models take minutes"),)
     if "socket" not in found:
-        fix = f"{engine} restart {name}: vLLM makes its socket anew"
+        fix = f"{engine} restart {name}: vLLM then creates its socket again"
         return "", (Finding(ExitCode.CONTAINERS, Rank.CONTAINERS, "vLLM runs, but its socket is gone", fix),)
     cause = (
         f"vLLM runs, but does not answer on its socket ({health}); its last line: {log[-1][:160] if log else 'none'}"
@@ -191,8 +191,10 @@ def _guard(found: Survey, prefix: str) -> Look:
     return Look("packet filter", "", (Finding(ExitCode.SERVER, Rank.UNSEEN, cause, fix),))
 
 
-def _gpus(said: str) -> Look:
-    if re.search(r"fail|error|couldn't|No devices", said, re.IGNORECASE):
+def _gpus(output: str) -> Look:
+    if re.search(r"fail|error|couldn't|No devices", output, re.IGNORECASE):
         fix = "see nvidia-smi and journalctl -k on the server; a reboot helps after an update of the driver"
-        return Look("GPUs", "", (Finding(ExitCode.SERVER, Rank.SERVER, f"the GPUs can't be used: {said[:200]}", fix),))
-    return Look("GPUs", said)
+        return Look(
+            "GPUs", "", (Finding(ExitCode.SERVER, Rank.SERVER, f"the GPUs can't be used: {output[:200]}", fix),)
+        )
+    return Look("GPUs", output)

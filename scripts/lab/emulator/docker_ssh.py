@@ -89,13 +89,13 @@ class Relay:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _why(self) -> str:
-        said = self.log.read_text(errors="replace")
-        lines = [line for line in said.splitlines() if line.strip()] or ["closed by the host"]
-        if "Host key verification failed" in said or "HOST IDENTIFICATION HAS CHANGED" in said:
+        log = self.log.read_text(errors="replace")
+        lines = [line for line in log.splitlines() if line.strip()] or ["closed by the host"]
+        if "Host key verification failed" in log or "HOST IDENTIFICATION HAS CHANGED" in log:
             return host_key_changed(self.where, "the key in sshHostKey", "another")
-        if "Permission denied" in said:
+        if "Permission denied" in log:
             return key_refused(self.where)
-        if "dial-stdio" in said or "docker" in said.lower():
+        if "dial-stdio" in log or "docker" in log.lower():
             return (
                 f"{self.where} lets this user in, but not to Docker ({lines[-1]}): is Docker or Podman running there, "
                 "and may the user use it (root, or a member of the group docker)?"
