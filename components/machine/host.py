@@ -121,7 +121,7 @@ class Host:
             return own.apply(lambda options: [*options, *ssh.patient_connection()])
         through = self.bastion
         jump_options = ssh.options(self.ssh_key, through.user, through.host, through.port, through.host_key)
-        # ssh gives this to a shell. It is the one that the pinned host key of the bastion can be told.
+        # ssh runs this in a shell. It is the only way to give it the bastion's pinned host key.
         jump = shlex.join(["ssh", *jump_options, "-p", str(through.port), "-W", "%h:%p", "--", through.host])
         return own.apply(lambda options: [*options, "-o", f"ProxyCommand={jump}"])
 

@@ -81,7 +81,7 @@ def server(key: SshKey, user: str, address: str, port: int, flags: list[str]) ->
 
 @contextmanager
 def held(socket_path: str, private_key: str, passphrase: str) -> Iterator[None]:
-    """Hold a private key in an agent of its own until the block, or this process, ends.
+    """Hold a private key in a separate agent until the block, or this process, ends.
 
     The key without its passphrase is in memory only. `socket_path` may begin with `~`. Raises UserError.
     """

@@ -27,7 +27,7 @@ class AcmeSettings:
     directory: str
     """URL of its directory (RFC 8555, 7.1.1)."""
     ca: str
-    """PEM of the CAs that clients must be told to trust, and the server itself for its ACME server; empty: public."""
+    """PEM of the CAs that clients, and the server for its ACME server, must be set up to trust; empty for public."""
 
 
 def acme_settings(problems: Problems, host: str, project_directory: Path) -> AcmeSettings:

@@ -337,7 +337,7 @@ RULES: Sequence[Rule] = (
             and f.values["elasticDeployment"] in {"hosted", "serverless"}
             and f.has_private_ca
         ),
-        "set, but Elasticsearch on {f.values[elasticDeployment]} can't be told to trust a private CA",
+        "set, but Elasticsearch on {f.values[elasticDeployment]} can't be configured to trust a private CA",
         PUBLIC_FIX,
     ),
     # Together with a client certificate, a connector brings the CA along.
@@ -349,7 +349,7 @@ RULES: Sequence[Rule] = (
             and f.has_private_ca
             and not f.settings.tls.clients
         ),
-        "set, but Kibana on serverless can't be told to trust a private CA",
+        "set, but Kibana on serverless can't be configured to trust a private CA",
         PUBLIC_FIX,
     ),
 )

@@ -158,7 +158,7 @@ def public_key(problems: Problems, key: SshKey) -> str:
     if {"sshPrivateKeyPath", "sshPrivateKeyPassword"} & problems.keys:
         return ""
     if not key.path:
-        fix = "give the public key's file (.pub) of one key in the agent: the VM is told it"
+        fix = "give the public key's file (.pub) of one key in the agent, for the VM"
         problems.add("sshPrivateKeyPath", "not set", fix)
         return ""
     text = key.path.read_text()

@@ -39,7 +39,7 @@ class ProvidedCertificate:
     private_key: pulumi.Output[str]
     """PEM. Secret."""
     ca: str
-    """PEM of the CA that clients must be told to trust; empty: a public one."""
+    """PEM of the CA that clients must be set up to trust; empty for a public one."""
     expires: datetime
     """The first of the chain to expire."""
 

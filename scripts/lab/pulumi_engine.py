@@ -238,7 +238,7 @@ class Stack:
         # A key with a passphrase is in an agent while the program runs, which it otherwise does for `up` alone, and not
         # while `up` refreshes.
         held = {"PULUMI_RUN_PROGRAM": "true"} if "sshPrivateKeyPassword" in self.file.read_text() else {}
-        # In a session of its own: it gets one interrupt, from here, and finishes what it is doing.
+        # In a separate session: it gets one interrupt, from here, and finishes its current steps.
         process = subprocess.Popen(
             [self._program, *arguments, "--stack", self.name],
             cwd=self.directory,

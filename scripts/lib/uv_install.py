@@ -2,8 +2,8 @@
 
     python3 scripts/lib/uv_install.py UV PYTHON ARGUMENT...
 
-It is told them here. Where pip has one that has no counterpart, and where uv fails, pip does it. This runs before there
-is a .venv and inside image builds, so it needs Python alone.
+This program passes them to uv. If uv has no counterpart for one, or fails, pip does the work. It runs before there
+is a .venv and inside image builds, so it needs only Python.
 """
 
 import configparser

@@ -1,4 +1,4 @@
-"""What lies between this program and the bash that runs its scripts: sshd, login shells, sudo; all of them real."""
+"""Everything between this program and the bash that runs its scripts: real sshd, login shells and sudo."""
 
 import json
 import os
@@ -272,7 +272,7 @@ def test_connections_that_sshd_drops_are_tried_again(limited: Server) -> None:
 
 @pytest.mark.parametrize("words", ["Exceeded MaxStartups", "Not allowed at this time", ""])
 def test_a_limit_that_lasts_is_named(words: str, server: Server) -> None:
-    """What sshd 9.2 and, with PerSourcePenalties, 9.8 answer; for a shorter time than `ssh` waits there."""
+    """Answers of sshd 9.2 and, with PerSourcePenalties, 9.8; for a shorter time than `ssh` waits there."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
 
@@ -296,7 +296,7 @@ def test_a_limit_that_lasts_is_named(words: str, server: Server) -> None:
 
 @pytest.mark.parametrize("shell", ["sh", "bash", "fish", "tcsh", "zsh"])
 def test_the_patient_connection_is_made_by_any_shell(shell: str, server: Server) -> None:
-    """`ssh` gives it to the shell of whoever runs `up`."""
+    """`ssh` passes it to the shell of the user who runs `up`."""
     installed(shell, shell)
     command = ["ssh", *options_of(server), *ssh.patient_connection(), "-p", str(server.port), "--", "127.0.0.1", "true"]
     environment = {**os.environ, "SHELL": f"/bin/{shell}", "HOME": str(server.directory)}

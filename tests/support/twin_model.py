@@ -110,7 +110,7 @@ GEMMA_4 = {
     "model_type": "gemma4_text",
     "hidden_activation": "gelu_pytorch_tanh",
     "num_key_value_heads": 2,
-    # Layers of both kinds, with heads of their own sizes, as the large one has them.
+    # Layers of both kinds, with different sizes of heads, as in the large one.
     "layer_types": ["sliding_attention", "full_attention"],
     "global_head_dim": 64,
     "num_global_key_value_heads": 1,

@@ -40,7 +40,7 @@ def no_garbage_is_looked_for() -> Iterator[None]:
 
 @pytest.fixture(scope="package", autouse=True)
 def no_agent_of_this_session_is_asked() -> Iterator[None]:
-    """The program connects to the SSH agent of whoever runs it."""
+    """Keep the program from connecting to the SSH agent of the user who runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("SSH_AUTH_SOCK", raising=False)
         yield

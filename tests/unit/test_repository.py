@@ -121,3 +121,11 @@ def test_components_know_nothing_of_rehearsals() -> None:
         [*command, "--exclude-dir=__pycache__"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (found.stdout, found.returncode) == ("", 1)
+
+
+def test_a_docstring_names_its_subject_or_begins_with_a_verb() -> None:
+    clause = re.compile(r'^ *r?"""\s*(?:What|Whether|Of)\b.*', re.MULTILINE)
+    python = own_files("__main__.py", "components/*.py", "scripts/*.py", "tests/*.py")
+    assert len(python) > 300
+    found = {path.relative_to(ROOT).as_posix(): clause.findall(path.read_text()) for path in python}
+    assert not {name: lines for name, lines in found.items() if lines}

@@ -5,7 +5,7 @@
 
 mkdir -p /etc/elastic-vllm
 drain=/etc/elastic-vllm/$PREFIX-drain
-# Maintenance is only announced to who has asked before, so this asks all the time.
+# Google announces maintenance only to clients that have asked before, so this asks all the time.
 cat >"$drain.new" <<DRAIN
 #!/bin/bash
 # Waits until Google is about to take this VM; then Nginx ends what it has begun, for $DRAIN_SECONDS s at most.

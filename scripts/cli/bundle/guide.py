@@ -181,7 +181,7 @@ def _elastic(stack: str) -> str:
 
 `scripts/elastic-vllm handoff --stack {stack}` writes it: URL, key file, the CA's certificate, bodies for connector and
 inference endpoint. Kibana and Elasticsearch reach the server over the site's own network; nothing of this needs the
-internet. An air-gapped Elastic has needs of its own, which are not in this bundle:
+internet. An air-gapped Elastic has further needs, which are not in this bundle:
 
 - Elastic's own guide: https://www.elastic.co/docs/deploy-manage/deploy/self-managed/air-gapped-install (package
   registry for integrations, artifact registry, ELSER and other models). Kibana: `xpack.fleet.isAirGapped: true`.

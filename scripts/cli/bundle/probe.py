@@ -113,9 +113,9 @@ def of_server(stack: str, values: Mapping[str, str], defaults: Mapping[str, str]
         document = run_script(server, script, passphrase=key.passphrase, seconds=SSH_SECONDS, as_root=False)
         parse(json.loads(document))
     except SshError as error:
-        said = str(error)[-300:]
+        message = str(error)[-300:]
         raise UserError(
-            f"{user}@{host} can't be probed: {said}", "check host, sshUser, sshPort and sshHostKey"
+            f"{user}@{host} can't be probed: {message}", "check host, sshUser, sshPort and sshHostKey"
         ) from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{user}@{host} answered something else: {error}", "its shell must print nothing") from error

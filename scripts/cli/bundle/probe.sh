@@ -24,7 +24,7 @@ version() {
   output=$(tr '\n' ' ' <<<"$output" | grep -oE '[0-9]+(\.[0-9]+)+' | tr '\n' ' ') || true
   text "${output%% *}"
 }
-of_system() { # a variable of os-release, in a shell of its own
+of_system() { # a variable of os-release, read in a subshell
   (
     set +u
     # shellcheck disable=SC1091

@@ -88,7 +88,7 @@ def repair(stack: str, *, rehearsal: bool) -> Repair:
 
 
 def looks(found: Survey, stack: str, engine: str, repair: Repair) -> Iterator[Look]:
-    """What the survey means, one thing after the other."""
+    """Yield the results of the survey, one check after the other."""
     yield _disks(found, engine)
     if down := found.get("engine-down"):
         fix = f"start it: systemctl start {engine}; see journalctl -u {engine}"

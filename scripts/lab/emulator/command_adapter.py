@@ -223,7 +223,7 @@ def run(resource: Resource, script: str) -> dict[str, Any]:
     if cut:
         raise RehearsalError(
             f"the SSH connection to {where} was lost while this ran: "
-            "is the host still up? Run the same again: it goes on where it was"
+            "is the host still up? Run the same again: it resumes"
         )
     out, err = (b"".join(output[name]).decode(errors="replace").removesuffix("\n") for name in ("stdout", "stderr"))
     if code != 0:

@@ -24,7 +24,7 @@ from tests.support.made_stacks import NGINX_IMAGE
 CASES = 10_000 if PROVE else 300
 BODY_MB = 1
 WIDE = replace(LIMITS, requests_per_minute=600_000, body_mib=BODY_MB)
-"""Limits that do not interfere: the rate limit would stop this many requests, and has tests of its own."""
+"""Limits that do not interfere: the rate limit would stop this many requests, and has its own tests."""
 
 
 @pytest.fixture(scope="module", params=["the stack's", "a newer one"] if PROVE else ["the stack's"])

@@ -56,9 +56,14 @@ WRONG: list[Any] = [
     ({**KIBANA, "elasticCa": "/no/such.pem"}, "elasticCa", "neither PEM nor a file", "path"),
     ({**KIBANA, "elasticCa": "a\0b"}, "elasticCa", "neither PEM nor a file", "path"),
     ({**KIBANA, "elasticCa": OLD}, "elasticCa", "holds no certificate", "BEGIN CERTIFICATE"),
-    ({**KIBANA, "elasticDeployment": "serverless"}, "kibanaUrl", "can't be told to trust a private CA", "provided"),
+    (
+        {**KIBANA, "elasticDeployment": "serverless"},
+        "kibanaUrl",
+        "can't be configured to trust a private CA",
+        "provided",
+    ),
     ({**ELASTICSEARCH, "elasticDeployment": "hosted"}, "elasticsearchUrl", "on hosted can't", "provided"),
-    ({**PUBLIC, "acmeServer": "staging"}, "kibanaUrl", "can't be told to trust a private CA", "provided"),
+    ({**PUBLIC, "acmeServer": "staging"}, "kibanaUrl", "can't be configured to trust a private CA", "provided"),
     ({**ELASTICSEARCH, "elasticDeployment": "serverless"}, "elasticsearchUrl", "on serverless can't", "provided"),
     ({**ELASTICSEARCH, "clientCertificates": ["kibana"]}, "elasticsearchUrl", "no client certificate", "kibanaUrl"),
 ]

@@ -236,7 +236,7 @@ def test_an_agent_takes_no_private_key_and_no_passphrase(keys: Path, settle: Set
 def test_a_vm_needs_the_public_key_of_an_agents_key(keys: Path, settle: Settle) -> None:
     (problem,) = found(lambda: settle("prod", {"sshAgent": True, "sshPrivateKeyPath": ""}))
     assert problem == (
-        "sshPrivateKeyPath: not set; give the public key's file (.pub) of one key in the agent: the VM is told it"
+        "sshPrivateKeyPath: not set; give the public key's file (.pub) of one key in the agent, for the VM"
     )
     public = keys / "ed25519.pub"
     settings = settle("prod", {"sshAgent": True, "sshPrivateKeyPath": str(public)})
