@@ -260,7 +260,8 @@ def test_a_server_that_ssh_does_not_reach_is_named(
     ssh = dict(outputs["_internal"]["ssh"])
     if "options" in change:
         ssh["options"] = _with(ssh["options"], change["options"])
-    expect(diagnosed(ssh={**ssh, **{k: v for k, v in change.items() if k != "options"}}), ExitCode.SERVER, *words)
+    ssh |= {key: value for key, value in change.items() if key != "options"}
+    expect(diagnosed(_internal={**outputs["_internal"], "ssh": ssh}), ExitCode.SERVER, *words)
 
 
 def _with(options: list[str], change: list[str]) -> list[str]:
