@@ -5,7 +5,6 @@ ends. gcloud tries the VM's port 22 first and listens only then, so before that 
 After that it stays: if the VM disappears, it closes each connection at once, and finds a new VM of the same name.
 """
 
-import fcntl
 import os
 import re
 import shlex
@@ -17,9 +16,9 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from enum import Enum
 from types import FrameType
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -51,7 +50,7 @@ WAITS = {
         NO_NETWORK
     ),
 }
-PORT_FIX = "end what listens there, or set another tunnelPort"
+PORT_FIX = "use it if it is a tunnel to this VM; else end it, or set another tunnelPort"
 FIXES = {
     r"\[4033:|Handshake status 4": "give your account roles/iap.tunnelResourceAccessor in project {project}",
     r"Required '[^']+' permission": "give your account that permission in project {project}",
@@ -88,89 +87,56 @@ class Target:
         return f"{LOOPBACK}:{self.port}"
 
 
-class Tunnel:
-    """One gcloud at a time, and its state. Only `step` does anything, and it returns at once."""
+class State(Enum):
+    """State of a tunnel."""
 
-    def __init__(self, target: Target, *, shared: bool) -> None:
-        """Set up a tunnel; `shared`: use another process's tunnel to the same VM, and replace it when it ends."""
-        self.tried = False
-        """True once the first try has had an outcome, even if there is no VM yet."""
+    WAITING = "no gcloud runs; it is started when the next try is due"
+    TRYING = "gcloud runs, and does not listen yet"
+    OPEN = "gcloud listens"
+
+
+class Tunnel:
+    """gcloud, started again whenever it ends. Only `step` does anything, and it returns at once."""
+
+    def __init__(self, target: Target) -> None:
+        """Set up a tunnel whose first try is due now."""
         self._target = target
-        self._shared = shared
-        self._claim: TextIO | None = None
+        self._state = State.WAITING
         self._gcloud: subprocess.Popen[bytes] | None = None
         self._output = ""
-        self._open = False
-        self._why = ""
+        self._reason = ""
         self._began = self._waiting_since = self._next_try = self._next_line = time.monotonic()
 
+    @property
+    def tried(self) -> bool:
+        """Return True once the first try has had an outcome, even if there is no VM yet, or takes too long."""
+        too_long = time.monotonic() >= self._began + FIRST_TRY_SECONDS
+        return self._state is State.OPEN or bool(self._reason) or too_long
+
     def step(self) -> None:
-        """Examine the state and do what is due. Raises UserError for errors that no retry can solve."""
-        if self._claim is None and not self._claimed():
-            return
-        now = time.monotonic()
-        if self._gcloud is None:
-            if now >= self._next_try:
-                self._start()
-        else:
+        """Do what is due. Raises UserError for errors that no retry can solve."""
+        if self._gcloud:
             ended = self._gcloud.poll() is not None  # asked before the last lines are read
-            self._hear(self._gcloud)
+            self._read(self._gcloud)
             if ended:
-                self._after(self._gcloud)
-            elif not self._open and _listens(self._target.port):
-                self._open = self.tried = True
+                self._wait_after(self._gcloud)
+            elif self._state is State.TRYING and _listens(self._target.port):
+                self._state = State.OPEN
                 _say(f"open: {self._target.address} leads to SSH on VM {self._target.vm}")
-        self.tried |= now >= self._began + FIRST_TRY_SECONDS
-        if not self._open and now >= self._next_line:
-            self._next_line = now + LINE_SECONDS
-            why = f": {self._why}" if self._why else ""
-            _say(f"waiting for VM {self._target.vm} ({now - self._waiting_since:.0f} s){why}")
+        elif time.monotonic() >= self._next_try:
+            self._start()
+        if self._state is not State.OPEN and time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + LINE_SECONDS
+            seconds = time.monotonic() - self._waiting_since
+            _say(f"waiting for VM {self._target.vm} ({seconds:.0f} s)" + (f": {self._reason}" if self._reason else ""))
 
     def close(self) -> None:
         """End gcloud and all its children."""
-        if self._gcloud:
-            for number in (signal.SIGTERM, signal.SIGKILL):
-                if self._gcloud.poll() is None:
-                    with suppress(ProcessLookupError, subprocess.TimeoutExpired):
-                        os.killpg(self._gcloud.pid, number)
-                        self._gcloud.wait(END_SECONDS)
-            self._gcloud = None
-        if self._claim:
-            self._claim.close()
-            self._claim = None
-
-    def _claimed(self) -> bool:
-        """Reserve the port for this process, even while nothing listens yet."""
-        directory = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "elastic-vllm"
-        target = self._target
-        try:
-            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            file = (directory / f"tunnel-{target.port}").open("a+")
-        except OSError as error:
-            raise UserError(f"cannot write to {directory}: {error}", "set XDG_CACHE_HOME to a directory") from error
-        place = f"{target.project}/{target.zone}/{target.vm}"
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            pid, _, other = file.read().partition(" ")
-            file.close()
-            if not self._shared or (other and other != place):
-                raise UserError(
-                    f"there is a tunnel on {target.address} already: process {pid or 'unknown'}, to {other or 'a VM'}",
-                    f"use it, or end it (kill {pid})" if other == place else "end it, or set another tunnelPort",
-                ) from None
-            if not self.tried:
-                _say(f"using the tunnel on {target.address} that process {pid} keeps")
-            self.tried = True
-            return False
-        file.truncate(0)
-        file.write(f"{os.getpid()} {place}")
-        file.flush()
-        self._claim = file
-        if is_taken(target.port):
-            raise UserError(f"{listener(target.port)} listens on {target.address} already", PORT_FIX)
-        return True
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if self._gcloud and self._gcloud.poll() is None:
+                with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                    os.killpg(self._gcloud.pid, number)
+                    self._gcloud.wait(END_SECONDS)
 
     def _start(self) -> None:
         # In a separate session: the terminal's Ctrl-C must not end it before the command that uses it has ended.
@@ -185,51 +151,48 @@ class Tunnel:
         )
         assert self._gcloud.stdout  # noqa: S101 (for mypy)
         os.set_blocking(self._gcloud.stdout.fileno(), False)
-        self._output = ""
+        self._state, self._output = State.TRYING, ""
 
-    def _hear(self, gcloud: subprocess.Popen[bytes]) -> None:
+    def _read(self, gcloud: subprocess.Popen[bytes]) -> None:
         """Read gcloud's output; once the tunnel is open, errors concern single connections and are passed on."""
         assert gcloud.stdout  # noqa: S101 (for mypy)
         new = (gcloud.stdout.read() or b"").decode(errors="replace")
         self._output = (self._output + new)[-20_000:]
-        if self._open:
+        if self._state is State.OPEN:
             for line in new.splitlines():
                 if line.startswith("ERROR:"):
                     self._pass_on(re.sub(r"^ERROR: (\[\d+\] )?(Error during local connection to \[.*?\]: )?", "", line))
 
     def _pass_on(self, error: str) -> None:
         """Report why a connection through the open tunnel failed, but not each time, because clients retry often."""
-        now = time.monotonic()
-        if error != self._why or now >= self._next_line:
-            self._why, self._next_line = error, now + LINE_SECONDS
+        if error != self._reason or time.monotonic() >= self._next_line:
+            self._reason, self._next_line = error, time.monotonic() + LINE_SECONDS
             meaning = _meaning(error)
             _say(f"no connection to VM {self._target.vm}: {meaning}" if meaning else f"gcloud: {error}")
 
-    def _after(self, gcloud: subprocess.Popen[bytes]) -> None:
+    def _wait_after(self, gcloud: subprocess.Popen[bytes]) -> None:
         """Arrange another try after gcloud has ended, or raise UserError."""
-        error = self._output[self._output.find("ERROR:") :].strip() if "ERROR:" in self._output else ""
-        meaning = _meaning(error)
-        if self._open:
-            why = "the tunnel has ended"
-        elif meaning:
-            why = meaning
-        elif gcloud.returncode < 0:
-            why = "gcloud was killed"
-        else:
-            place = {"project": self._target.project, "zone": self._target.zone}
-            fixes = [fix.format(**place) for pattern, fix in FIXES.items() if re.search(pattern, error)]
-            again = f"see what it means, and try it by hand: {shlex.join(self._target.gcloud)}"
-            message = error or self._output.strip() or f"gcloud ended with exit code {gcloud.returncode}"
-            raise UserError(f"no tunnel to VM {self._target.vm}; gcloud says:\n{message}", fixes[0] if fixes else again)
         now = time.monotonic()
-        if self._open:
-            self._waiting_since = now
-        if self._open or why != self._why:  # a new state
+        if self._state is State.OPEN:
+            reason, self._next_try, self._waiting_since = "the tunnel has ended", now, now
+        else:
+            reason, self._next_try = self._reason_of_failure(gcloud.returncode), now + PAUSE_SECONDS
+        if self._state is State.OPEN or reason != self._reason:
             self._next_line = now
-        # A tunnel that was open restarts at once.
-        self._next_try = now if self._open else now + PAUSE_SECONDS
-        self._why, self._open, self._gcloud = why, False, None
-        self.tried = True
+        self._state, self._reason, self._gcloud = State.WAITING, reason, None
+
+    def _reason_of_failure(self, exit_code: int) -> str:
+        """Return what a try that failed waits for. Raises UserError where waiting does not help."""
+        error = self._output[self._output.find("ERROR:") :].strip() if "ERROR:" in self._output else ""
+        if meaning := _meaning(error):
+            return meaning
+        if exit_code < 0:
+            return "gcloud was killed"
+        place = {"project": self._target.project, "zone": self._target.zone}
+        fixes = [fix.format(**place) for pattern, fix in FIXES.items() if re.search(pattern, error)]
+        by_hand = f"see what it means, and try it by hand: {shlex.join(self._target.gcloud)}"
+        message = error or self._output.strip() or f"gcloud ended with exit code {exit_code}"
+        raise UserError(f"no tunnel to VM {self._target.vm}; gcloud says:\n{message}", [*fixes, by_hand][0])
 
 
 def keep_open(target: Target, command: list[str], signals: list[int]) -> int:
@@ -240,35 +203,49 @@ def keep_open(target: Target, command: list[str], signals: list[int]) -> int:
     _require("gcloud", "install it (https://cloud.google.com/sdk/docs/install), then gcloud auth login")
     if command:
         _require(command[0], "check the command behind --")
-    tunnel = Tunnel(target, shared=bool(command))
-    running: subprocess.Popen[bytes] | None = None
+    if is_taken(target.port):
+        raise UserError(f"{listener(target.port)} listens on {target.address} already", PORT_FIX)
+    tunnel = Tunnel(target)
+    try:
+        return _run(tunnel, command, signals) if command else _hold(tunnel, signals)
+    finally:
+        tunnel.close()
+
+
+def _hold(tunnel: Tunnel, signals: list[int]) -> int:
+    """Keep the tunnel until a signal comes."""
+    while not signals:
+        tunnel.step()
+        time.sleep(LOOK_SECONDS)
+    return 0
+
+
+def _run(tunnel: Tunnel, command: list[str], signals: list[int]) -> int:
+    """Run the command once the first try is over, and keep the tunnel until it ends; the command's exit code."""
+    while not tunnel.tried:
+        if signals:
+            return 128 + signals[0]
+        tunnel.step()
+        time.sleep(LOOK_SECONDS)
+    running = subprocess.Popen(command)
     failure: UserError | None = None
     try:
-        while True:
-            if running and (code := running.poll()) is not None:
-                if failure:
-                    raise failure
-                return code if code >= 0 else 128 - code
-            if signals and not running:
-                return 128 + signals[0] if command else 0
-            if running:
-                _forward(signals, running)
+        while (code := running.poll()) is None:
+            _forward(signals, running)
             try:
                 if not failure:
                     tunnel.step()
             except UserError as error:
-                if not running:
-                    raise
                 failure = error
                 _say(f"{error.cause}; interrupting {command[0]}, which needs the tunnel")
                 running.send_signal(signal.SIGINT)
-            if command and not running and tunnel.tried:
-                running = subprocess.Popen(command)
             time.sleep(LOOK_SECONDS)
     finally:
-        if running and running.poll() is None:
+        if running.poll() is None:
             running.terminate()
-        tunnel.close()
+    if failure:
+        raise failure
+    return code if code >= 0 else 128 - code
 
 
 def _meaning(error: str) -> str | None:
@@ -319,7 +296,7 @@ def main(
     \b
         scripts/elastic-vllm tunnel --stack prod-private -- pulumi up --stack prod-private
 
-    which ends with the command and passes on its exit code; a tunnel to that VM that is open already is used.
+    which ends with the command and passes on its exit code.
     Or, in another terminal, `scripts/elastic-vllm tunnel --stack prod-private`, until Ctrl-C.
 
     You may start it before there is a VM: it waits for it, without limit, and reconnects when the tunnel ends or the VM

@@ -40,7 +40,6 @@ def server() -> Iterator[Server]:
 def gcloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gcloud]:
     stand_in = gcloud_stand_in.make(tmp_path / "gcloud")
     monkeypatch.setenv("PATH", f"{stand_in.bin}:{os.environ['PATH']}")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield stand_in
     stand_in.kill()
 
@@ -134,14 +133,14 @@ def test_ending_it_leaves_no_process(
     assert not works(server, port)
 
 
-def test_a_second_tunnel_is_refused_with_the_first_ones_process(server: Server, gcloud: Gcloud) -> None:
+def test_a_second_tunnel_is_refused_with_the_process_of_the_first(server: Server, gcloud: Gcloud) -> None:
     gcloud.vm_is_at(server.port)
     port = free_port()
-    with tunnel(port) as first:
+    with tunnel(port):
         until(lambda: works(server, port), "the first")
         with tunnel(port) as second:
             text, _ = second.communicate(timeout=60)
         assert second.returncode == 1
-        assert f"there is a tunnel on 127.0.0.1:{port} already: process {first.pid}, to acme-llm/" in text
-        assert f"fix: use it, or end it (kill {first.pid})" in text
+        assert f"process {gcloud.running[0]} (" in text
+        assert f") listens on 127.0.0.1:{port} already\n  fix: use it if it is a tunnel to this VM" in text
         assert works(server, port)
