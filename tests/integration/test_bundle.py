@@ -23,6 +23,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from scripts.cli.bundle import images
 from scripts.lab import hub as hub_stand_in
 from scripts.lab.hub import COMMIT, Hub
+from scripts.lib.errors import ExitCode
 from tests.integration.conftest import ROOT, installed
 from tests.support import local_registry
 from tests.support.local_registry import Registry
@@ -329,7 +330,7 @@ def test_settings_that_cannot_be_bundled(site: Site, settings: dict[str, str], m
         code, output = site.build()
     finally:
         path.write_text(before)
-    assert code == 1
+    assert code == ExitCode.BAD_INPUT
     assert message in " ".join(output.split())
     assert "Traceback" not in output
 
@@ -343,7 +344,7 @@ def test_a_changed_project_is_no_commit(site: Site) -> None:
     finally:
         readme.write_text(before)
     assert code == 1
-    assert "README.md is changed and not committed; fix: commit it" in output
+    assert "README.md is changed and not committed\n  fix: commit it" in output
 
 
 def test_two_builds_at_once_are_one(built: Site) -> None:
@@ -362,6 +363,6 @@ def test_a_directory_with_something_else_in_it_is_left_alone(site: Site, tmp_pat
     (tmp_path / "thesis.txt").write_text("mine")
     other = replace(site, bundle=tmp_path)
     code, output = other.build()
-    assert code == 1
-    assert "holds thesis.txt; fix: give a new directory" in output
+    assert code == ExitCode.BAD_INPUT
+    assert "holds thesis.txt\n  fix: give a new directory" in output
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

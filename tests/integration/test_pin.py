@@ -16,6 +16,7 @@ from scripts.cli import pin
 from scripts.lab import hub as hub_stand_in
 from scripts.lab import images
 from scripts.lab.hub import COMMIT, Hub
+from scripts.lib.errors import ExitCode
 from tests.support import local_registry
 from tests.support.commands import invoke
 from tests.support.local_registry import Registry
@@ -216,15 +217,15 @@ def failed(result: tuple[int, str], *words: str) -> bool:
     """Return True if the output ends with one line for the cause and one for the fix, with these words."""
     exit_code, output = result
     problem, fix = output.splitlines()[-2:]
-    assert problem.startswith("pin: ")
+    assert problem.startswith("error: ")
     assert fix.startswith("  fix: ")
-    assert output.count("pin: ") == 1
-    return exit_code == 1 and all(word in f"{problem}\n{fix}" for word in words)
+    assert output.count("error: ") == 1
+    return exit_code in {ExitCode.FAILED, ExitCode.BAD_INPUT} and all(word in f"{problem}\n{fix}" for word in words)
 
 
 def test_a_missing_stack_is_reported() -> None:
     exit_code, output = run_pin(stack="no-such-stack")
-    assert exit_code == 1
+    assert exit_code == ExitCode.BAD_INPUT
     assert "there is no stacks/Pulumi.no-such-stack.yaml" in output
 
 
