@@ -8,10 +8,11 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from components.bundle import manifest
@@ -25,7 +26,7 @@ from scripts.lib.progress import Display
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 SPARE_BYTES = 1_000_000_000
 RESUMED_IN = ("images/", "weights/", "packages", "pulumi")
-"""Part whose build resumes from any earlier try."""
+"""Parts whose build resumes from any earlier try."""
 
 
 @dataclass(frozen=True)
@@ -89,107 +90,127 @@ def build(
     if before and before.since != about.since:
         raise BadInputError(f"--output {output} builds on another bundle (--since)", "give another directory")
     with Display() as display:
-        return _Making(output, about, before, base, display).make(list(wanted), finish)
+        with display.task("what is there", "bundle") as task:
+            good = partial(_good, output, before, base, task.say)
+            kept = good(wanted)
+            available = [part for part in wanted if part.name in kept or _is_reachable(part, base, display)]
+            last = finish(available)
+            plan = _Plan(about, before, (*available, *last), kept | good(last))
+        made = _apply(output, plan, base, display)
+    _seal(output, made)
+    return made
 
 
-class _Making:
-    """One build."""
+class _Plan:
+    """The parts of a bundle, and which of them are there already."""
 
     def __init__(
-        self, output: Path, about: Manifest, before: Manifest | None, base: Base | None, display: Display
+        self, about: Manifest, before: Manifest | None, wanted: Sequence[Wanted], kept: Mapping[str, Part]
     ) -> None:
-        self._output, self._before, self._base, self._display = output, before, base, display
-        self._made = about
+        self.wanted, self.kept = wanted, kept
+        self.missing = [part for part in wanted if part.name not in kept]
+        self.manifest = about
+        self.manifest = self.with_parts(kept)
+        # If nothing changes, the manifest keeps its date, so that its signature stays valid.
+        self.is_unchanged = bool(before and before == replace(self.manifest, made=before.made))
+        if before and self.is_unchanged:
+            self.manifest = before
 
-    def make(self, wanted: list[Wanted], finish: Callable[[list[Wanted]], list[Wanted]]) -> Manifest:
-        """Build all parts, and the documents about them. Raises UserError, OSError."""
-        output, before = self._output, self._before
-        with self._display.task("what is there", "bundle") as task:
-            kept = self._good(wanted, task.say)
-            wanted = [part for part in wanted if part.name in kept or self._reachable(part)]
-            last = finish(wanted)
-            wanted += last
-            kept |= self._good(last, task.say)
-        self._made = replace(self._made, parts={part.name: kept[part.name] for part in wanted if part.name in kept})
-        if before and before == replace(self._made, made=before.made):
-            self._made = before  # so that its signature stays valid
-        missing = [part for part in wanted if part.name not in kept]
-        if missing:
-            self._room_for(missing)
-            # It is a bundle again only once it is complete.
-            for name in (SUMS, SIGNATURE):
-                (output / name).unlink(missing_ok=True)
-            manifest.write(output, self._made)
-        for path in collect.unneeded(output, wanted):
-            self._display.line(f"removing {path.relative_to(output)}, left by an earlier build")
-            shutil.rmtree(path)
-        for part in wanted:
-            with self._display.task(part.name, part.directory) as task:
-                task.outcome = "unchanged"
-                if part.name not in kept:
-                    self._make(part, task.say)
-                    task.outcome = "collected"
-        if self._made is not before:
-            # In a fixed order, whichever was built first.
-            self._made = replace(self._made, parts={part.name: self._made.parts[part.name] for part in wanted})
-            manifest.write(output, self._made)
-        sums = manifest.sums(output, self._made)
-        if not (output / SUMS).exists() or (output / SUMS).read_text(encoding="utf-8") != sums:
-            (output / SIGNATURE).unlink(missing_ok=True)
-            new = output / f"{SUMS}.new"
-            new.write_text(sums, encoding="utf-8")
-            new.replace(output / SUMS)
-        return self._made
+    def with_parts(self, parts: Mapping[str, Part]) -> Manifest:
+        """Return the manifest with these parts, in the order in which they are wanted."""
+        return replace(self.manifest, parts={part.name: parts[part.name] for part in self.wanted if part.name in parts})
 
-    def _make(self, part: Wanted, say: Say) -> None:
-        place = self._output / part.directory
-        if not part.directory.startswith(RESUMED_IN):
-            shutil.rmtree(place, ignore_errors=True)
-        part.make(place, say)
-        say("checksums")
-        now = _as_it_is(self._output, part)
-        now = self._base.left_out(now) if self._base else now
-        self._made = replace(self._made, parts={**self._made.parts, part.name: now})
-        for file in now.files:
-            if not file.carried:
-                (self._output / file.path).unlink()
-        _remove_empty(place)
-        manifest.write(self._output, self._made)
 
-    def _good(self, wanted: Sequence[Wanted], say: Say) -> dict[str, Part]:
-        """Return the existing parts that are unaltered and have the same source."""
-        good: dict[str, Part] = {}
-        for part in wanted:
-            say(part.name)
-            known = self._before.parts.get(part.name) if self._before else None
-            if known and known.source == part.source:
-                known = replace(known, licence=part.licence, about=part.about)
-                carried = tuple(file for file in known.files if file.carried)
-                if _as_it_is(self._output, part).files == carried:
-                    good[part.name] = known
-            elif self._base and (whole := self._base.whole(part)):
-                good[part.name] = whole
-                shutil.rmtree(self._output / part.directory, ignore_errors=True)
-        return good
+def _good(
+    output: Path, before: Manifest | None, base: Base | None, say: Say, wanted: Sequence[Wanted]
+) -> dict[str, Part]:
+    """Return the existing parts that are unaltered and have the same source."""
+    good: dict[str, Part] = {}
+    for part in wanted:
+        say(part.name)
+        known = before.parts.get(part.name) if before else None
+        if known and known.source == part.source:
+            known = replace(known, licence=part.licence, about=part.about)
+            carried = tuple(file for file in known.files if file.carried)
+            if _as_it_is(output, part).files == carried:
+                good[part.name] = known
+        elif base and (whole := base.whole(part)):
+            good[part.name] = whole
+            shutil.rmtree(output / part.directory, ignore_errors=True)
+    return good
 
-    def _reachable(self, part: Wanted) -> bool:
-        if not part.optional or (self._base and self._base.whole(part)):
-            return True
-        try:
-            part.bytes()
-        except UnreachableError as error:
-            self._display.line(f"without {part.name}: {error}")
-            return False
+
+def _is_reachable(part: Wanted, base: Base | None, display: Display) -> bool:
+    if not part.optional or (base and base.whole(part)):
         return True
+    try:
+        part.bytes()
+    except UnreachableError as error:
+        display.line(f"without {part.name}: {error}")
+        return False
+    return True
 
-    def _room_for(self, missing: Sequence[Wanted]) -> None:
-        output = self._output
-        there = sum(path.stat().st_size for part in missing for path in _files(output, part))
-        needed, free = sum(part.bytes() for part in missing) + SPARE_BYTES - there, shutil.disk_usage(output).free
-        if free < needed:
-            raise UserError(
-                f"too little disk at {output}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free", "free some"
-            )
+
+def _apply(output: Path, plan: _Plan, base: Base | None, display: Display) -> Manifest:
+    """Build what is missing and remove what is not wanted. Raises UserError, OSError."""
+    if plan.missing:
+        _require_room(output, plan.missing)
+        # It is a bundle again only once it is complete.
+        for name in (SUMS, SIGNATURE):
+            (output / name).unlink(missing_ok=True)
+    if not plan.is_unchanged:
+        manifest.write(output, plan.manifest)
+    for path in collect.unneeded(output, plan.wanted):
+        display.line(f"removing {path.relative_to(output)}, left by an earlier build")
+        shutil.rmtree(path)
+    parts = dict(plan.kept)
+    for part in plan.wanted:
+        with display.task(part.name, part.directory) as task:
+            task.outcome = "unchanged"
+            if part.name not in plan.kept:
+                parts[part.name] = _make(output, part, base, task.say)
+                made = replace(
+                    plan.manifest, parts={each.name: parts[each.name] for each in plan.wanted if each.name in parts}
+                )
+                manifest.write(output, made)
+                task.outcome = "collected"
+    return made if plan.missing else plan.manifest
+
+
+def _make(output: Path, wanted: Wanted, base: Base | None, say: Say) -> Part:
+    """Build one part, without what the bundle before it has."""
+    place = output / wanted.directory
+    if not wanted.directory.startswith(RESUMED_IN):
+        shutil.rmtree(place, ignore_errors=True)
+    wanted.make(place, say)
+    say("checksums")
+    part = _as_it_is(output, wanted)
+    part = base.left_out(part) if base else part
+    for file in part.files:
+        if not file.carried:
+            (output / file.path).unlink()
+    _remove_empty(place)
+    return part
+
+
+def _seal(output: Path, made: Manifest) -> None:
+    """Write the checksums; a signature of others goes."""
+    sums = manifest.sums(output, made)
+    if (output / SUMS).exists() and (output / SUMS).read_text(encoding="utf-8") == sums:
+        return
+    (output / SIGNATURE).unlink(missing_ok=True)
+    new = output / f"{SUMS}.new"
+    new.write_text(sums, encoding="utf-8")
+    new.replace(output / SUMS)
+
+
+def _require_room(output: Path, missing: Sequence[Wanted]) -> None:
+    there = sum(path.stat().st_size for part in missing for path in _files(output, part))
+    needed, free = sum(part.bytes() for part in missing) + SPARE_BYTES - there, shutil.disk_usage(output).free
+    if free < needed:
+        raise UserError(
+            f"too little disk at {output}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free", "free some"
+        )
 
 
 def about(stack: str, commit: str, base: Base | None) -> Manifest:

@@ -56,44 +56,70 @@ def archives(requirements: Path, architecture: str, gcp: bool) -> list[Archive]:
     return found
 
 
+class Directory:
+    """Archives and their checksum files in a directory of this machine."""
+
+    def __init__(self, path: Path, wanted: Sequence[Archive]) -> None:
+        """Raises BadInputError for a file that is missing."""
+        self._path = path
+        for name in (name for each in wanted for name in (each.name, each.checksums)):
+            if not (path / name).is_file():
+                raise BadInputError(f"--pulumi {path}: there is no {name}", f"put it there, from {RELEASES}, releases")
+
+    def place(self, archive: Archive, name: str) -> str:
+        """Return where a file is, for messages."""
+        return str(self._path / name)
+
+    def size(self, archive: Archive) -> int:
+        """Return the bytes of an archive."""
+        return (self._path / archive.name).stat().st_size
+
+    def checksums(self, archive: Archive) -> str:
+        """Return the text of the checksum file."""
+        return (self._path / archive.checksums).read_text()
+
+    def fetch(self, archive: Archive, target: Path, _say: Say) -> None:
+        """Copy an archive."""
+        shutil.copyfile(self._path / archive.name, target)
+
+
+class Mirror:
+    """Archives and their checksum files at github.com/pulumi, or at a mirror with the same paths."""
+
+    def __init__(self, base: str) -> None:
+        self._base = base.rstrip("/")
+
+    def place(self, archive: Archive, name: str) -> str:
+        """Return the address of a file."""
+        return f"{self._base}/{archive.repository}/releases/download/v{archive.version}/{name}"
+
+    def size(self, archive: Archive) -> int:
+        """Return the bytes of an archive. Raises UnreachableError."""
+        return _size(self.place(archive, archive.name))
+
+    def checksums(self, archive: Archive) -> str:
+        """Return the text of the checksum file. Raises UnreachableError."""
+        return _text(self.place(archive, archive.checksums))
+
+    def fetch(self, archive: Archive, target: Path, say: Say) -> None:
+        """Download an archive. Raises UserError."""
+        _fetch(self.place(archive, archive.name), target, say)
+
+
 def part(wanted: Sequence[Archive], given: str) -> Wanted | None:
     """Return the part for `--pulumi`: a directory, `download`, a mirror's URL, or None for `none`. Raises UserError."""
     if given == "none":
         return None
-    remote = given == "download" or re.match(r"https?://", given)
-    base = (RELEASES if given == "download" else given).rstrip("/")
-    directory = Path(given).expanduser()
-    missing = [name for each in wanted for name in (each.name, each.checksums) if not (directory / name).is_file()]
-    if not remote and missing:
-        raise BadInputError(f"--pulumi {given}: there is no {missing[0]}", f"put it there, from {RELEASES}, releases")
-
-    def url(each: Archive, name: str) -> str:
-        return f"{base}/{each.repository}/releases/download/v{each.version}/{name}"
-
-    def size() -> int:
-        if not remote:
-            return sum((directory / each.name).stat().st_size for each in wanted)
-        return sum(_size(url(each, each.name)) for each in wanted)
+    is_mirror = given == "download" or re.match(r"https?://", given)
+    source = (
+        Mirror(RELEASES if given == "download" else given) if is_mirror else Directory(Path(given).expanduser(), wanted)
+    )
 
     def make(path: Path, say: Say) -> None:
         path.mkdir(parents=True, exist_ok=True)
         for each in wanted:
             say(each.name)
-            target = path / each.name
-            sums = _text(url(each, each.checksums)) if remote else (directory / each.checksums).read_text()
-            checksum = _checksum(sums, each)
-            if target.is_file() and _hash(target, checksum) == checksum:
-                continue
-            if remote:
-                _fetch(url(each, each.name), target, say)
-            else:
-                shutil.copyfile(directory / each.name, target)
-            if (found := _hash(target, checksum)) != checksum:
-                target.unlink()
-                where = url(each, each.name) if remote else directory / each.name
-                raise UserError(
-                    f"{where} has checksum {found}, {each.checksums} says {checksum}", "download both again"
-                )
+            _take(each, source, path / each.name, say)
         for stranger in {entry.name for entry in path.iterdir()} - {each.name for each in wanted}:
             (path / stranger).unlink()
 
@@ -101,12 +127,24 @@ def part(wanted: Sequence[Archive], given: str) -> Wanted | None:
         name="pulumi",
         directory="pulumi",
         source=" ".join(each.name for each in wanted),
-        bytes=size,
+        bytes=lambda: sum(source.size(each) for each in wanted),
         make=make,
         licence="Apache-2.0",
         about={each.repository: each.version for each in wanted},
         optional=given == "download",
     )
+
+
+def _take(archive: Archive, source: Directory | Mirror, target: Path, say: Say) -> None:
+    """Have an archive whose checksum is right. Raises UserError."""
+    checksum = _checksum(source.checksums(archive), archive)
+    if target.is_file() and _hash(target, checksum) == checksum:
+        return
+    source.fetch(archive, target, say)
+    if (found := _hash(target, checksum)) != checksum:
+        target.unlink()
+        place = source.place(archive, archive.name)
+        raise UserError(f"{place} has checksum {found}, {archive.checksums} says {checksum}", "download both again")
 
 
 def _checksum(sums: str, archive: Archive) -> str:
