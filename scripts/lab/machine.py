@@ -12,7 +12,8 @@ from pathlib import Path
 import docker
 import requests
 
-from scripts.lab import RehearsalError, podman, processes
+from components.errors import UserError
+from scripts.lab import podman, processes
 from scripts.lab.emulator.state import ROOT, State, is_locked
 from scripts.lab.packages import install_missing
 from scripts.lab.ssh_keys import write_keys
@@ -51,9 +52,9 @@ SetEnv {environment}
 
 
 def require_root() -> None:
-    """Raise RehearsalError unless this process runs as root."""
+    """Raise UserError unless this process runs as root."""
     if os.geteuid() != 0:
-        raise RehearsalError("the rehearsal needs root (packages, dockerd, sshd): run it with sudo")
+        raise UserError("the rehearsal needs root (packages, dockerd, sshd)", "run it with sudo")
 
 
 def is_private(config: StackConfig) -> bool:
@@ -65,7 +66,7 @@ def is_private(config: StackConfig) -> bool:
 def set_up(config: StackConfig, state: State, display: Display) -> None:
     """Prepare the host for the stack. Each step is quick if it was done before.
 
-    `ssh_port` is 0 if the stack creates its host itself. Raises RehearsalError or SetupError with cause and fix.
+    `ssh_port` is 0 if the stack creates its host itself. Raises UserError.
     """
     ssh_port = int(config.get("sshPort")) if is_private(config) else 0
     with _machine_lock(), display.task("packages", "set-up") as task:
@@ -201,7 +202,7 @@ def _start_dockerd(task: Task) -> None:
         subprocess.run(["systemctl", "daemon-reload"], check=False)
         done = subprocess.run(["systemctl", "start", "docker"], capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise RehearsalError(f"systemctl start docker: {done.stderr.strip()}; see `journalctl -u docker`")
+            raise UserError(f"systemctl start docker: {done.stderr.strip()}", "see `journalctl -u docker`")
         _systemd_marker().touch()
     elif processes.pid_of(_dockerd_pid_file(), "dockerd", str(_dockerd_pid_file())) is None:
         _dockerd_pid_file().unlink(missing_ok=True)
@@ -218,10 +219,8 @@ def _start_dockerd(task: Task) -> None:
         if time.monotonic() > end:
             log_file = ROOT / "dockerd.log"
             lines = log_file.read_text(errors="replace").splitlines()[-10:] if log_file.exists() else []
-            raise RehearsalError(
-                f"dockerd doesn't answer at {DOCKER_SOCKET} after {START_SECONDS} s; its last lines ({log_file}):\n"
-                + "\n".join(lines)
-            )
+            cause = f"dockerd doesn't answer at {DOCKER_SOCKET} after {START_SECONDS} s; its last lines:\n"
+            raise UserError(cause + "\n".join(lines), f"see {log_file}")
         time.sleep(0.2)
 
 
@@ -235,7 +234,7 @@ def _sshd_pid(directory: Path) -> int | None:
 def start_sshd(directory: Path, port: int, path: str = "") -> None:
     """Start an sshd with the keys in `directory` on this port of loopback, unless it runs.
 
-    `path` is the PATH of its sessions, if not sshd's default. Raises RehearsalError with cause and fix.
+    `path` is the PATH of its sessions, if not sshd's default. Raises UserError.
     """
     environment = " ".join([SESSION_MARK, NO_BASHRC, *([f"PATH={path}"] if path else [])])
     config = directory / "sshd_config"
@@ -244,9 +243,9 @@ def start_sshd(directory: Path, port: int, path: str = "") -> None:
         return
     stop_sshd(directory)
     if is_taken(port):
-        raise RehearsalError(
-            f"port {port} for the rehearsal's sshd is taken by {listener(port)}: end it, or choose "
-            "another port with --set sshPort=PORT (tunnelPort where sshVia is iap)"
+        raise UserError(
+            f"port {port} for the rehearsal's sshd is taken by {listener(port)}",
+            "end it, or choose another port with --set sshPort=PORT (tunnelPort where sshVia is iap)",
         )
     config.write_text(wanted)
     Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
@@ -254,11 +253,11 @@ def start_sshd(directory: Path, port: int, path: str = "") -> None:
     done = subprocess.run([sshd, "-f", config, "-E", log], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = done.stderr.strip() or log.read_text(errors="replace")[-500:]
-        raise RehearsalError(f"the rehearsal's sshd doesn't start: {reason}")
+        raise UserError(f"the rehearsal's sshd doesn't start: {reason}", f"see {log}")
     end = time.monotonic() + START_SECONDS
     while _sshd_pid(directory) is None:  # it has its port already, and writes its PID a moment later
         if time.monotonic() > end:
-            raise RehearsalError(f"the rehearsal's sshd ended at once; see {log}")
+            raise UserError("the rehearsal's sshd ended at once", f"see {log}")
         time.sleep(0.05)
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.lab import RehearsalError
+from components.errors import UserError
 
 # A program (or file) -> the package that contains it.
 PROGRAMS = {
@@ -28,7 +28,7 @@ def install_missing(
 ) -> list[str]:
     """Install what is missing, without starting a service, and return the installed packages.
 
-    Raises RehearsalError with cause and fix. Apt's output goes to `log`, so that apt survives this process.
+    Raises UserError. Apt's output goes to `log`, so that apt survives this process.
     """
     wanted = (
         PROGRAMS | ({"dockerd": "docker.io"} if need_docker else {}) | ({"podman": "podman"} if need_podman else {})
@@ -37,9 +37,7 @@ def install_missing(
     if not missing:
         return []
     if not shutil.which("apt-get"):
-        raise RehearsalError(
-            f"this machine lacks {', '.join(missing)} and is not Debian or Ubuntu: install them by hand"
-        )
+        raise UserError(f"this machine lacks {', '.join(missing)} and is not Debian or Ubuntu", "install them by hand")
     say(f"installing {' '.join(missing)}")
     options = ["-q", "-o", f"DPkg::Lock::Timeout={LOCK_SECONDS}", "-o", "Acquire::Retries=2"]
     install = ["apt-get", *options, "install", "-y", "--no-install-recommends", *missing]
@@ -49,7 +47,8 @@ def install_missing(
         _run(["dpkg", "--configure", "-a"], say, log)
         code, output = _run(install, say, log)
     if code != 0:
-        raise RehearsalError(f"apt-get can't install {', '.join(missing)}: {_cause(output)}; its output: {log}")
+        cause, fix = _cause(output)
+        raise UserError(f"apt-get can't install {', '.join(missing)}: {cause}", f"{fix}; its output: {log}")
     return missing
 
 
@@ -72,12 +71,13 @@ def _run(command: list[str], say: Callable[[str], None], log: Path) -> tuple[int
     return process.returncode, log.read_text(errors="replace")
 
 
-def _cause(output: str) -> str:
+def _cause(output: str) -> tuple[str, str]:
+    """Return cause and fix."""
     if "Could not get lock" in output or "Unable to acquire the dpkg" in output:
-        return f"another apt or dpkg has been running for over {LOCK_SECONDS} s: wait until it is done"
+        return f"another apt or dpkg has been running for over {LOCK_SECONDS} s", "wait until it is done"
     if any(sign in output for sign in ("Temporary failure resolving", "Could not connect", "Failed to fetch")):
-        return "the package servers can't be reached: check the network, or install these packages by hand"
+        return "the package servers can't be reached", "check the network, or install these packages by hand"
     if "Unable to locate package" in output or "has no installation candidate" in output:
-        return "no apt source has such a package: check /etc/apt/sources.list.d"
+        return "no apt source has such a package", "check /etc/apt/sources.list.d"
     errors = [line for line in output.splitlines() if line.startswith("E:")]
-    return " ".join(errors) or output[-300:].strip()
+    return " ".join(errors) or output[-300:].strip(), "put that right"

@@ -16,7 +16,8 @@ import requests
 from docker.models.images import Image
 
 from components.containers.podman import PODMAN, SOCKET
-from scripts.lab import RehearsalError, processes
+from components.errors import UserError
+from scripts.lab import processes
 from scripts.lab.emulator.state import ROOT, Record
 from scripts.lib.progress import Task
 from scripts.lib.stack_config import StackConfig
@@ -45,14 +46,14 @@ def is_behind(provider: dict[str, object]) -> bool:
 
 
 def start(task: Task) -> None:
-    """Start Podman's API unless it answers. Raises RehearsalError."""
+    """Start Podman's API unless it answers. Raises UserError."""
     if _answers():
         return
     task.outcome = "started"
     if Path("/run/systemd/system").exists():
         done = subprocess.run(["systemctl", "start", "podman.socket"], capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise RehearsalError(f"systemctl start podman.socket: {done.stderr.strip()}")
+            raise UserError(f"systemctl start podman.socket: {done.stderr.strip()}", "see `journalctl -u podman`")
         MARKER.touch()
     else:
         Path(SOCKET).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -68,7 +69,7 @@ def start(task: Task) -> None:
     end = time.monotonic() + START_SECONDS
     while not _answers():
         if time.monotonic() > end:
-            raise RehearsalError(f"Podman's API doesn't answer at {SOCKET} after {START_SECONDS} s; see {LOG}")
+            raise UserError(f"Podman's API doesn't answer at {SOCKET} after {START_SECONDS} s", f"see {LOG}")
         time.sleep(0.1)
 
 
@@ -87,7 +88,7 @@ def stop() -> None:
 
 
 def take_image(client: docker.DockerClient, name: str, task: Task) -> None:
-    """Give Podman the image that Docker has under this name, unless it has the same. Raises RehearsalError."""
+    """Give Podman the image that Docker has under this name, unless it has the same. Raises UserError."""
     image = client.images.get(name)
     has = _podman("image", "inspect", "--format", "{{.Id}} {{range .Config.Labels}}{{.}} {{end}}", name).split()
     if image.id and image.id.removeprefix("sha256:") in has:
@@ -167,7 +168,8 @@ def _copy(name: str) -> None:
     with subprocess.Popen(["docker", "save", name], stdout=subprocess.PIPE) as save:
         load = subprocess.run(["podman", "load", "--quiet"], stdin=save.stdout, capture_output=True, check=False)
     if load.returncode or save.returncode:
-        raise RehearsalError(f"image {name} can't be copied to Podman: {load.stderr.decode(errors='replace').strip()}")
+        reason = load.stderr.decode(errors="replace").strip()
+        raise UserError(f"image {name} can't be copied to Podman: {reason}", "put that right, and run this again")
 
 
 def _podman(*arguments: str) -> str:

@@ -9,7 +9,7 @@ import docker
 from docker.errors import DockerException
 from docker.types import Mount
 
-from scripts.lab.errors import SetupError
+from components.errors import UserError
 
 SCRIPT = Path(__file__).parent / "tiny_model.py"
 MODELS = Path("/var/lib/elastic-vllm/models")
@@ -30,7 +30,7 @@ def ensure_tiny_model(
 
     `image` is the vLLM image by name or id; `name` a key of tiny_model.VARIANTS, such as "rehearsal/tiny". Returns
     at once if it is there, otherwise takes about a minute of one core. Files are readable by any user.
-    Raises SetupError with the script's last lines.
+    Raises UserError with the script's last lines.
     """
     recipe = recipe_of(name)
     marker = directory / MARKER
@@ -47,12 +47,13 @@ def ensure_tiny_model(
         marker.write_text(recipe)
         marker.chmod(0o644)
     except (DockerException, OSError) as error:
-        raise SetupError(f"Cannot train the tiny model {name} in {directory}: {error}") from error
+        cause = f"the tiny model {name} can't be trained in {directory}: {error}"
+        raise UserError(cause, "put that right, and run this again") from error
 
 
 def _train(client: docker.DockerClient, image: str, name: str, directory: Path, say: Callable[[str], None]) -> None:
     if shutil.disk_usage(directory.parent).free < 100 * 2**20:
-        raise SetupError(f"The tiny model needs 100 MB at {directory.parent}: free some space and run this again.")
+        raise UserError(f"the tiny model needs 100 MB at {directory.parent}", "free some space, and run this again")
     container = client.containers.run(
         image,
         ["/tiny_model.py", name, f"/models/{directory.name}"],
@@ -79,6 +80,6 @@ def _train(client: docker.DockerClient, image: str, name: str, directory: Path, 
             say(lines[-1] if lines else "")
         if container.wait()["StatusCode"]:
             last = "\n  ".join(lines[-8:])
-            raise SetupError(f"Training the tiny model {name} failed in {image}:\n  {last}")
+            raise UserError(f"training the tiny model {name} failed in {image}:\n  {last}", "see its last lines")
     finally:
         container.remove(force=True)

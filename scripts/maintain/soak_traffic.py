@@ -23,7 +23,7 @@ PATIENCE_SECONDS = 120
 BODY_BYTES = 10 * 2**20
 
 
-class WrongError(Exception):
+class BadAnswerError(Exception):
     """Wrong answer."""
 
 
@@ -57,7 +57,7 @@ def _ask(
     connection.request("POST", urlsplit(endpoint.url).path, json.dumps(body), headers)
     answer = connection.getresponse()
     if answer.status != status:
-        raise WrongError(f"{answer.status} {answer.read(300)!r}")
+        raise BadAnswerError(f"{answer.status} {answer.read(300)!r}")
     return answer
 
 
@@ -80,7 +80,7 @@ def _read_to_the_end(answer: http.client.HTTPResponse, pause: float) -> None:
         last = event
         time.sleep(pause)
     if last.strip() != b"data: [DONE]":
-        raise WrongError(f"a stream ended with {last[-80:]!r}")
+        raise BadAnswerError(f"a stream ended with {last[-80:]!r}")
 
 
 def streams(endpoint: Endpoint) -> None:
@@ -97,7 +97,7 @@ def tool_calls(endpoint: Endpoint) -> None:
     answer = _whole(endpoint, endpoint.question(tools=TOOLS, tool_choice="required", max_tokens=200))
     call = answer["choices"][0]["message"]["tool_calls"][0]["function"]
     if call["name"] != TOOL or not isinstance(json.loads(call["arguments"]), dict):
-        raise WrongError(f"the tool call is {call}")
+        raise BadAnswerError(f"the tool call is {call}")
 
 
 def clients_that_leave(endpoint: Endpoint) -> None:
@@ -129,7 +129,7 @@ def plain_calls(endpoint: Endpoint) -> None:
     try:
         for _ in range(3):
             if json.loads(_ask(endpoint, connection, endpoint.question()).read())["object"] != "chat.completion":
-                raise WrongError("a plain call is no chat completion")
+                raise BadAnswerError("a plain call is no chat completion")
     finally:
         connection.close()
 
@@ -137,7 +137,7 @@ def plain_calls(endpoint: Endpoint) -> None:
 def bodies_of_10_mb(endpoint: Endpoint) -> None:
     """Send a large body in a field that vLLM ignores: the tiny model's context is too small for such a prompt."""
     if _whole(endpoint, endpoint.question(user="x" * BODY_BYTES))["object"] != "chat.completion":
-        raise WrongError("a large call is no chat completion")
+        raise BadAnswerError("a large call is no chat completion")
 
 
 def refusals(endpoint: Endpoint) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import docker
 
+from components.errors import UserError
 from scripts.lab.base_system import build_base, distribution
-from scripts.lab.errors import SetupError
 
 IMAGE = "localhost/elastic-vllm/nginx:forky"
 SUITE = "forky"
@@ -22,7 +22,7 @@ def image() -> str:
     with tempfile.TemporaryDirectory() as directory, (Path(directory) / "lock").open("w") as lock:
         try:
             tarball = build_base(Path(directory), ["nginx"], lambda _line: None, lock, newer=SUITE)
-        except SetupError as error:
+        except UserError as error:
             print(f"no newer Nginx: {error}")
             return ""
         with tarball.open("rb") as stream:

@@ -3,9 +3,10 @@
 # should run before Docker first starts, so that nothing has to be restarted.
 # shellcheck shell=bash
 : "${apt_options?}"
-: "${ENGINE:?}" "${TOOLKIT_VERSION:?}" "${TOOLKIT_ABOVE:?}" "${TOOLKIT_REPOSITORY:?}" "${TOOLKIT_KEY:?}" "${TOOLKIT_FINGERPRINT:?}"
+: "${ENGINE:?}" "${TOOLKIT_PACKAGES:?}" "${TOOLKIT_VERSION:?}" "${TOOLKIT_ABOVE:?}"
+: "${TOOLKIT_REPOSITORY:?}" "${TOOLKIT_KEY:?}" "${TOOLKIT_FINGERPRINT:?}"
 
-toolkit_packages=(nvidia-container-toolkit nvidia-container-toolkit-base libnvidia-container-tools libnvidia-container1)
+read -r -a toolkit_packages <<<"$TOOLKIT_PACKAGES"
 # NVIDIA's own names: apt refuses one repository with two keyrings.
 keyring=/usr/share/keyrings/nvidia-container-toolkit-keyring.gpg
 list=sources.list.d/nvidia-container-toolkit.list

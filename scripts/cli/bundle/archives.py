@@ -26,7 +26,7 @@ LOAD = re.compile(r"images/[^/]+/manifest\.json")
 BROKEN = (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, ValueError, LookupError, TypeError)
 
 
-class UnknownError(ValueError):
+class UnreadableError(ValueError):
     """No program here can read the archive's compression."""
 
 
@@ -182,7 +182,9 @@ def _decompressed(file: "IO[bytes] | _Slice") -> Iterator[IO[bytes]]:
     """Decompress zstd by its program: Python has zstd since 3.14 only, and distributions that use zstd have it."""
     program = shutil.which("zstd")
     if not program:
-        raise UnknownError("compressed with zstd, which is not on this machine: install it, or leave it to sha256sum")
+        raise UnreadableError(
+            "compressed with zstd, which is not on this machine: install it, or leave it to sha256sum"
+        )
     with subprocess.Popen(
         [program, "-dc"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 
 from components.bundle.manifest import MANIFEST, SIGNATURE, SUMS
+from components.machine.host import STORE
 from scripts.cli.bundle.making import Base
 from scripts.cli.bundle.signature import NAMESPACE, SIGNER
 from scripts.cli.bundle.wanted import Wanted
 
 PATH = "site/README.md"
-STORE = "/var/lib/elastic-vllm/bundle"
-"""Directory on the server for images and packages of its bundles."""
 
 
 def text(stack: str, parts: Sequence[Wanted], *, weights_directory: str, base: Base | None) -> str:

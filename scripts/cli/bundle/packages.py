@@ -67,12 +67,7 @@ PACKAGES = (
     Package("nftables", "nft"),
     Package("logrotate", "logrotate"),
 )
-TOOLKIT_PACKAGES = (
-    "nvidia-container-toolkit",
-    "nvidia-container-toolkit-base",
-    "libnvidia-container-tools",
-    "libnvidia-container1",
-)
+TOOLKIT_PACKAGES = tuple(TOOLKIT["toolkit_packages"].split())
 PACKAGES_BYTES, DRIVER_BYTES = 400_000_000, 1_000_000_000
 """Rough upper bound of their size."""
 KEY_SECONDS = 60
