@@ -27,10 +27,10 @@ class ContainerRuntimeArgs:
 
 
 class ContainerRuntime(pulumi.ComponentResource):
-    """Docker or Podman works on the host, comes up with it, and the images are there, by content and not by name.
+    """Docker or Podman works on the host and starts with it, and the images are there, identified by content.
 
-    Either, and for GPUs NVIDIA's container toolkit, are installed where they are missing, and stay when the stack is
-    destroyed, as images do. Leaves GPU drivers to others.
+    The engine, and NVIDIA's container toolkit for GPUs, are installed if they are missing. Like images, they stay when
+    the stack is destroyed. GPU drivers are installed by another component.
     """
 
     host: Host

@@ -38,8 +38,8 @@ class DcgmExporterArgs:
 class DcgmExporter(pulumi.ComponentResource):
     """DCGM's exporter answers /metrics on the server's loopback, and nowhere else.
 
-    It shares the server's network, since it can listen on no socket, and has no capability: so there are none of
-    the profiling metrics, which would take SYS_ADMIN. Leaves shipping them to Elastic Agent.
+    It shares the server's network, since it cannot listen on a unix socket, and has no capabilities, so it lacks the
+    profiling metrics, which would need SYS_ADMIN. Elastic Agent ships the metrics.
     """
 
     def __init__(self, name: str, args: DcgmExporterArgs, opts: pulumi.ResourceOptions | None = None) -> None:

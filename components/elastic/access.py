@@ -19,10 +19,10 @@ class ElasticAccessArgs:
 
 
 class ElasticAccess(pulumi.ComponentResource):
-    """Kibana and Elasticsearch, where they are to be connected, took the API keys, which have the privileges.
+    """Kibana and Elasticsearch, if they are to be connected, accept the API keys, which have the privileges.
 
-    One that does not answer now is not held against anybody: it is needed only once the endpoint works. Leaves making
-    anything there to others.
+    A product that does not answer now is no error: it is needed only once the endpoint works. Other components create
+    the resources there.
     """
 
     checks: tuple[pulumi.Resource, ...]

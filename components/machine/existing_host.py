@@ -32,10 +32,10 @@ class ExistingHostArgs:
 
 
 class ExistingHost(pulumi.ComponentResource):
-    """A server that someone else set up can take the endpoint: reachable, its key verified, rights, port and disk free.
+    """An existing server can run the endpoint: it is reachable, its key is verified, rights, port and disk suffice.
 
-    Changes nothing on the server. Everything else on it depends on this check. Leaves drivers and the operating
-    system to the server's owner.
+    This component changes nothing on the server. Everything else on it depends on this check. The server's owner is
+    responsible for drivers and the operating system.
     """
 
     host: Host

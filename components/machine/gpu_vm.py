@@ -37,7 +37,7 @@ class GpuVmArgs:
     settings: GcpSettings
     network: Network
     weights_directory: str
-    """Where the VM mounts the disk for weights."""
+    """Directory where the VM mounts the disk for weights."""
     ssh_user: str
     ssh_key: SshKey
     prefix: str
@@ -49,9 +49,9 @@ class GpuVmArgs:
 class GpuVm(pulumi.ComponentResource):
     """A VM with GPUs runs, reached over SSH with a host key that was set at its creation, weights disk mounted.
 
-    No container reaches the cloud's metadata. Before Google takes the VM, Nginx ends what it has begun. The disk for
-    weights stays when the VM is replaced or parked, and by default when the stack is destroyed. What Google can't
-    change in place replaces the VM. Leaves GPU drivers and containers to others.
+    No container reaches the cloud's metadata. Before Google stops the VM, Nginx finishes its requests. The disk for
+    weights stays when the VM is replaced or parked, and by default when the stack is destroyed. A change that Google
+    can't make in place replaces the VM. Other components install GPU drivers and containers.
     """
 
     host: Host

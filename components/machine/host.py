@@ -107,7 +107,7 @@ class Host:
         return pulumi.Output.format("ssh://{}:{}{}", self.address, self.port, socket)
 
     def ssh_server(self) -> pulumi.Output[dict[str, object]]:
-        """How the `ssh` client reaches it, for commands that look at it later."""
+        """Return the `ssh` access to the machine for later commands."""
         return pulumi.Output.all(address=self.address, options=self.ssh_options()).apply(
             lambda known: ssh.server(self.ssh_key, self.user, known["address"], self.port, known["options"])
         )

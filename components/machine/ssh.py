@@ -74,7 +74,7 @@ def patient_connection() -> list[str]:
 
 
 def server(key: SshKey, user: str, address: str, port: int, flags: list[str]) -> dict[str, object]:
-    """How the `ssh` client reaches a server, for commands that look at it later (scripts/lib/ssh.py); no secret."""
+    """Return the `ssh` access to a server for later commands (scripts/lib/ssh.py), which contains no secret."""
     to_hold = {"privateKey": str(key.path), "agentSocket": key.socket} if key.passphrase else {}
     return {"user": user, "host": address, "port": port, "options": flags, **to_hold}
 

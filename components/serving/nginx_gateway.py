@@ -40,7 +40,7 @@ class NginxGatewayArgs:
     keys: Mapping[str, pulumi.Input[str]]
     """Label -> key. Secrets."""
     certificate_pem: pulumi.Input[str]
-    """With the private key: a file of Nginx's; both are empty where the host renews them itself (`acme`)."""
+    """Certificate, in one file with its private key; both are empty if the host renews them itself (`acme`)."""
     private_key_pem: pulumi.Input[str]
     acme: AcmeCertificate | None
     clients: tuple[str, ...]
@@ -54,7 +54,7 @@ class NginxGatewayArgs:
 class NginxGateway(pulumi.ComponentResource):
     """Nginx answers on the HTTPS port: the allow-list with a right key goes to vLLM, all else is refused as JSON.
 
-    A changed key, certificate or configuration is taken by a reload; the container stays. Nginx opens no connection
+    A reload applies a changed key, certificate or configuration; the container stays. Nginx opens no connection
     but to the socket: a packet filter on the host drops whatever its network begins. Leaves making keys and
     certificates to others.
     """
@@ -62,7 +62,7 @@ class NginxGateway(pulumi.ComponentResource):
     container: docker.Container
     ready: pulumi.Resource
     observed: Observed
-    """Where an agent on the machine finds logs and metrics."""
+    """Places of logs and metrics for an agent on the machine."""
 
     def __init__(self, name: str, args: NginxGatewayArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("elastic-vllm:index:NginxGateway", name, None, opts)

@@ -23,7 +23,7 @@ class SharedSecretArgs:
 class SharedSecret(pulumi.ComponentResource):
     """Every accepted version of every key exists: 64 hexadecimal digits each.
 
-    One random resource a version, so that a new version never changes an old one. Leaves checking the keys to Nginx.
+    Each version is a separate random resource, so that a new version never changes an old one. Nginx checks the keys.
     """
 
     key: pulumi.Output[str]

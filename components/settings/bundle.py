@@ -35,7 +35,7 @@ class BundleSettings:
     directory: Path
     """On this machine."""
     on_host: str
-    """Its directory on the server, if a disk is plugged in there; empty to send it over SSH."""
+    """The bundle's directory on the server, if a disk is plugged in there; empty to send it over SSH."""
     public_key: str | None
     """The signer's, or the path of its file; None to accept an unsigned bundle."""
     manifest: Manifest

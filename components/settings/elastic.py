@@ -23,7 +23,7 @@ class ElasticProduct:
     """Kibana or Elasticsearch, as this machine reaches it."""
 
     url: str
-    """Without a slash at its end; empty: nothing is made there."""
+    """Address without a slash at its end; empty to create nothing there."""
     key: pulumi.Output[str]
     """Secret."""
 

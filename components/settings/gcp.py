@@ -37,7 +37,7 @@ BASTION_ADDRESS = re.compile(r"(?P<user>[a-z_][a-z0-9_-]*)@(?P<host>[A-Za-z0-9][
 IAP_SOURCES = ("35.235.240.0/20",)
 PROVISIONING_MODELS = ("STANDARD", "SPOT", "FLEX_START", "RESERVATION_BOUND")
 DELETED_BY_GOOGLE = PROVISIONING_MODELS[1:]
-"""Those whose VMs Google ends by itself."""
+"""Provisioning models whose VMs Google stops by itself."""
 # A wider range can't belong to one user.
 LEAST_PREFIX = 8
 EVERYONE = "0.0.0.0/0"

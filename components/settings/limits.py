@@ -10,9 +10,9 @@ class Limits:
     """The limits: those with a setting first, then those that nobody has to tune."""
 
     concurrent_requests: int
-    """With one key, streams included; the next one gets 429 at once."""
+    """Concurrent requests with one key, streams included; the next one gets 429 at once."""
     requests_per_minute: int
-    """With one key, evenly spread; see `burst`."""
+    """Requests with one key, evenly spread; see `burst`."""
     body_mib: int
     header_kib: int = 8
     """Size of one header line or of the request line; all header lines together may have four times as much."""

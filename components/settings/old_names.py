@@ -10,7 +10,7 @@ class Old:
     """A setting's earlier name."""
 
     became: str
-    """As in `NAME is now maxModelLen`."""
+    """Cause, as in `NAME is now maxModelLen`."""
     advice: str | Callable[[str], str]
     """The fix, or a function that makes it from the old value."""
 

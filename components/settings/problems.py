@@ -22,7 +22,7 @@ SECRETS = ("hfToken", "kibanaApiKey", "elasticsearchApiKey", "tlsPrivateKey", "s
 ENCRYPTED = "encrypted"
 """Stands for a secret that only the Pulumi CLI can decrypt: it is there, and that is all that is known of it."""
 SECRET_WORDS = re.compile(r"token|key|secret|passw", re.IGNORECASE)
-"""In a key that is no setting: what was meant may be one."""
+"""Pattern of an unknown key that may be a misspelt secret setting, whose value no message may show."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class Facts:
 
     settings: Settings
     values: Mapping[str, str]
-    """As written, with the defaults."""
+    """The settings as written, with the defaults."""
     given: Callable[[str], bool]
     """True if a setting differs from its default."""
 
@@ -119,7 +119,7 @@ class Rule:
     cause: str
     """May name facts: {f.settings.model.name}."""
     fix: str
-    """As the cause."""
+    """May name facts, like the cause."""
     unless: tuple[str, ...] = ()
     """Settings whose own problem hides this one."""
 

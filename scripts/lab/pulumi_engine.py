@@ -105,7 +105,7 @@ def _environment_of_user() -> Mapping[str, str]:
 
 
 def _home(user: Mapping[str, str]) -> Path:
-    """Where Pulumi's own installer puts it."""
+    """Return the directory of Pulumi's own installer."""
     return Path(user.get("HOME", "/")) / ".pulumi"
 
 
@@ -203,13 +203,13 @@ class Stack:
         self.ask("cancel", "--yes", "--stack", self.name)
 
     def outputs(self) -> dict[str, dict[str, Any]]:
-        """Its outputs: name -> {"value", "secret"}."""
+        """Return its outputs: name -> {"value", "secret"}."""
         ask = ("stack", "output", "--json", "--stack", self.name)
         shown, clear = (json.loads(self.ask(*ask, *more)) for more in ((), ("--show-secrets",)))
         return {name: {"value": value, "secret": shown[name] != value} for name, value in clear.items()}
 
     def records(self) -> dict[str, Record]:
-        """Its resources by URN, with their inputs."""
+        """Return its resources by URN, with their inputs."""
         exported = json.loads(self.ask("stack", "export", "--stack", self.name))
         return {
             each["urn"]: Record(

@@ -166,7 +166,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, example: Example) -> tuple[list[i
 def batches(
     tokenizer: PreTrainedTokenizerFast, rng: random.Random
 ) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
-    """For each step, parts of like length: ids and labels, both (rows, longest)."""
+    """Yield for each step parts of similar length: ids and labels, both (rows, longest)."""
     while True:
         rows = sorted((encode(tokenizer, make_example(rng)) for _ in range(ROWS)), key=lambda row: len(row[0]))
         parts = []

@@ -1,4 +1,4 @@
-"""How commands report an error, and with which exit status they end. Python's own library only."""
+"""Report of errors by commands, and their exit statuses. Python's own library only."""
 
 import sys
 from enum import IntEnum

@@ -12,7 +12,7 @@ from components.machine.ssh import held
 
 
 class SshError(Exception):
-    """The script did not run to its end; the text is what ssh or the script printed last."""
+    """The script did not run to its end; the text is the last output of ssh or the script."""
 
 
 def run_script(server: Mapping[str, Any], script: str, *, passphrase: str, seconds: int, as_root: bool = True) -> str:

@@ -257,7 +257,7 @@ def test_a_repository_that_can_not_be_read_is_reported(machine: Copy, repository
 
 
 def test_the_driver_is_installed_once(machine: Copy, repository: Repository) -> None:
-    """With stand-ins for PCI and the kernel's modules; apt decides for real what can be installed."""
+    """Stand-ins replace only PCI and the kernel's modules; the real apt decides what can be installed."""
     assert machine.run(repository.toolkit()).returncode == 0  # for the repository's entry in apt's lists
     prepare = kernel_script()
     assert machine.run(TWO_GPUS).returncode == 0

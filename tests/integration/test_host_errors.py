@@ -33,7 +33,7 @@ Up = Callable[..., "Result"]
 
 @dataclass(frozen=True)
 class Result:
-    """How an `up` ended."""
+    """Outcome of an `up`."""
 
     exit_code: int
     out: str

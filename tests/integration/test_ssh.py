@@ -258,7 +258,7 @@ def limited() -> Iterator[Server]:
 
 
 def test_connections_that_sshd_drops_are_tried_again(limited: Server) -> None:
-    """As many at once as an `up` makes, by commands and by Docker's client."""
+    """The test makes as many connections at once as an `up`, by commands and by Docker's client."""
     command = ["ssh", *options_of(limited), "-p", str(limited.port), "--", "127.0.0.1", "true"]
     impatient = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(16)]
     assert [process.communicate() and process.returncode for process in impatient].count(0) < 16
@@ -322,7 +322,7 @@ def agent(path: Path, *keys: Path) -> Iterator[str]:
 def test_the_users_own_agent_is_asked(
     named: bool, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For commands and for `ssh`; among other keys, which `ssh` does not offer where one is named."""
+    """Commands and `ssh` ask it; if the settings name one of its keys, `ssh` does not offer the others."""
     others = [server.new_key(f"other-{named}-{number}") for number in range(7)]
     with agent(tmp_path / "agent", *(others if named else []), server.private_key) as path:
         monkeypatch.setenv("SSH_AUTH_SOCK", path)
@@ -460,7 +460,7 @@ def test_a_sudo_that_can_not_be_used_is_refused_with_its_reason(
 
 @pytest.mark.parametrize("other", [[], ["doas"]])
 def test_a_server_without_sudo_is_refused(other: list[str], server: Server) -> None:
-    """Its user finds these programs only."""
+    """The user's PATH has only these programs."""
     programs = server.directory / f"programs-{len(other)}"
     programs.mkdir(mode=0o755)
     for program in ["bash", "id", *other]:

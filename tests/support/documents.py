@@ -24,7 +24,7 @@ ON_LOCAL = (
     "scripts/rehearse setup",
     "make down",
 )
-"""In this order, by tests/integration/test_documents.py; STACK is local."""
+"""Commands that tests/integration/test_documents.py runs in this order; STACK is local."""
 ON_PROD = (
     "scripts/rehearse up --stack prod",
     "scripts/elastic-vllm verify --stack prod",
@@ -34,7 +34,7 @@ ON_PROD = (
     "scripts/elastic-vllm rotate --stack prod --status",
     "scripts/rehearse lose --stack prod",
 )
-"""The same, on the rehearsed stack prod."""
+"""Commands that it runs on the rehearsed stack prod."""
 BY_CI = ("make test", "make unit", "make docs")
 """Commands that run these tests, or that these tests are a part of."""
 NEEDS = {

@@ -48,7 +48,7 @@ class Elastic:
     enabled_types: tuple[str, ...] = ("*",)
     """xpack.actions.enabledActionTypes."""
     encryption_key: bool = True
-    """Without xpack.encryptedSavedObjects.encryptionKey Kibana answers nothing about connectors."""
+    """False: xpack.encryptedSavedObjects.encryptionKey is not set, and Kibana refuses all requests about connectors."""
     answer_seconds: float = 0
     """Time that the endpoint takes for an answer, as Elasticsearch's validation counts it."""
     trusts: str = ""

@@ -43,7 +43,7 @@ def sent(program_of: Callable[..., Program]) -> str:
 
 
 ON_THIS_MACHINE = {"bundle/transfer.py", "ssh/check_ssh.py", "ssh/connect.py"}
-"""They run where `up` does."""
+"""Programs that run on the control machine."""
 
 
 @pytest.mark.parametrize("name", sorted({*FILES} - ON_THIS_MACHINE))

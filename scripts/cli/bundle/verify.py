@@ -99,7 +99,7 @@ def _flaws_of_content(directory: Path, file: File, count: Bytes, compressed_laye
     path = directory / file.path
     try:
         same = manifest.sha256(path, count.add) == file.sha256
-    except OSError as error:  # a disk that fails in transit is what this check is for
+    except OSError as error:  # this check must find disks that failed in transit
         yield f"{file.path}: can't be read: {error.strerror}"
         return
     if not same:

@@ -85,7 +85,7 @@ def _room(survey: Survey, path: str, metric: str, needed: float) -> Outcome:
 
 
 def reservation(survey: Survey) -> Outcome:
-    """The reservation exists in the zone, is of the machine type and has room for one VM more."""
+    """Check that the reservation exists in the zone, has the machine type and room for one more VM."""
     gcp = survey.gcp
     found = survey.google.find(gcp.project, f"zones/{gcp.zone}/reservations/{gcp.reservation}")
     if found is None:
@@ -107,7 +107,7 @@ def reservation(survey: Survey) -> Outcome:
 
 
 def zone(survey: Survey) -> Outcome:
-    """The zone exists and is up."""
+    """Check that the zone exists and is up."""
     gcp = survey.gcp
     found = survey.google.find(gcp.project, f"zones/{gcp.zone}")
     if found is None:
@@ -118,7 +118,7 @@ def zone(survey: Survey) -> Outcome:
 
 
 def machine_type(survey: Survey) -> Outcome:
-    """The zone has the machine type, and it is what components/catalogue/machine_types.yaml says."""
+    """Check that the zone has the machine type, and that it matches components/catalogue/machine_types.yaml."""
     gcp, wanted = survey.gcp, survey.gcp.machine_type
     found = survey.google.find(gcp.project, f"zones/{gcp.zone}/machineTypes/{wanted.name}")
     if found is None:
@@ -134,7 +134,7 @@ def machine_type(survey: Survey) -> Outcome:
 
 
 def image(survey: Survey) -> Outcome:
-    """The boot image exists and can be used, and the boot disk holds it."""
+    """Check that the boot image exists and is usable, and fits on the boot disk."""
     gcp = survey.gcp
     _, project, path = gcp.image.split("/", 2)
     name, pin = path.rpartition("/")[2], "take a newer one: scripts/elastic-vllm pin --stack STACK"

@@ -154,7 +154,7 @@ def host_key_changed(where: str, expected: str, found: str) -> str:
 
 
 def fingerprint(key: bytes) -> str:
-    """As ssh-keygen -l shows it."""
+    """Return a key's fingerprint as ssh-keygen -l shows it."""
     return "SHA256:" + base64.b64encode(hashlib.sha256(key).digest()).decode().rstrip("=")
 
 

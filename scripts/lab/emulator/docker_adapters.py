@@ -306,7 +306,7 @@ def _read_container(resource: Resource) -> Seen:
 
 
 def _update_container(resource: Resource) -> dict[str, Any]:
-    """As the provider does: limits and restarts; other inputs that do not replace it concern its end only."""
+    """Update limits and restarts like the provider; other inputs that replace nothing only matter at its end."""
     found = _client(resource).containers.get(resource.id)
     options = host_options(resource.inputs)
     known = {key: options[key] for key in ("mem_limit", "memswap_limit", "restart_policy") if key in options}

@@ -130,7 +130,7 @@ def test_a_private_key_that_can_not_be_used_is_refused_with_its_fix(
 
 
 def test_a_private_key_of_another_user_may_have_any_mode(keys: Path, settle: Settle) -> None:
-    """As `ssh` sees it: root may use such a file."""
+    """Root may use such a file, as with `ssh`."""
     path = keys / "of-another-user"
     write_text(path, (keys / "ed25519").read_text())
     path.chmod(0o644)
