@@ -13,6 +13,7 @@ from components import render
 from components.machine.gpu_driver import kernel_script
 from components.machine.host import Host
 from components.machine.network import Network
+from components.machine.packet_filter import PacketFilter
 from components.machine.ssh import STANDARD_SSH_PORT, SshKey
 from components.serving.model_weights import DOWNLOAD_UID
 from components.serving.vllm_server import NGINX_UID, VLLM_UID
@@ -197,13 +198,11 @@ class GpuVm(pulumi.ComponentResource):
             f"{name}-booted",
             render.script(
                 "host/wait-for-cloud-init.sh",
-                "host/guard-metadata.sh",
                 "host/install-drain.sh",
                 "host/mount-weights-disk.sh",
                 prefix=args.prefix,
                 metadata=METADATA,
                 drain_seconds=DRAIN_SECONDS,
-                users=f"{VLLM_UID}, {NGINX_UID}, {DOWNLOAD_UID}",
                 device=f"/dev/disk/by-id/google-{weights_device(args.settings)}",
                 directory=args.weights_directory,
                 # It runs again once the disk has grown.
@@ -211,7 +210,15 @@ class GpuVm(pulumi.ComponentResource):
             ),
             parent=self,
         )
-        kernel = host.command(f"{name}-kernel", kernel_script(), parent=self, depends_on=[booted])
+        guard = PacketFilter(
+            f"{name}-metadata-guard",
+            host,
+            ["host/guard-metadata.sh"],
+            parent=self,
+            depends_on=[booted],
+            users=f"{VLLM_UID} {NGINX_UID} {DOWNLOAD_UID}",
+        )
+        kernel = host.command(f"{name}-kernel", kernel_script(), parent=self, depends_on=[booted, guard])
         return replace(host, ready=[kernel])
 
 

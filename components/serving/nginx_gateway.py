@@ -13,6 +13,7 @@ from components.containers import declared, podman
 from components.elastic import agent as elastic_agent
 from components.elastic.agent import Observed
 from components.machine.host import Host
+from components.machine.packet_filter import PacketFilter, filter_script
 from components.serving import gateway_errors
 from components.serving.vllm_server import NGINX_UID, SOCKET, SOCKET_DIRECTORY, SOCKET_GID
 from components.settings.limits import Limits
@@ -54,9 +55,9 @@ class NginxGatewayArgs:
 class NginxGateway(pulumi.ComponentResource):
     """Nginx answers on the HTTPS port: the allow-list with a right key goes to vLLM, all else is refused as JSON.
 
-    A reload applies a changed key, certificate or configuration; the container stays. Nginx opens no connection
-    but to the socket: a packet filter on the host drops whatever its network begins. Leaves making keys and
-    certificates to others.
+    A changed key, certificate or configuration is taken by a reload; the container stays. Nginx opens no connection
+    but to the socket: a packet filter on the host and one in the container's own network drop whatever it begins, and
+    an update puts back what is missing of either. Leaves making keys and certificates to others.
     """
 
     container: docker.Container
@@ -82,11 +83,16 @@ class NginxGateway(pulumi.ComponentResource):
             replacement_trigger=args.host.identity,
             deleted_with=args.host.machine,
         )
+        filter_scripts = ["nginx/guard-egress.sh"]
+        filter_variables: dict[str, str | int] = {
+            "engine": args.host.engine,
+            "interface": interface,
+            "container": container_name,
+            "port": CONTAINER_PORT,
+        }
         guard = args.host.command(
             f"{name}-egress-guard",
-            render.script(
-                "nginx/install-egress-guard.sh", engine=args.host.engine, prefix=args.host.prefix, interface=interface
-            ),
+            filter_script(args.host, filter_scripts, check=False, **filter_variables),
             cleanup=render.script("nginx/remove-egress-guard.sh", prefix=args.host.prefix),
             parent=self,
             depends_on=[args.directories],
@@ -170,6 +176,15 @@ class NginxGateway(pulumi.ComponentResource):
                 on_docker,
                 pulumi.ResourceOptions(depends_on=[config, guard], ignore_changes=declared.OF_CONTAINERS),
             ),
+        )
+        PacketFilter(
+            f"{name}-packet-filter",
+            args.host,
+            filter_scripts,
+            on=[self.container.id],
+            parent=self,
+            depends_on=[self.container],
+            **filter_variables,
         )
         self.ready = args.host.command(
             f"{name}-ready",

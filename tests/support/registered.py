@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from components.elastic import resources as elastic_resources
+from components.machine import packet_filter
 from components.machine.host import RAN_TO_ITS_END
 
 BECOME_ROOT = 'exec sudo -n bash -s -- "$@"\n}\n'
@@ -68,7 +69,8 @@ class Registered:
         if self.is_google:
             return {path: _at(self.inputs, path) for path in (*REPLACING[self.type], *self.replace_on_changes)}
         if self.type.startswith("pulumi-python:"):
-            provider = getattr(elastic_resources, f"{self.type.rpartition(':')[2]}Provider")
+            module = packet_filter if ":dynamic/host:" in self.type else elastic_resources
+            provider = getattr(module, f"{self.type.rpartition(':')[2]}Provider")
             return {name: self.inputs.get(name) for name in provider.replaced_by}
         # Of these providers, every input that a setting can change forces replacement, unless it is ignored.
         seen = {name: value for name, value in self.inputs.items() if name not in self.ignore_changes}

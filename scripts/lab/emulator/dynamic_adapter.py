@@ -8,6 +8,7 @@ import dill  # type: ignore[import-untyped]
 from pulumi.dynamic import ResourceProvider
 
 from components.elastic.api import ElasticError
+from components.machine.packet_filter import PacketFilterError
 from scripts.lab import RehearsalError
 from scripts.lab.emulator.resource import Adapter, Resource, Seen
 
@@ -24,7 +25,7 @@ def _provider(inputs: dict[str, Any]) -> tuple[ResourceProvider, dict[str, Any]]
 def _told(act: Callable[[], Any]) -> Any:
     try:
         return act()
-    except ElasticError as error:
+    except (ElasticError, PacketFilterError) as error:
         raise RehearsalError(str(error)) from error
 
 
@@ -46,10 +47,13 @@ def _read(resource: Resource) -> Seen:
     # A provider that looks nothing up answers with what it was given.
     if not found.id:
         return "gone"
-    difference = provider.diff(resource.id, found.outs, props)
+    checked = provider.check(props, props).inputs
+    difference = provider.diff(resource.id, found.outs, checked)
     if not difference.changes:
         return "same"
-    resource.outputs.update(_told(lambda: provider.update(resource.id, found.outs, props)).outs)
+    for line in checked.get("missing", ()):
+        resource.say(f"missing: {line}")
+    resource.outputs.update(_told(lambda: provider.update(resource.id, found.outs, checked)).outs)
     return "repaired"
 
 
@@ -78,4 +82,5 @@ ADAPTERS = {
     ),
     "pulumi-python:dynamic/elastic:KibanaConnector": _adapter(_ELASTIC | {"space"}, {"url", "space", "id"}),
     "pulumi-python:dynamic/elastic:InferenceEndpoint": _adapter(_ELASTIC, {"url", "id"}),
+    "pulumi-python:dynamic/host:PacketFilter": _adapter({"ssh", "check", "set", "on"}, set()),
 }
