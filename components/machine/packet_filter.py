@@ -12,13 +12,11 @@ import pulumi
 from pulumi import dynamic
 
 from components import render
-from components.machine.host import Host
+from components.machine.host import CLOSING_WORD, Host, require_closing_word
 
 # gRPC would print a traceback for each error that a provider raises; Pulumi shows the error's own words.
 logging.getLogger("grpc").setLevel(logging.CRITICAL)
 
-CHECKED = "CHECKED"
-"""Last line of a check that came to its end (files/host/install-packet-filter.sh)."""
 SECONDS = 120
 Props = dict[str, Any]
 """ssh (words of a command), check and set (its standard inputs), on (whatever makes it another one)."""
@@ -103,13 +101,14 @@ def _missing(props: Props) -> list[str]:
     except subprocess.TimeoutExpired:
         return []
     lines = done.stdout.splitlines()
-    return lines[:-1] if done.returncode == 0 and lines[-1:] == [CHECKED] else []
+    return lines[:-1] if lines[-1:] == [CLOSING_WORD] else []
 
 
 def _set(props: Props) -> Props:
     done = _run(props, "set")
     if done.returncode != 0:
         raise PacketFilterError(done.stderr.strip() or done.stdout.strip())
+    require_closing_word(done.stdout, props["ssh"][-2], "the same update")
     return {key: value for key, value in props.items() if key != "missing"}
 
 

@@ -36,6 +36,8 @@ def sent(program_of: Callable[..., Program]) -> str:
     programs = [acme, disk, podman, mistral, *(program_of(base) for base in ("local", "gpu", "airgap", "prod"))]
     commands = [command for program in programs for command in program.commands]
     sent = "\n".join(text for c in commands for text in (c.becoming_root, c.script, *c.files.values(), c.cleanup))
+    filters = [each for program in programs for each in program.of_type("pulumi-python:dynamic/host:PacketFilter")]
+    sent += "\n".join(each.inputs["set"] for each in filters)
     sent += str(programs[0].resources["vllm-container"].inputs["healthcheck"]["tests"][3])
     sent += "\n".join(mistral.resources["vllm-container"].inputs["envs"])
     sent += "\n".join(texts(programs[-1].resources["vm-instance"].inputs, secret=True))

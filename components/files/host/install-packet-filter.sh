@@ -1,7 +1,7 @@
 # Defines `put FILE` and `install_filter NAME DESCRIPTION BEFORE`. True after install_filter: what the files
 # /etc/elastic-vllm/NAME.* say (packet-filter.sh) is in place, and where there is systemd it stays so, also over a
 # reboot: from before the unit BEFORE on. With CHECK=yes neither changes anything: they print what is missing, a line
-# each, and CHECKED at the end.
+# each.
 # shellcheck shell=bash
 : "${CHECK:?}" "${PREFIX:?}" "${PROGRAM:?}"
 
@@ -44,7 +44,6 @@ UNIT
   if [ "$CHECK" = yes ]; then
     [ ! -e "$program" ] || /bin/bash "$program" missing "$name"
     [ ! -d /run/systemd/system ] || systemctl is-active --quiet "$name.service" || echo "service $name"
-    echo CHECKED
     return
   fi
   /bin/bash "$program" set "$name"

@@ -26,7 +26,8 @@ if [ -S "$socket" ]; then
   say socket "$(stat -c '%a %u:%g' "$socket")"
   say vllm-health "$(curl -s -o /dev/null -m 5 -w '%{http_code}' --unix-socket "$socket" http://vllm/health || true)"
 fi
-if nft list table inet "${PREFIX//-/_}" >/dev/null 2>&1; then say guard there; else say guard missing; fi
+filter=/etc/elastic-vllm/$PREFIX-packet-filter.sh
+if [ -e "$filter" ] && [ -z "$(bash "$filter" missing "$PREFIX-egress")" ]; then say guard there; else say guard missing; fi
 if command -v nvidia-smi >/dev/null; then
   say gpu "$(nvidia-smi --query-gpu=index,name,memory.used,memory.total --format=csv,noheader 2>&1 | paste -s -d ';')"
 fi

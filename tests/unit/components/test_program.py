@@ -56,8 +56,22 @@ def test_nobody_resolves_names_for_nginx(program: Program) -> None:
 def test_the_egress_guard_filters_the_network_that_nginx_is_on(program: Program) -> None:
     (network,) = program.of_type("docker:index/network:Network")
     bridge = network.inputs["options"]["com.docker.network.bridge.name"]
-    assert f"INTERFACE={bridge}\n" in program.resources["nginx-egress-guard"].script
+    guard, kept = program.resources["nginx-egress-guard"].script, program.resources["nginx-packet-filter"].inputs["set"]
+    for script in (guard, kept):
+        assert f"INTERFACE={bridge}\n" in script
+        assert f"PORT={container(program, 'nginx').inputs['ports'][0]['internal']:.0f}\n" in script
+        assert f"CONTAINER={container(program, 'nginx').inputs['name']}\n" in script
     assert len(bridge) <= 15  # Linux takes no longer name
+
+
+def test_the_packet_filter_is_set_again_in_a_new_container(program: Program) -> None:
+    assert "nginx-container" in program.resources["nginx-packet-filter"].depends_on
+    assert program.machine in program.resources["nginx-packet-filter"].inputs["on"]
+
+
+def test_nothing_is_done_on_a_vm_before_its_metadata_is_guarded(on_google: Program) -> None:
+    host = [command.name for command in on_google.commands if command.name != "vm-booted"]
+    assert not [name for name in host if "vm-metadata-guard" not in on_google.waits_for(name)]
 
 
 @pytest.mark.parametrize(
