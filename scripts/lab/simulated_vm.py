@@ -112,13 +112,15 @@ def destroy(stack: str) -> None:
     table = prefix.replace("-", "_")
     for name in (table, f"{table}_metadata"):
         subprocess.run(["nft", "delete", "table", "inet", name], capture_output=True, check=False)
+    _remove_routing_rules(Path("/etc/elastic-vllm") / f"{prefix}-metadata.rules")
     subprocess.run(["nft", "delete", "table", "ip", _table(stack)], capture_output=True, check=False)
     vm = find(stack)
     if vm:
         _detach(vm)
         subprocess.run(["ip", "address", "delete", f"{vm.address}/32", "dev", "lo"], capture_output=True, check=False)
     units = [*Path("/etc/systemd/system").glob(f"{prefix}-*.service")]
-    own = [path for kind in ("*.nft", "-drain") for path in Path("/etc/elastic-vllm").glob(f"{prefix}{kind}")]
+    kinds = ("-metadata.*", "-egress.*", "-packet-filter.sh", "-drain")
+    own = [path for kind in kinds for path in Path("/etc/elastic-vllm").glob(f"{prefix}{kind}")]
     for path in [*units, *own, Path("/etc/logrotate.d") / prefix]:
         path.unlink(missing_ok=True)
     shutil.rmtree(Path("/var/lib/elastic-vllm") / stack, ignore_errors=True)
@@ -152,6 +154,13 @@ def _first_boot(home: Path, user_data: str) -> None:
     write_private(home / "ssh_host_ed25519_key", config["ssh_keys"]["ed25519_private"])
     keys = [key for user in config["users"] for key in user["ssh_authorized_keys"]]
     write_private(home / "authorized_keys", "".join(f"{key}\n" for key in keys))
+
+
+def _remove_routing_rules(file: Path) -> None:
+    """Those of a metadata guard, which are this machine's while it stands for the VM."""
+    for line in file.read_text().splitlines() if file.exists() else []:
+        family, priority, _ = line.split(maxsplit=2)
+        subprocess.run(["ip", family, "rule", "delete", "priority", priority], capture_output=True, check=False)
 
 
 def _remove_containers(stack: str, prefix: str) -> None:

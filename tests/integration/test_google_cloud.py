@@ -3,6 +3,7 @@
 import re
 import subprocess
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ NOOP_SECONDS = 10
 DISK = f"elastic-vllm-{STACK}-weights"
 MOUNTED_AT = Path(f"/mnt/elastic-vllm-{STACK}")
 METADATA = "169.254.169.254"
+TABLE = f"elastic_vllm_{STACK}_metadata"
 
 
 @pytest.fixture(scope="module")
@@ -91,29 +93,82 @@ def test_the_weights_are_on_the_disk_that_outlives_the_vm(first: str) -> None:
     assert list(MOUNTED_AT.glob("rehearsal--tiny--*/.elastic-vllm-complete"))
 
 
-@pytest.mark.parametrize("user", [VLLM_UID, NGINX_UID, DOWNLOAD_UID])
-def test_no_user_of_ours_reaches_the_metadata(user: int, first: str) -> None:
-    before = dropped("from_users")
-    ask = ["curl", "--silent", "--max-time", "0.3", f"http://{METADATA}/"]
-    done = subprocess.run(["setpriv", "--reuid", str(user), "--regid", str(user), "--clear-groups", *ask], check=False)
+@contextmanager
+def without(*command: str) -> Iterator[None]:
+    """A wall of the metadata's guard, taken away with this command until the block ends."""
+    subprocess.run(command, check=True)
+    prefix = f"elastic-vllm-{STACK}"
+    put_back = ["bash", f"/etc/elastic-vllm/{prefix}-packet-filter.sh", "set", f"{prefix}-metadata"]
+    try:
+        yield
+    finally:
+        subprocess.run(put_back, stdout=subprocess.DEVNULL, check=True)
+
+
+def without_routing_rules() -> AbstractContextManager[None]:
+    delete = "for p in 1690 1691 1692 1697 1698 1699; do ip -4 rule delete priority $p; done"
+    return without("bash", "-e", "-c", delete)
+
+
+def without_table() -> AbstractContextManager[None]:
+    return without("nft", "delete", "table", "inet", TABLE)
+
+
+def routed(*selector: str) -> bool:
+    """True if packets of that kind have a way to the metadata."""
+    done = subprocess.run(["ip", "route", "get", METADATA, *selector], capture_output=True, text=True, check=False)
+    return "Permission denied" not in done.stderr
+
+
+def asked_by(user: int) -> str:
+    """How asking for the metadata fails."""
+    ask = ["curl", "--silent", "--show-error", "--max-time", "0.3", f"http://{METADATA}/"]
+    become = ["setpriv", "--reuid", str(user), "--regid", str(user), "--clear-groups"]
+    done = subprocess.run([*become, *ask], capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert dropped("from_users") > before
+    return done.stderr
 
 
-def test_no_container_reaches_the_metadata(first: str) -> None:
-    before = dropped("from_containers")
+def asked_by_a_container() -> int:
+    """Exit status of a shell in a container that opens a connection to the metadata; 124 when nothing answers."""
     ask = f"exec 3<>/dev/tcp/{METADATA}/80"
     command = ["docker", "run", "--rm", "--name", f"elastic-vllm-{STACK}-asks", "--entrypoint", "timeout", NGINX_IMAGE]
-    done = subprocess.run([*command, "1", "bash", "-c", ask], capture_output=True, check=False)
-    assert done.returncode == 124  # timeout's status for a command that reached the limit
-    assert dropped("from_containers") > before
+    return subprocess.run([*command, "1", "bash", "-c", ask], capture_output=True, check=False).returncode
+
+
+@pytest.mark.parametrize("user", [VLLM_UID, NGINX_UID, DOWNLOAD_UID])
+def test_either_wall_keeps_a_user_of_ours_from_the_metadata(user: int, first: str) -> None:
+    before = dropped("from_users")
+    with without_routing_rules():
+        assert "Connection timed out" in asked_by(user)
+        assert dropped("from_users") > before
+    with without_table():
+        assert "Couldn't connect" in asked_by(user)
+        assert not routed("uid", str(user))
+        assert routed("uid", "0")  # Google's guest agent is root
+
+
+def test_either_wall_keeps_a_container_from_the_metadata(first: str) -> None:
+    before = dropped("from_containers")
+    with without_routing_rules():
+        assert asked_by_a_container() == 124
+        assert dropped("from_containers") > before
+    with without_table():
+        assert asked_by_a_container() != 0
+        assert not routed("from", "172.17.0.2", "iif", "docker0")
+
+
+def test_an_update_puts_the_metadatas_guard_back(first: str, arguments: tuple[str, ...]) -> None:
+    for wall in (without_routing_rules, without_table):
+        with wall():
+            changed = {name: outcome for name, outcome in up(*arguments).items() if outcome != "unchanged"}
+            assert changed == {"vm-metadata-guard": "updated"}
 
 
 def dropped(chain: str) -> int:
-    """Return the number of packets that the guard has dropped."""
-    table = f"elastic_vllm_{STACK}_metadata"
+    """Packets that the guard has dropped."""
     rules = subprocess.run(
-        ["nft", "list", "chain", "inet", table, chain], capture_output=True, text=True, check=True
+        ["nft", "list", "chain", "inet", TABLE, chain], capture_output=True, text=True, check=True
     ).stdout
     found = re.search(r"counter packets (\d+)", rules)
     assert found, rules

@@ -7,10 +7,9 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -18,11 +17,12 @@ import yaml
 from docker.models.containers import Container
 
 from components.serving.vllm_server import NGINX_UID, SOCKET_GID, VLLM_UID
-from tests.integration.conftest import PREFIX, ROOT, STACK, VLLM_SOCKET, Deployment, tcp_listeners
+from tests.integration.conftest import PREFIX, ROOT, STACK, VLLM_SOCKET, Deployment, rehearse_up, tcp_listeners
+from tests.support import packet_filters
+from tests.support.netns_machine import outcomes
+from tests.support.packet_filters import Wall
 
 METADATA = "169.254.169.254"
-GUARD_TABLE = PREFIX.replace("-", "_")
-GUARD_FILE = Path("/etc/elastic-vllm") / f"{PREFIX}.nft"
 
 # Prints the arguments HOST:PORT that a TCP connection could be opened to. 0.9 s: a SYN is not sent twice.
 OPEN_TCP = """
@@ -154,33 +154,37 @@ def reached_by_nginx(deployed: Deployment, listeners: Listeners, beyond: set[str
     return opened | listeners.udp_received()
 
 
-@contextmanager
-def without_guard() -> Iterator[None]:
-    subprocess.run(["nft", "delete", "table", "inet", GUARD_TABLE], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["nft", "-f", GUARD_FILE], check=True)
-
-
-def dropped() -> int:
-    """Return the number of packets that the guard has dropped so far."""
-    listed = subprocess.run(["nft", "-j", "list", "table", "inet", GUARD_TABLE], capture_output=True, check=True)
-    rules: list[dict[str, Any]] = [each["rule"] for each in json.loads(listed.stdout)["nftables"] if "rule" in each]
-    return sum(part["counter"]["packets"] for rule in rules for part in rule["expr"] if "counter" in part)
+def without(deployed: Deployment, *walls: Wall) -> AbstractContextManager[None]:
+    return packet_filters.without(PREFIX, deployed.nginx.attrs["State"]["Pid"], *walls)
 
 
 def test_nginx_opens_no_connection(deployed: Deployment, listeners: Listeners, neighbour: Neighbour) -> None:
+    """Either wall is enough, and nothing else is."""
     beyond = {neighbour.server, f"{METADATA}:80", "198.51.100.1:443"}
-    before = dropped()
-    assert reached_by_nginx(deployed, listeners, beyond) == set()
     on_host = listeners.tcp_targets | listeners.udp_targets
-    # Each attempt left the container and was dropped: the packet filter stops it,
-    assert dropped() - before >= len(on_host | beyond)
-    with without_guard():
-        # and nothing else would.
+    assert reached_by_nginx(deployed, listeners, beyond) == set()
+    with without(deployed, "host"):
+        assert reached_by_nginx(deployed, listeners, beyond) == set()
+    with without(deployed, "container"):
+        before = packet_filters.dropped_by_host(PREFIX)
+        assert reached_by_nginx(deployed, listeners, beyond) == set()
+        # Each of them left the container and was dropped.
+        assert packet_filters.dropped_by_host(PREFIX) - before >= len(on_host | beyond)
+    with without(deployed, "container", "host"):
         assert reached_by_nginx(deployed, listeners, beyond) >= on_host
     assert reached_by_nginx(deployed, listeners, beyond) == set()
+
+
+def test_an_update_puts_a_missing_wall_back(deployed: Deployment, listeners: Listeners) -> None:
+    both: tuple[Wall, ...] = ("host", "container")
+    for walls in (both[:1], both[1:], both):
+        with without(deployed, *walls):
+            changed = {name: outcome for name, outcome in outcomes(rehearse_up()).items() if outcome != "unchanged"}
+            assert changed == {"nginx-packet-filter": "updated"}
+            assert reached_by_nginx(deployed, listeners, set()) == set()
+            for wall in walls:  # there again to be taken away
+                with without(deployed, wall):
+                    pass
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from components.containers import podman
 from components.serving.vllm_server import NGINX_UID, SOCKET_GID, VLLM_UID
 from tests.integration.conftest import REHEARSAL, ROOT, Deployment, deployment, identity, rehearse, rehearse_up
 from tests.integration.test_isolation import LOOK_AROUND, OPEN_TCP, SEND_UDP, Listeners, output_in, own_address
-from tests.support import local_sshd
+from tests.support import local_sshd, packet_filters
 from tests.support.made_stacks import stack_file
 from tests.support.netns_machine import outcomes, wait_until
 
@@ -35,8 +35,6 @@ STACK = "podman"
 PREFIX = f"elastic-vllm-{STACK}"
 DIRECTORY = Path("/var/lib/elastic-vllm") / STACK
 NGINX_IMAGE = "localhost/elastic-vllm/nginx:debian"
-TABLE = PREFIX.replace("-", "_")
-GUARD_FILE = Path("/etc/elastic-vllm") / f"{PREFIX}.nft"
 USERS = {"vllm": VLLM_UID, "nginx": NGINX_UID}
 MIB = 2**20
 CDI_FILE = Path("/etc/cdi/elastic-vllm-test.yaml")
@@ -145,15 +143,6 @@ def test_vllm_reaches_nothing(up: Stack) -> None:
     }
 
 
-@contextmanager
-def without_guard() -> Iterator[None]:
-    subprocess.run(["nft", "delete", "table", "inet", TABLE], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["nft", "-f", str(GUARD_FILE)], check=True)
-
-
 def test_nginx_opens_no_connection(up: Stack) -> None:
     nginx = up.container("nginx")
     edge = nginx.attrs["NetworkSettings"]["Networks"][f"{PREFIX}-edge"]
@@ -167,7 +156,11 @@ def test_nginx_opens_no_connection(up: Stack) -> None:
             return {*opened} | listeners.udp_received()
 
         assert reached() == set()
-        with without_guard():  # the packet filter stops these connections, nothing else would
+        walls: tuple[packet_filters.Wall, ...] = ("host", "container")
+        for wall in walls:  # either is enough
+            with packet_filters.without(PREFIX, nginx.attrs["State"]["Pid"], wall):
+                assert reached() == set()
+        with packet_filters.without(PREFIX, nginx.attrs["State"]["Pid"], *walls):  # and nothing else is
             assert reached() >= listeners.tcp_targets | listeners.udp_targets
         assert reached() == set()
 
@@ -363,7 +356,7 @@ def test_down_leaves_nothing_behind(up: Stack) -> None:
     assert not [name for name in podman_output("ps", "--all", "--format", "{{.Names}}").splitlines() if PREFIX in name]
     assert not [name for name in podman_output("network", "ls", "--format", "{{.Name}}").splitlines() if PREFIX in name]
     tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
-    assert f"table inet {TABLE}" not in tables.splitlines()
+    assert f"table inet {PREFIX.replace('-', '_')}" not in tables.splitlines()
     assert not DIRECTORY.exists()
 
 

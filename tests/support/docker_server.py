@@ -7,7 +7,7 @@ import json
 import shlex
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +66,24 @@ class Server:
     def down(self) -> None:
         code, output = self.rehearse("down")
         assert code == 0, output
+
+    @contextmanager
+    def stream(self, tokens: int) -> Iterator[Callable[[], list[str]]]:
+        """A streamed answer under way; afterwards its lines can be had."""
+        outputs = self.outputs()
+        secret = self.hosts.directory / "curl"
+        secret.write_text(f'header = "Authorization: Bearer {outputs["connectorApiKey"]}"\n')
+        body = {"model": MODEL, "stream": True, "max_tokens": tokens, "ignore_eos": True, "messages": []}
+        command = ["curl", "-skN", "--config", str(secret), "--json", json.dumps(body), outputs["connectorUrl"]]
+        client = self.hosts.control.start(*command)
+        time.sleep(1)
+        yield lambda: [line for line in client.communicate(timeout=60)[0].splitlines() if line]
+
+    def outputs(self) -> dict[str, Any]:
+        """The stack's outputs, secrets in clear."""
+        code, output = self.rehearse("outputs", "--json", "--show-secrets")
+        assert code == 0, output
+        return dict(json.loads(output))
 
     def configure_docker(self, daemon: Mapping[str, object], *, load: bool = False) -> None:
         """Restart Docker with this daemon.json; `load` loads the images again, for a changed data directory."""

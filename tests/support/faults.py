@@ -103,4 +103,5 @@ def full_disk() -> Iterator[None]:
 def no_packet_filter() -> Iterator[None]:
     subprocess.run(["nft", "delete", "table", "inet", f"elastic_vllm_{STACK}"], check=True)
     yield
-    subprocess.run(["nft", "-f", f"/etc/elastic-vllm/elastic-vllm-{STACK}.nft"], check=True)
+    prefix = f"elastic-vllm-{STACK}"
+    subprocess.run(["bash", f"/etc/elastic-vllm/{prefix}-packet-filter.sh", "set", f"{prefix}-egress"], check=True)
