@@ -12,6 +12,7 @@ from components.machine.host import Host
 
 CONFINEMENT: dict[str, Any] = {
     "network_mode": "host",
+    **declared.USERS_AS_THEY_ARE,
     "capabilities": {"drops": ["ALL"]},
     "security_opts": ["no-new-privileges:true"],
     "memory": 512,

@@ -17,9 +17,11 @@ NETWORK_LABEL = "elastic-vllm.network"
 """A container has to go before its network can, and its `networkMode` no longer shows that."""
 OF_CONTAINERS = [
     *("capabilities", "logDriver", "logOpts", "memory", "memorySwap", "networkMode", "securityOpts", "stopSignal"),
-    *("tmpfs", "ulimits"),
+    *("tmpfs", "ulimits", "usernsMode"),
     "mounts",  # nothing is declared here; plugins of the engine's runtime interface (NRI) may add some
 ]
+USERS_AS_THEY_ARE = {"userns_mode": "host"}
+"""With Docker's `userns-remap`, files on the server belong to the containers' users under their own numbers."""
 OF_NETWORKS = ["ipamOptions", "ipv6", "options"]
 
 

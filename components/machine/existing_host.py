@@ -49,6 +49,7 @@ class ExistingHost(pulumi.ComponentResource):
             f"{name}-check",
             render.script(
                 "weights/check-weights.sh",
+                "containers/check-engine.sh",
                 "host/check-host.sh",
                 engine=args.host.engine,
                 login=args.host.user,

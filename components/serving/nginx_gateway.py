@@ -212,6 +212,7 @@ def _confinement(host: Host) -> dict[str, Any]:
         "memory": 512,
         "memory_swap": 512,
         "stop_signal": "SIGQUIT",
+        **({} if in_podman else declared.USERS_AS_THEY_ARE),
     }
 
 

@@ -60,6 +60,7 @@ TMPFS = {"/tmp": "rw,exec,nosuid,nodev,mode=1777"}  # noqa: S108 - inside the co
 OPEN_FILES = 16384
 CONFINEMENT: dict[str, Any] = {
     "network_mode": "none",
+    **declared.USERS_AS_THEY_ARE,
     "capabilities": {"drops": ["ALL"]},
     "security_opts": ["no-new-privileges:true"],
     "tmpfs": TMPFS,

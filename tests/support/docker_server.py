@@ -63,6 +63,24 @@ class Server:
         assert output.count("error:") == 1, output
         return output
 
+    def verify(self) -> str:
+        """The report of its checks, which must all pass."""
+        code, output = self.rehearse("verify")
+        assert code == 0, output
+        return output
+
+    def snapshot(self) -> dict[str, str]:
+        """Files, packages, units, rules, containers and networks of the server."""
+        return {
+            "files": self.shell(
+                "find /etc /var/lib/elastic-vllm /usr/local -printf '%p %m %U %s %T@\n' 2>/dev/null; true"
+            ),
+            "packages": self.shell("dpkg-query --show"),
+            "units": self.shell("systemctl list-unit-files --no-legend --no-pager"),
+            "rules": self.shell("nft -s list ruleset; ip rule"),
+            "containers": self.shell("[ ! -S /run/docker.sock ] || docker ps --all --quiet 2>&1; true"),
+        }
+
     def down(self) -> None:
         code, output = self.rehearse("down")
         assert code == 0, output
@@ -130,19 +148,24 @@ class Server:
         )
 
 
+def save_images(file: Path) -> None:
+    """Write the stack's images to a file, out of this machine's Docker."""
+    with vllm_stand_in.small_image(debian_roots.root()) as image:
+        subprocess.run(["docker", "save", "--output", file, image, NGINX_IMAGE], check=True)
+
+
 @contextmanager
 def running(*packages: str) -> Iterator[Server]:
     """Run the server until the block ends, with Docker, these packages, and a stack that is not up yet."""
     with ExitStack() as closing:
         hosts = closing.enter_context(netns_hosts.running(*debian_roots.RUNTIMES["docker"], *packages))
-        image = closing.enter_context(vllm_stand_in.small_image(debian_roots.root()))
         images = hosts.directory / "images.tar"
-        subprocess.run(["docker", "save", "--output", images, image, NGINX_IMAGE], check=True)
+        save_images(images)
         make_weights(hosts.files(MODELS))
         settings = {
             **hosts.settings,
             "accelerator": "none",
-            "vllmImage": image,
+            "vllmImage": vllm_stand_in.SMALL_IMAGE,
             "nginxImage": NGINX_IMAGE,
             "model": MODEL,
             "weightsGb": 1,

@@ -20,17 +20,7 @@ need_disk() {
 [ "$(uname -s)" = Linux ] || fail "the server runs $(uname -s)" "use a Linux server"
 [ "$(id -u)" = 0 ] || fail "user $LOGIN has no root rights (sshUser)" "use root, or a user with passwordless sudo"
 
-engine_there=no
-if command -v "$ENGINE" >/dev/null; then
-  engine_there=yes
-  if [ "$LOGIN" != root ] && ! runuser -u "$LOGIN" -- docker version >/dev/null 2>&1; then
-    docker version >/dev/null 2>&1 || fail "Docker is installed but does not answer" "start it: systemctl start docker"
-    fail "user $LOGIN may not use Docker (sshUser)" "run: usermod -aG docker $LOGIN"
-  fi
-  "$ENGINE" version >/dev/null 2>&1 || fail "${ENGINE^} is installed but does not answer" "see: $ENGINE version"
-elif ! command -v apt-get >/dev/null; then
-  fail "$ENGINE is not on the server (containerRuntime), and only Debian and Ubuntu are supported" "install it there by hand"
-fi
+check_engine
 
 # Whether Nginx of this stack, in the engine $1, is what listens on the port.
 published_by() {
@@ -54,22 +44,21 @@ if [ "$WEIGHTS_ON_HOST" = yes ]; then
 elif [ ! -e "$WEIGHTS/.elastic-vllm-complete" ] && [ ! -e "$WEIGHTS/.elastic-vllm-files" ]; then
   need_disk "$WEIGHTS" "$WEIGHTS_GB" "the weights" "set another weightsDirectory"
 fi
+{
+  read -r images_directory
+  read -r images_setting
+} < <(images_place)
 for image in $IMAGES; do
-  if [ "$engine_there" = yes ] && "$ENGINE" image inspect "$image" >/dev/null 2>&1; then continue; fi
-  case $ENGINE in
-  podman) root=/var/lib/containers root_as='{{.Store.GraphRoot}}' move="graphroot (storage.conf)" ;;
-  *) root=/var/lib/docker root_as='{{.DockerRootDir}}' move="data-root" ;;
-  esac
-  if [ "$engine_there" = yes ]; then root=$("$ENGINE" info --format "$root_as"); fi
+  if command -v "$ENGINE" >/dev/null && "$ENGINE" image inspect "$image" >/dev/null 2>&1; then continue; fi
   if [ -n "$BUNDLED_IMAGES_MB" ]; then
     # Packed in one place, and unpacked in another to two or three times of that.
     need_disk "$STORE" "$((BUNDLED_IMAGES_MB / 1000 + 1))" "the bundle's images" "give /var/lib a larger disk"
-    need_disk "$root" "$((BUNDLED_IMAGES_MB * 3 / 1000 + 1))" "container images" "move $ENGINE's $move to a larger disk"
+    need_disk "$images_directory" "$((BUNDLED_IMAGES_MB * 3 / 1000 + 1))" "container images" "move $images_setting to a larger disk"
     break
   fi
   case $image in
   localhost/*) fail "image $image is not on the server (vllmImage, nginxImage)" "load it there: $ENGINE load" ;;
   esac
-  need_disk "$root" "$IMAGES_GB" "container images" "move $ENGINE's $move to a larger disk"
+  need_disk "$images_directory" "$IMAGES_GB" "container images" "move $images_setting to a larger disk"
 done
 echo "checked: port $PORT, disk and rights of this server are fine"

@@ -154,6 +154,7 @@ def _remove_network(network: Network) -> None:
 # Inputs that Docker takes as they are: input -> argument of create_host_config or create_container.
 HOST_PLAIN = {
     "networkMode": "network_mode",
+    "usernsMode": "userns_mode",
     "tmpfs": "tmpfs",
     "readOnly": "read_only",
     "securityOpts": "security_opt",

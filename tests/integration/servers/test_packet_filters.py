@@ -10,6 +10,8 @@ from tests.support.docker_server import PREFIX, Server
 from tests.support.netns_hosts import SERVER
 from tests.support.netns_machine import wait_until
 
+pytestmark = pytest.mark.slow  # in short, on this machine: test_isolation.py
+
 HOSTS_TABLE = f"inet {PREFIX.replace('-', '_')}"
 SERVICE = f"{PREFIX}-egress"
 IN_CONTAINER = f"nsenter --net --target $(docker inspect --format '{{{{.State.Pid}}}}' {PREFIX}-nginx)"

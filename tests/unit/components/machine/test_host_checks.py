@@ -122,6 +122,8 @@ def test_very_many_unreadable_files_are_refused_too(weights: Path) -> None:
 
 # check-host.sh
 
+SCRIPTS = ("weights/check-weights.sh", "containers/check-engine.sh", "host/check-host.sh")
+
 
 @pytest.fixture(scope="module")
 def without_docker(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -150,9 +152,7 @@ def check_host(weights: Path, without_docker: str) -> Callable[..., Result]:
             "bundled_images_mb": "",
             "store": "/var/lib/elastic-vllm/bundle",
         }
-        return bash(
-            render.script("weights/check-weights.sh", "host/check-host.sh", **fine | variables), PATH=without_docker
-        )
+        return bash(render.script(*SCRIPTS, **fine | variables), PATH=without_docker)
 
     return run_check
 
@@ -211,8 +211,7 @@ def test_a_user_without_root_rights_is_refused(
     other.write_text("#!/bin/sh\necho 1000\n")
     other.chmod(0o755)
     script = render.script(
-        "weights/check-weights.sh",
-        "host/check-host.sh",
+        *SCRIPTS,
         engine="docker",
         login="ops",
         prefix="elastic-vllm-x",
