@@ -95,7 +95,7 @@ def filter_script(host: Host, scripts: Sequence[str], *, check: bool, **variable
 
 
 def _missing(props: Props) -> list[str]:
-    """What is not in place; nothing where the machine can't be asked: whatever needs it then fails by itself."""
+    """Names of the missing walls; empty where the machine can't be asked, as what needs it then fails by itself."""
     try:
         done = _run(props, "check")
     except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""What tests of servers as people have them share: one with systemd, Docker, ufw and firewalld, and the stack on it."""
+"""Shared by tests of servers as people have them: one with systemd, Docker, ufw and firewalld, and the stack on it."""
 
 from collections.abc import Iterator
 

@@ -30,7 +30,7 @@ DEFAULTS = {
     "dns": ["192.0.2.53"],
     "dns-search": ["corp.example"],
 }
-FINE = {
+FINE: dict[str, tuple[dict[str, object], bool]] = {
     "defaults of logs, limits and more": (DEFAULTS, False),
     "no userland proxy": ({"userland-proxy": False}, False),
     "no iptables": ({"iptables": False}, False),

@@ -17,7 +17,7 @@ SERVICE = f"{PREFIX}-egress"
 IN_CONTAINER = f"nsenter --net --target $(docker inspect --format '{{{{.State.Pid}}}}' {PREFIX}-nginx)"
 PORT = 9999
 TARGETS = (f"{SERVER}:{PORT}", f"172.17.0.1:{PORT}")
-"""Of the server itself, which a container can reach by any of its addresses."""
+"""The server itself, which a container can reach by any of its addresses."""
 LISTEN = f"import socket, time; server = socket.create_server(('', {PORT})); time.sleep(9999)"
 
 

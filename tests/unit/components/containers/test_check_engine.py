@@ -33,7 +33,7 @@ REMAPPED = {
     "SecurityOptions": ["name=seccomp,profile=default", "name=userns"],
 }
 ROOTLESS = {
-    "DockerRootDir": "/home/ubuntu/.local/share/docker",
+    "DockerRootDir": "/srv/ubuntu/.local/share/docker",
     "SecurityOptions": ["name=seccomp,profile=default", "name=rootless"],
 }
 SNAP = {"DockerRootDir": "/var/snap/docker/common/var-lib-docker", "OperatingSystem": "Ubuntu Core 22"}

@@ -251,7 +251,15 @@ def check_host(machine: Machine, port: int = 1) -> Result:
     names = {"engine": "podman", "login": "root", "prefix": "elastic-vllm-x", "weights": "/x", "weights_on_host": "no"}
     no_bundle = {"bundled_images_mb": "", "store": "/x"}
     return machine.run(
-        render.script("weights/check-weights.sh", "host/check-host.sh", **sizes, **names, **no_bundle, images="a")
+        render.script(
+            "weights/check-weights.sh",
+            "containers/check-engine.sh",
+            "host/check-host.sh",
+            **sizes,
+            **names,
+            **no_bundle,
+            images="a",
+        )
     )
 
 
