@@ -72,6 +72,7 @@ else:
         ExistingHostArgs(
             host=settings.server,
             https_port=settings.https_port,
+            ipv6=settings.ipv6,
             images=settings.images,
             weights_path=settings.weights_path,
             weights_gb=settings.weights_gb,
@@ -151,6 +152,7 @@ if not settings.parked:
             provider=runtime.provider,
             image=images["nginx"],
             https_port=settings.https_port,
+            ipv6=settings.ipv6,
             socket_directory=vllm.socket_directory,
             directories=vllm.directories,
             keys=secret.accepted,

@@ -34,6 +34,11 @@ def template(name: str, **values: Any) -> str:
     return _templates.get_template(name).render(**values)
 
 
+def url_host(host: str) -> str:
+    """Return a name or address as it stands in a URL: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def files_as_lines(files: Mapping[str, str]) -> str:
     """Files as one text, a line each: `NAME BASE64`. What install-nginx-config.sh reads on its standard input."""
     return "".join(f"{name} {base64.b64encode(text.encode()).decode()}\n" for name, text in files.items())

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import pulumi
 
+from components import render
 from components.elastic import payloads, resources
 from components.elastic.payloads import HTTPS_PORT, ElasticEndpoint
 from components.elastic.resources import InferenceEndpoint, KibanaConnector, KibanaDefaultConnector
@@ -69,7 +70,8 @@ class ElasticConnector(pulumi.ComponentResource):
     def __init__(self, name: str, args: ElasticConnectorArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("elastic-vllm:index:ElasticConnector", name, None, opts)
         port = "" if args.https_port == HTTPS_PORT else f":{args.https_port}"
-        url = pulumi.Output.format("https://{}{}/v1", args.host, port)
+        host = pulumi.Output.from_input(args.host).apply(render.url_host)
+        url = pulumi.Output.format("https://{}{}/v1", host, port)
         # The outputs wait for the endpoint, so that a client that has them can use it.
         ready = pulumi.Output.all(*[resource.urn for resource in args.ready])
         self.endpoint_url = pulumi.Output.all(url, ready).apply(lambda values: str(values[0]))

@@ -14,6 +14,7 @@ import yaml
 
 from components.elastic import versions
 from components.elastic.versions import SINCE
+from components.render import url_host
 
 RESPONSE_SECONDS = 600
 """Time that Kibana waits for an answer that is not streamed: the same as Nginx. Kibana's default is 60 s."""
@@ -104,7 +105,7 @@ def kibana_settings(endpoint: ElasticEndpoint) -> str:
     if endpoint.ca_certificate:
         # A connector's own caData is used only together with a client certificate.
         ssl = {"verificationMode": "full", "certificateAuthoritiesData": endpoint.ca_certificate}
-        url = f"https://{endpoint.host}:{endpoint.port}"
+        url = f"https://{url_host(endpoint.host)}:{endpoint.port}"
         settings["xpack.actions.customHostSettings"] = [{"url": url, "ssl": ssl}]
     # Kibana allows every host unless the list is set: a list of this host alone would lock out all other connectors.
     allowed = (

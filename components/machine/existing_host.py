@@ -18,6 +18,7 @@ class ExistingHostArgs:
 
     host: Host
     https_port: int
+    ipv6: bool
     weights_path: str
     weights_gb: float
     """Disk that the weights need if they are not there yet, in 10^9 bytes."""
@@ -55,6 +56,7 @@ class ExistingHost(pulumi.ComponentResource):
                 login=args.host.user,
                 prefix=args.host.prefix,
                 port=args.https_port,
+                ipv6="yes" if args.ipv6 else "no",
                 weights=args.weights_path,
                 weights_gb=max(1, round(args.weights_gb)),
                 weights_on_host="yes" if args.weights_on_host else "no",

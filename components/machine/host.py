@@ -104,7 +104,8 @@ class Host:
         """The address for pulumi-docker, which starts the `ssh` client itself; a path in it is the API's socket."""
         socket = podman.SOCKET if self.engine == podman.PODMAN else ""
         # The user is among the options: from an address, the provider's client would quote what it takes for unusual.
-        return pulumi.Output.format("ssh://{}:{}{}", self.address, self.port, socket)
+        address = pulumi.Output.from_input(self.address).apply(render.url_host)
+        return pulumi.Output.format("ssh://{}:{}{}", address, self.port, socket)
 
     def ssh_server(self) -> pulumi.Output[dict[str, object]]:
         """Return the `ssh` access to the machine for later commands."""
@@ -170,7 +171,11 @@ class Host:
         order = {"script": standard_input("true", login="root"), "closing_word": CLOSING_WORD}
         stdin = pulumi.Output.all(ssh=self.ssh_command(), address=self.address).apply(
             lambda known: json.dumps(
-                {**order, "ssh": known["ssh"], "destination": f"{self.user}@{known['address']}:{self.port}"}
+                {
+                    **order,
+                    "ssh": known["ssh"],
+                    "destination": f"{self.user}@{render.url_host(known['address'])}:{self.port}",
+                }
             )
         )
         return local.Command(

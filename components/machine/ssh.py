@@ -59,7 +59,7 @@ def options(key: SshKey, user: str, address: str, port: int, host_key: str) -> l
         "UserKnownHostsFile": "/dev/null",
         "GlobalKnownHostsFile": "/dev/null",
         # A host key without a file to keep (OpenSSH 8.5).
-        "KnownHostsCommand": f'/bin/sh -c "echo {known} {host_key}"',
+        "KnownHostsCommand": f"/bin/sh -c \"echo '{known}' {host_key}\"",
     }
     flags = [flag for name, value in settings.items() for flag in ("-o", f"{name}={value}")]
     return ["-F", "none", "-l", user, *key.options(), *flags]

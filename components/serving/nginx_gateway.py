@@ -36,6 +36,7 @@ class NginxGatewayArgs:
     provider: docker.Provider
     image: docker.RemoteImage
     https_port: int
+    ipv6: bool
     socket_directory: str
     """Directory on the host that holds vLLM's socket."""
     keys: Mapping[str, pulumi.Input[str]]
@@ -152,7 +153,10 @@ class NginxGateway(pulumi.ComponentResource):
             network_mode=network_name,
             # Docker's resolver would ask on behalf of the container, from the host: give it nobody to ask.
             dns=["127.0.0.1"],
-            ports=[docker.ContainerPortArgs(internal=CONTAINER_PORT, external=args.https_port, protocol="tcp")],
+            ports=[
+                docker.ContainerPortArgs(internal=CONTAINER_PORT, external=args.https_port, ip=ip, protocol="tcp")
+                for ip in (None, *(["::"] if args.ipv6 else []))  # the provider's default is 0.0.0.0
+            ],
             read_only=True,
             volumes=[
                 docker.ContainerVolumeArgs(
@@ -189,7 +193,11 @@ class NginxGateway(pulumi.ComponentResource):
         self.ready = args.host.command(
             f"{name}-ready",
             render.script(
-                "nginx/wait-for-nginx.sh", engine=args.host.engine, container=container_name, port=args.https_port
+                "nginx/wait-for-nginx.sh",
+                engine=args.host.engine,
+                container=container_name,
+                addresses="127.0.0.1 [::1]" if args.ipv6 else "127.0.0.1",
+                port=args.https_port,
             ),
             parent=self,
             triggers=[self.container.id],

@@ -11,7 +11,7 @@ from components.catalogue.machine_types import MachineType, load_machine_types
 from components.machine.host import Bastion
 from components.machine.ssh import STANDARD_SSH_PORT, SshKey
 from components.settings import ssh
-from components.settings.problems import Problems
+from components.settings.problems import USER, Problems
 
 # Older projects of a domain have it in front: example.com:llm.
 PROJECT_ID = r"([a-z0-9][a-z0-9.-]*:)?[a-z][a-z0-9-]{4,28}[a-z0-9]"
@@ -32,7 +32,7 @@ RESOURCE = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 SERVICE_ACCOUNT = re.compile(r"[a-z0-9-]+@[a-z0-9.-]+\.iam\.gserviceaccount\.com")
 LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 LABEL_VALUE = re.compile(r"[a-z0-9_-]{0,63}")
-BASTION_ADDRESS = re.compile(r"(?P<user>[a-z_][a-z0-9_-]*)@(?P<host>[A-Za-z0-9][A-Za-z0-9.-]*)(:(?P<port>\d{1,5}))?")
+BASTION_ADDRESS = re.compile(rf"(?P<user>{USER.pattern})@(?P<host>[A-Za-z0-9][A-Za-z0-9.-]*)(:(?P<port>\d{{1,5}}))?")
 # Google's Identity-Aware Proxy forwards TCP from these addresses (cloud.google.com/iap/docs/using-tcp-forwarding).
 IAP_SOURCES = ("35.235.240.0/20",)
 PROVISIONING_MODELS = ("STANDARD", "SPOT", "FLEX_START", "RESERVATION_BOUND")

@@ -56,7 +56,7 @@ def machine_settings(problems: Problems, stack: str, project_directory: Path) ->
         machine = gcp_settings.gcp_settings(problems, stack, ssh_key, project_directory)
         gpus = _gpus(problems, machine.machine_type)
     else:
-        address = problems.text("host", check.ADDRESS, "set it to the server's address or name")
+        address = problems.address("host")
         port = problems.integer("sshPort", 1, 65535)
         host_key = ssh.host_key(problems, project_directory, "sshHostKey", address, port)
         machine = Host(

@@ -1,5 +1,6 @@
 """Checks of single settings. Each records its problem (key, value, cause, fix) and returns a stand-in."""
 
+import ipaddress
 import json
 import re
 from collections.abc import Collection, Mapping
@@ -8,8 +9,9 @@ from typing import Any
 
 from components.settings.old_names import OLD_SETTINGS, OLD_VALUES, list_as_object
 
-ADDRESS = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
-USER = re.compile(r"[a-z_][a-z0-9_-]*")
+HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+# As directory services name them, too: john.doe, DOMAIN\\user, user@domain, host$. ssh refuses a backslash at the end.
+USER = re.compile(r"(?!\d+$)[A-Za-z0-9_][A-Za-z0-9_.@\\-]*(?<!\\)[$]?")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 DIRECTORY = re.compile(r"(/[A-Za-z0-9._-]+)+")
 URL = re.compile(r"https?://[^\s/@]+(/\S*)?")
@@ -94,6 +96,21 @@ class Problems:
             self.add(key, "not set", fix)
         elif not pattern.fullmatch(value):
             self.add(key, "invalid format", fix)
+        return value
+
+    def address(self, key: str) -> str:
+        """A required name or IP address."""
+        value, fix = self.values[key], "write it as in llm.example.com, 10.0.0.5 or 2001:db8::1"
+        try:
+            is_address = bool(ipaddress.ip_address(value))
+        except ValueError:
+            is_address = False
+        if not value:
+            self.add(key, "not set", fix)
+        elif is_address and "%" in value:
+            self.add(key, "an address of one link only", "use a global or unique local address")
+        elif not is_address and not HOST_NAME.fullmatch(value):
+            self.add(key, "not a name or IP address", fix)
         return value
 
     def choice(self, key: str, options: tuple[str, ...]) -> str:

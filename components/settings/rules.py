@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from components.settings.stack import Settings
 
 PIN_FIX = "run `scripts/elastic-vllm pin --stack STACK`"
+GOOGLE_USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 PUBLIC_FIX = "use tls provided, with a certificate from a public CA"
 
 
@@ -209,6 +210,12 @@ RULES: Sequence[Rule] = (
         lambda f: f.settings.container_runtime == PODMAN and not f.settings.gcp and f.values["sshUser"] != "root",
         "only root can use Podman's API (containerRuntime)",
         "set it to root, or use docker",
+    ),
+    Rule(
+        "ipv6",
+        lambda f: f.settings.container_runtime == PODMAN and f.settings.ipv6,
+        "Podman publishes the port on IPv4 only (containerRuntime; host and endpointHost may ask for IPv6 as well)",
+        "use IPv4, or docker",
     ),
     Rule(
         "dcgmImage",
@@ -440,7 +447,20 @@ GOOGLE_RULES: Sequence[Rule] = (
         "the port of SSH, which would be open to httpsSourceRanges",
         "use another, e.g. 443",
     ),
+    Rule(
+        "ipv6",
+        lambda f: f.settings.ipv6,
+        "the VM has IPv4 addresses only (target gcp; endpointHost may ask for IPv6 as well)",
+        "remove it, and set endpointHost to a name or an IPv4 address",
+    ),
     # SSH
+    Rule(
+        "sshUser",
+        lambda f: not GOOGLE_USER.fullmatch(f.values["sshUser"]),
+        "not a name that a VM's user may have",
+        "use lower-case letters, digits, '_' and '-'",
+        ("sshUser",),
+    ),
     Rule(
         "sshUser",
         lambda f: f.values["sshUser"] == "root" and f.gcp.image.startswith("projects/ubuntu-os-"),

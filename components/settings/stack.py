@@ -72,6 +72,8 @@ class Settings:
     """None: images, weights and packages come from the network."""
     endpoint_host: str
     """Empty: the server's own address."""
+    ipv6: bool
+    """Whether the endpoint has IPv6 addresses besides its IPv4 ones."""
     https_port: int
     key_versions: Mapping[str, tuple[int, ...]]
     """Name of a key -> its accepted versions, the current one first."""
@@ -199,7 +201,8 @@ def parse_settings(
         vllm_extra_args=arguments,
         images={**check.images(problems), **(bundle.images if bundle else {})},
         bundle=bundle,
-        endpoint_host=text("endpointHost", check.ADDRESS, "set the name or address") if values["endpointHost"] else "",
+        endpoint_host=problems.address("endpointHost") if values["endpointHost"] else "",
+        ipv6=problems.boolean("ipv6") or ":" in f"{values['host']}{values['endpointHost']}",
         https_port=integer("httpsPort", 1, 65535),
         key_versions=keys.key_versions(problems),
         limits=limit_settings.limits(problems),

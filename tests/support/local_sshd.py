@@ -17,6 +17,7 @@ UID = 54000 + os.getpid() % 1000  # of the users that tests create: nothing else
 CONFIG = """\
 Port {port}
 ListenAddress 127.0.0.1
+ListenAddress ::1
 HostKey {directory}/host
 AuthorizedKeysFile {directory}/authorized_keys
 PidFile none

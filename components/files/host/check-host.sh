@@ -1,6 +1,6 @@
 # True afterwards: this server can take the endpoint. Reads only.
 # shellcheck shell=bash
-: "${ENGINE:?}" "${LOGIN:?}" "${PREFIX:?}" "${PORT:?}" "${WEIGHTS:?}" "${WEIGHTS_GB:?}" "${WEIGHTS_ON_HOST:?}" "${IMAGES:?}" "${IMAGES_GB:?}"
+: "${ENGINE:?}" "${LOGIN:?}" "${PREFIX:?}" "${PORT:?}" "${IPV6:?}" "${WEIGHTS:?}" "${WEIGHTS_GB:?}" "${WEIGHTS_ON_HOST:?}" "${IMAGES:?}" "${IMAGES_GB:?}"
 : "${BUNDLED_IMAGES_MB?}" "${STORE:?}"
 
 # Free disk in GB (10^9 bytes) below the nearest directory that exists.
@@ -19,6 +19,18 @@ need_disk() {
 
 [ "$(uname -s)" = Linux ] || fail "the server runs $(uname -s)" "use a Linux server"
 [ "$(id -u)" = 0 ] || fail "user $LOGIN has no root rights (sshUser)" "use root, or a user with passwordless sudo"
+[ "$IPV6" = no ] || [ -s /proc/net/if_inet6 ] ||
+  fail "the server has no IPv6 (ipv6, or an IPv6 address in host or endpointHost)" "enable it there, or set ipv6 to false and use IPv4"
+
+# An update makes more connections than this lets through, and each new attempt prolongs the wait.
+for list in /proc/net/xt_recent/*; do
+  if [ ! -e "$list" ] || ! command -v ss >/dev/null; then continue; fi
+  while read -r peer; do
+    peer=$(sed 's/:[0-9]*$//; s/^\[//; s/\]$//; s/^::ffff://' <<<"$peer")
+    ! grep -q "^src=$peer " "$list" ||
+      fail "the server limits how often $peer may connect (ufw limit, or iptables with -m recent)" "exempt it: ufw insert 1 allow from $peer; echo -$peer >$list"
+  done < <(ss -Htn state established | awk '{print $4}' | sort -u)
+done
 
 check_engine
 

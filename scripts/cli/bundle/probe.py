@@ -98,7 +98,7 @@ def of_server(stack: str, values: Mapping[str, str], defaults: Mapping[str, str]
     """Probe a stack's server over SSH, its host key checked; returns the document. Raises UserError."""
     problems = Problems(values, defaults)
     key = ssh_checks.ssh_key(problems, stack, PROJECT_DIRECTORY)
-    host = problems.text("host", setting_checks.ADDRESS, "set it to the server's address or name")
+    host = problems.address("host")
     user = problems.text("sshUser", setting_checks.USER, "use a Linux user name")
     port = problems.integer("sshPort", 1, 65535)
     host_key = ssh_checks.host_key(problems, PROJECT_DIRECTORY, "sshHostKey", host, port)

@@ -232,11 +232,34 @@ def test_docker_trusts_no_other_host_key(program: Program) -> None:
     assert re.fullmatch(rf'KnownHostsCommand=/bin/sh -c "echo \S+ {re.escape(program.host_key)}"', known)
 
 
+def test_an_ipv6_address_stands_in_brackets_in_addresses_only(program_of: Programs) -> None:
+    program = program_of("gpu", host="2001:db8::5", endpointHost="2001:db8::6")
+    (provider,) = program.of_type("pulumi:providers:docker")
+    assert provider.inputs["host"] == "ssh://[2001:db8::5]:22"
+    assert {command.inputs["connection"].value["host"] for command in program.commands} == {"2001:db8::5"}
+    known = f"KnownHostsCommand=/bin/sh -c \"echo '2001:db8::5' {HOST_KEY}\""
+    assert known in json.loads(provider.inputs["sshOpts"])
+    assert program.outputs["connectorUrl"] == "https://[2001:db8::6]/v1/chat/completions"
+    assert program.resources["certificate-request"].inputs["ipAddresses"] == ["2001:db8::6"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "addresses"),
+    [({}, [None]), ({"ipv6": True}, [None, "::"]), ({"endpointHost": "2001:db8::6"}, [None, "::"])],
+)
+def test_the_port_is_published_on_ipv6_where_that_is_asked_for(
+    settings: dict[str, Any], addresses: list[str | None], program_of: Programs
+) -> None:
+    ports = program_of("gpu", **settings).resources["nginx-container"].inputs["ports"]
+    assert [port.get("ip") for port in ports] == addresses
+    assert {(port["internal"], port["external"]) for port in ports} == {(8443, 443)}
+
+
 @pytest.mark.parametrize(("port", "known_as"), [(22, "llm.example"), (2222, "[llm.example]:2222")])
 def test_docker_knows_the_host_by_the_name_that_ssh_looks_up(port: int, known_as: str, program_of: Programs) -> None:
     (provider,) = program_of("gpu", sshPort=port).of_type("pulumi:providers:docker")
     options = json.loads(provider.inputs["sshOpts"])
-    assert f'KnownHostsCommand=/bin/sh -c "echo {known_as} {HOST_KEY}"' in options
+    assert f"KnownHostsCommand=/bin/sh -c \"echo '{known_as}' {HOST_KEY}\"" in options
     assert provider.inputs["host"] == f"ssh://llm.example:{port}"
     assert options[:4] == ["-F", "none", "-l", "ops"]
 

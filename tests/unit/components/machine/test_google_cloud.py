@@ -130,7 +130,7 @@ def test_through_a_bastion_its_host_key_is_verified_too(program_of: Programs) ->
     words = shlex.split(jump.removeprefix("ProxyCommand="))
     assert words[:5] == ["ssh", "-F", "none", "-l", "ops"]
     assert words[-6:] == ["-p", "2022", "-W", "%h:%p", "--", "bastion.example"]
-    assert f'KnownHostsCommand=/bin/sh -c "echo [bastion.example]:2022 {HOST_KEY}"' in words
+    assert f"KnownHostsCommand=/bin/sh -c \"echo '[bastion.example]:2022' {HOST_KEY}\"" in words
     assert "StrictHostKeyChecking=yes" in words
 
 

@@ -134,7 +134,7 @@ def test_a_transfer_shows_no_secret_and_trusts_the_hosts_key_alone(program_of: P
     given = order(program, "weights")
     assert given["ssh"][-1] == RUN_SCRIPT
     assert "BatchMode=yes" in given["ssh"]
-    assert f'KnownHostsCommand=/bin/sh -c "echo llm.example {program.host_key}"' in given["ssh"]
+    assert f"KnownHostsCommand=/bin/sh -c \"echo 'llm.example' {program.host_key}\"" in given["ssh"]
     assert not [*texts(program.resources["bundle-weights"].inputs, secret=True)]
     assert [file["path"] for file in given["files"]] == ["config.json", "model.safetensors"]
 

@@ -70,6 +70,8 @@ WRONG: list[Any] = [
     ("prod", "sshSourceRanges", '["203.0.113.7/3x"]', "not an IPv4 CIDR range", RANGES_FIX),
     ("prod", "sshSourceRanges", "[7]", "not a list of texts", RANGES_FIX),
     ("prod", "sshUser", "root", "do not let root in", "e.g. elastic-vllm"),
+    ("prod", "sshUser", "John.Doe", "not a name that a VM's user may have", "use lower-case letters"),
+    ("prod", "ipv6", "true", "the VM has IPv4 addresses only", "remove it"),
     ("prod", "sshVia", "vpn", "unknown value", "use address or bastion or iap"),
     ("prod", "sshVia", "bastion", "not set, but sshVia is bastion", "write USER@HOST:PORT"),
     ("prod", "sshVia", "iap", "with sshVia iap only Google's proxy connects", "remove it"),

@@ -16,6 +16,7 @@ DEFAULT = "google/gemma-4-31B-it"
 LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
 HOST_WEIGHTS = {"modelSource": "host", "modelRevision": "", "hfToken": ""}
 DIGEST = "@sha256:" + "c" * 64
+HOST_FIX = "write it as in llm.example.com, 10.0.0.5 or 2001:db8::1"
 PRIVATE_KEY_FIX = "give the file of the SSH private key for sshUser"
 HOST_KEY_FIX = "copy the line that `cat /etc/ssh/ssh_host_ed25519_key.pub` prints"
 PIN_FIX = "run `scripts/elastic-vllm pin --stack STACK`"
@@ -30,14 +31,21 @@ WRONG: list[Any] = [
     ("gpu", "https-port", "1", "no such setting", "did you mean httpsPort?"),
     ("gpu", "colour", "red", "no such setting", "remove it, or see Pulumi.yaml"),
     ("gpu", "target", "aws", "unknown value", "use existing or gcp"),
-    ("gpu", "host", "", "not set", "set it to the server's address or name"),
-    ("gpu", "host", "a b", "invalid format", "set it to the server's address or name"),
+    ("gpu", "host", "", "not set", HOST_FIX),
+    ("gpu", "host", "a b", "not a name or IP address", HOST_FIX),
+    ("gpu", "host", "[::1]", "not a name or IP address", HOST_FIX),
+    ("gpu", "host", "10.0.0.5:22", "not a name or IP address", HOST_FIX),
+    ("gpu", "host", "2001:db8::1::2", "not a name or IP address", HOST_FIX),
+    ("gpu", "host", "fe80::1%eth0", "an address of one link only", "use a global or unique local address"),
     ("gpu", "sshPort", "ssh", "not a whole number", "use 1 to 65535"),
     ("gpu", "sshPort", "2.5", "not a whole number", "use 1 to 65535"),
     ("gpu", "sshPort", "0", "out of range", "use 1 to 65535"),
     ("gpu", "sshPort", "65536", "out of range", "use 1 to 65535"),
     ("gpu", "sshUser", "", "not set", "use a Linux user name"),
     ("gpu", "sshUser", "-oProxyCommand=x", "invalid format", "use a Linux user name"),
+    ("gpu", "sshUser", "1000", "invalid format", "use a Linux user name"),
+    ("gpu", "sshUser", "john;doe", "invalid format", "use a Linux user name"),
+    ("gpu", "sshUser", "john\\", "invalid format", "use a Linux user name"),
     ("gpu", "sshPrivateKeyPath", "", "not set", PRIVATE_KEY_FIX),
     ("gpu", "sshPrivateKeyPath", "@absent", "cannot be read (No such file or directory)", PRIVATE_KEY_FIX),
     ("gpu", "sshPrivateKeyPath", "@", "cannot be read (Is a directory)", PRIVATE_KEY_FIX),
@@ -134,7 +142,7 @@ WRONG: list[Any] = [
     ("gpu", "vllmImage", "localhost/vllm:0.31.9", "a vLLM this old has known vulnerabilities", NEWER_VLLM),
     ("gpu", "nginxImage", "", "not set", PIN_FIX),
     ("gpu", "nginxImage", "nginx:1.30.2", "not pinned as name:tag@sha256:digest", PIN_FIX),
-    ("gpu", "endpointHost", "https://llm", "invalid format", "set the name or address"),
+    ("gpu", "endpointHost", "https://llm", "not a name or IP address", HOST_FIX),
     ("gpu", "httpsPort", "https", "not a whole number", "use 1 to 65535"),
     ("gpu", "httpsPort", "70000", "out of range", "use 1 to 65535"),
 ]
@@ -167,6 +175,10 @@ CONTRADICTIONS: list[Any] = [
     ("gpu", {"model": "acme/Small", "weightsGb": -1}, "weightsGb", "out of range", "use 0 to 100000"),
     ("prod", {"containerRuntime": "podman"}, "containerRuntime", "target gcp sets up Docker", "use target existing"),
     ("gpu", {"containerRuntime": "podman"}, "sshUser", "only root can use Podman's API", "set it to root"),
+    (
+        *("gpu", {"containerRuntime": "podman", "sshUser": "root", "host": "2001:db8::5"}),
+        *("ipv6", "Podman publishes the port on IPv4 only", "use IPv4, or docker"),
+    ),
     (
         *("gpu", {"containerRuntime": "podman", "sshUser": "root", "dcgmImage": "localhost/dcgm:4.5.0"}),
         *("dcgmImage", "the exporter needs Docker's GPU requests", "or use docker"),
@@ -280,6 +292,13 @@ def test_a_stack_name_that_fits_no_container_is_refused(stack: str, settle: Call
         ("gpu", {"keys": {"default": [2], "siem": [3, 1]}}),
         ("gpu", {"vllmImage": "localhost/vllm:v1.0.0", "nginxImage": "localhost/nginx:debian"}),
         ("gpu", {"endpointHost": "10.0.0.5"}),
+        ("gpu", {"host": "2001:db8::5", "endpointHost": "::1"}),
+        ("gpu", {"sshUser": "john.doe"}),
+        ("gpu", {"sshUser": "DOMAIN-user"}),
+        ("gpu", {"sshUser": "DOMAIN\\user"}),
+        ("gpu", {"sshUser": "user@ad.example.com"}),
+        ("gpu", {"sshUser": "Admin"}),
+        ("gpu", {"sshUser": "llm$"}),
         ("gpu", {"sshHostKey": "@host.pub"}),
         ("gpu", {"sshHostKey": "@known_hosts"}),
     ],
