@@ -26,7 +26,7 @@ def script(*names: str, **variables: str | int) -> str:
     Variables are quoted, so any text is safe; never pass a secret, it would show in plans.
     """
     assignments = "".join(f"{name.upper()}={shlex.quote(str(value))}\n" for name, value in variables.items())
-    return assignments + "".join((FILES / name).read_text() for name in ("host/common.sh", *names))
+    return assignments + "".join((FILES / name).read_text(encoding="utf-8") for name in ("host/common.sh", *names))
 
 
 def template(name: str, **values: Any) -> str:

@@ -33,5 +33,5 @@ class MachineType:
 @cache
 def load_machine_types() -> Mapping[str, MachineType]:
     """Read machine_types.yaml beside this file."""
-    document = yaml.safe_load(Path(__file__).with_name("machine_types.yaml").read_text())
+    document = yaml.safe_load(Path(__file__).with_name("machine_types.yaml").read_text(encoding="utf-8"))
     return {name: MachineType(name=name, **entry) for name, entry in document["machine_types"].items()}

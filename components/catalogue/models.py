@@ -80,7 +80,7 @@ class Catalogue:
 @cache
 def load_catalogue() -> Catalogue:
     """Read the program's own catalogue."""
-    document = yaml.safe_load(OWN.read_text())
+    document = yaml.safe_load(OWN.read_text(encoding="utf-8"))
     return Catalogue(models=_models(document), parser_families=document["parser_families"])
 
 
@@ -90,7 +90,7 @@ def extended(catalogue: Catalogue, file: Path) -> Catalogue:
     Raises CatalogueError if the file can't be read or an entry is wrong.
     """
     try:
-        document = yaml.safe_load(file.read_text())
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or NUL in the path
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise CatalogueError(f"cannot be read ({reason})") from error

@@ -52,7 +52,7 @@ class Form:
 @cache
 def all_forms() -> tuple[Form, ...]:
     """Every form, in the file's order."""
-    document = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
+    document = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
     return tuple(
         _form(name, entry, document["senders"][entry["sender"]], document["tools"])
         for name, entry in document["forms"].items()

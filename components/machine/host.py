@@ -76,7 +76,7 @@ class Host:
     def connection(self) -> remote.ConnectionArgs:
         """The connection for pulumi-command, which asks SSH_AUTH_SOCK's agent where it is given no key."""
         key, through = self.ssh_key, self.bastion
-        private_key = pulumi.Output.secret(key.path.read_text()) if key.path and not key.agent else None
+        private_key = pulumi.Output.secret(key.path.read_text(encoding="utf-8")) if key.path and not key.agent else None
         passphrase = pulumi.Output.secret(key.passphrase) if key.passphrase else None
         proxy = None
         if through:

@@ -67,7 +67,7 @@ def options(key: SshKey, user: str, address: str, port: int, host_key: str) -> l
 
 def patient_connection() -> list[str]:
     """Options by which `ssh` tries again where a server drops new connections."""
-    program = (FILES / "ssh" / "connect.py").read_text().split('"""')[2].strip()
+    program = (FILES / "ssh" / "connect.py").read_text(encoding="utf-8").split('"""')[2].strip()
     # One line that any shell passes on to Python as it is; ssh takes % for its own.
     code = f"exec({json.dumps(program)})".replace("%", "%%")
     return ["-o", "ProxyUseFdpass=yes", "-o", f"ProxyCommand=python3 -c '{code}' %h %p"]
@@ -131,7 +131,7 @@ def hold_until_exit(key: SshKey) -> None:
     if not key.passphrase or not key.path or key.socket in _held:
         return
     try:
-        _until_exit.enter_context(held(key.socket, key.path.read_text(), key.passphrase))
+        _until_exit.enter_context(held(key.socket, key.path.read_text(encoding="utf-8"), key.passphrase))
     except UserError as error:
         raise pulumi.RunError(f"{error.cause}\n  fix: {error.fix}") from error
     _held.add(key.socket)

@@ -261,8 +261,8 @@ def _config_files(args: NginxGatewayArgs) -> pulumi.Output[str]:
     def as_lines(values: Mapping[str, Any]) -> str:
         files = {
             "nginx.conf": nginx_conf([f"unix:{SOCKET}"], args.clients, limits=args.limits, acme=args.acme is not None),
-            "metrics.conf": render.FILES.joinpath("nginx/nginx-metrics.conf").read_text(),
-            START_SCRIPT: render.FILES.joinpath("nginx", START_SCRIPT).read_text(),
+            "metrics.conf": render.FILES.joinpath("nginx/nginx-metrics.conf").read_text(encoding="utf-8"),
+            START_SCRIPT: render.FILES.joinpath("nginx", START_SCRIPT).read_text(encoding="utf-8"),
             "keys.conf": keys_conf(values["keys"]),
             **(
                 {}

@@ -25,9 +25,9 @@ SOCKET_DIRECTORY = "/run/vllm"
 SOCKET_NAME = "vllm.sock"
 SOCKET = f"{SOCKET_DIRECTORY}/{SOCKET_NAME}"
 MODEL_DIRECTORY = "/model"
-ASK = (render.FILES / "vllm" / "ask_vllm.py").read_text()
-WATCH = (render.FILES / "vllm" / "vllm_watch.py").read_text()
-CALL_IDS = (render.FILES / "vllm" / "call_ids.py").read_text()
+ASK = (render.FILES / "vllm" / "ask_vllm.py").read_text(encoding="utf-8")
+WATCH = (render.FILES / "vllm" / "vllm_watch.py").read_text(encoding="utf-8")
+CALL_IDS = (render.FILES / "vllm" / "call_ids.py").read_text(encoding="utf-8")
 CACHE_DIRECTORY = "/cache"
 
 # Docker's format of durations, or every `up` would find a difference. While vLLM loads it does not count as unhealthy.

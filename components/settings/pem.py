@@ -16,7 +16,7 @@ def text_or_file(problems: Problems, key: str, project_directory: Path) -> str:
     if not value or "-----BEGIN" in value:
         return f"{value}\n" if value else ""
     try:
-        return (project_directory / Path(value).expanduser()).read_text().strip() + "\n"
+        return (project_directory / Path(value).expanduser()).read_text(encoding="utf-8").strip() + "\n"
     except (OSError, RuntimeError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or "not a text file, or no such user"
         problems.add(key, f"neither PEM nor a file that can be read ({reason})", "give the text, or the file's path")

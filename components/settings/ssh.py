@@ -161,7 +161,7 @@ def public_key(problems: Problems, key: SshKey) -> str:
         fix = "give the public key's file (.pub) of one key in the agent, for the VM"
         problems.add("sshPrivateKeyPath", "not set", fix)
         return ""
-    text = key.path.read_text()
+    text = key.path.read_text(encoding="utf-8")
     if key.agent:
         return _public_key(text)
     if key.passphrase == ENCRYPTED:
@@ -199,7 +199,7 @@ def agent(problems: Problems, key: SshKey, agent_socket: str) -> None:
     held = {line.split()[1] for line in listed.stdout.splitlines() if len(line.split()) > 1 and not listed.returncode}
     if not held:
         problems.add("sshAgent", "the agent holds no key", "run: ssh-add FILE")
-    elif key.path and _public_key(key.path.read_text()).split()[1] not in held:
+    elif key.path and _public_key(key.path.read_text(encoding="utf-8")).split()[1] not in held:
         problems.add("sshPrivateKeyPath", "the agent does not hold this key", "add its private key: ssh-add FILE")
 
 

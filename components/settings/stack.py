@@ -145,7 +145,7 @@ class Settings:
 @cache
 def defaults() -> Mapping[str, str]:
     """All settings with their defaults, from Pulumi.yaml, as texts (see `as_text`)."""
-    config = yaml.safe_load((PROJECT_DIRECTORY / "Pulumi.yaml").read_text())["config"]
+    config = yaml.safe_load((PROJECT_DIRECTORY / "Pulumi.yaml").read_text(encoding="utf-8"))["config"]
     return {name: as_text(setting["default"]) for name, setting in config.items()}
 
 

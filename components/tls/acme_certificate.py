@@ -47,7 +47,7 @@ class AcmeCertificate(pulumi.ComponentResource):
         def scripts(endpoint: str) -> str:
             renew = render.template(
                 "acme/renew-certificate.sh.j2",
-                common=(render.FILES / "host/common.sh").read_text(),
+                common=(render.FILES / "host/common.sh").read_text(encoding="utf-8"),
                 host=endpoint,
                 server=args.acme.directory,
                 public=args.acme.directory in LETS_ENCRYPT.values(),
@@ -65,7 +65,7 @@ class AcmeCertificate(pulumi.ComponentResource):
                 **places,
                 renew=renew,
                 ca=args.acme.ca,
-                requirements=(render.FILES / "acme/acme-client.txt").read_text().strip(),
+                requirements=(render.FILES / "acme/acme-client.txt").read_text(encoding="utf-8").strip(),
             )
 
         self.issued = host.command(

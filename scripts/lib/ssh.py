@@ -25,7 +25,7 @@ def run_script(server: Mapping[str, Any], script: str, *, passphrase: str, secon
     command = [*ssh_command(server), RUN_SCRIPT]
     with ExitStack() as stack:
         if passphrase:
-            key = Path(server["privateKey"]).read_text()
+            key = Path(server["privateKey"]).read_text(encoding="utf-8")
             stack.enter_context(held(server["agentSocket"], key, passphrase))
         try:
             done = subprocess.run(

@@ -137,4 +137,4 @@ def _parts(file: StackFile, commit: str, given: Path | None, server: Probe | Non
     cli = pulumi_cli.part(archives, pulumi)
     parts += [cli] if cli else []
     parts += [collect.wheels(ROOT), collect.project(ROOT, commit)]
-    return [*parts, collect.text("stack", f"stack/{file.path.name}", file.path.read_text())]
+    return [*parts, collect.text("stack", f"stack/{file.path.name}", file.path.read_text(encoding="utf-8"))]

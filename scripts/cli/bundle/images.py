@@ -92,8 +92,8 @@ def from_registry(reference: str, name: str, architecture: str, directory: Path,
             say(last_line)
     if process.returncode:
         raise UserError(f"image {reference} can't be fetched: {last_line[-300:]}", "check its name and the network")
-    index = json.loads((directory / "index.json").read_text())
-    manifest = json.loads((directory / BLOBS / _hex(index["manifests"][0]["digest"])).read_text())
+    index = json.loads((directory / "index.json").read_text(encoding="utf-8"))
+    manifest = json.loads((directory / BLOBS / _hex(index["manifests"][0]["digest"])).read_text(encoding="utf-8"))
     _finish(
         directory, name, _hex(manifest["config"]["digest"]), [_hex(layer["digest"]) for layer in manifest["layers"]]
     )
@@ -125,7 +125,7 @@ def _manifest(reference: str) -> dict[str, Any]:
 
 def loaded_id(directory: Path) -> str:
     """Return the id that the image gets when it is loaded."""
-    (image,) = json.loads((directory / LOAD).read_text())
+    (image,) = json.loads((directory / LOAD).read_text(encoding="utf-8"))
     return f"sha256:{Path(image['Config']).name}"
 
 

@@ -44,7 +44,7 @@ def pulumi(directories: Sequence[Path], bundle: Manifest) -> bool:
         return False
     part = bundle.parts["pulumi"]
     stamp = HOME / "from-bundle"
-    if stamp.is_file() and stamp.read_text() == part.source:
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == part.source:
         return True
     places = _there(directories, bundle, part.files)
     for file in part.files:

@@ -108,7 +108,7 @@ def of_server(stack: str, values: Mapping[str, str], defaults: Mapping[str, str]
     if key.passphrase == ENCRYPTED:
         key = replace(key, passphrase=ask(stack, "config", "get", "sshPrivateKeyPassword").rstrip("\n"))
     server = ssh.server(key, user, host, port, ssh.options(key, user, host, port, host_key))
-    script = f"set -- {shlex.quote(values['weightsDirectory'])}\n{SCRIPT.read_text()}"
+    script = f"set -- {shlex.quote(values['weightsDirectory'])}\n{SCRIPT.read_text(encoding='utf-8')}"
     try:
         document = run_script(server, script, passphrase=key.passphrase, seconds=SSH_SECONDS, as_root=False)
         parse(json.loads(document))

@@ -39,7 +39,7 @@ class Archive:
 
 def archives(requirements: Path, architecture: str, gcp: bool) -> list[Archive]:
     """Return the archives that match requirements.txt: plugins have their SDKs' versions."""
-    pins = dict(re.findall(r"^(pulumi[\w-]*)==([\w.]+)", requirements.read_text(), re.MULTILINE))
+    pins = dict(re.findall(r"^(pulumi[\w-]*)==([\w.]+)", requirements.read_text(encoding="utf-8"), re.MULTILINE))
     cli = pins["pulumi"]
     name = f"pulumi-v{cli}-linux-{CLI_ARCHITECTURES.get(architecture, architecture)}.tar.gz"
     found = [Archive(repository="pulumi", version=cli, name=name, checksums=f"pulumi-{cli}-checksums.txt")]
@@ -76,7 +76,7 @@ class Directory:
 
     def checksums(self, archive: Archive) -> str:
         """Return the text of the checksum file."""
-        return (self._path / archive.checksums).read_text()
+        return (self._path / archive.checksums).read_text(encoding="utf-8")
 
     def fetch(self, archive: Archive, target: Path, _say: Say) -> None:
         """Copy an archive."""

@@ -28,7 +28,9 @@ def flaw(directory: Path, public_key: str | Path) -> str:
     `public_key` is `ssh-ed25519 AAAA...`, or the path of a file that holds it. Raises BadInputError.
     """
     try:
-        text = str(public_key) if str(public_key).startswith(PUBLIC_KEYS) else Path(public_key).read_text()
+        text = (
+            str(public_key) if str(public_key).startswith(PUBLIC_KEYS) else Path(public_key).read_text(encoding="utf-8")
+        )
     except (OSError, UnicodeDecodeError) as error:
         raise BadInputError(f"--key {public_key}: {error}", "give the signer's public key file") from error
     lines = [line for line in text.splitlines() if line.strip()]

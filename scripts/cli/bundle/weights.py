@@ -22,7 +22,7 @@ def from_hub(model: Model, revision: str, endpoint: str) -> Wanted:
 
     def make(path: Path, say: Say) -> None:
         path.mkdir(parents=True, exist_ok=True)
-        script = (render.FILES / "weights/download_weights.py").read_text()
+        script = (render.FILES / "weights/download_weights.py").read_text(encoding="utf-8")
         # It ends with this process: two at once would write to the same files. -P: import nothing from this directory.
         command = [
             "setpriv",

@@ -37,7 +37,7 @@ def survey(ssh: Mapping[str, Any], passphrase: str, stack: str, engine: str) -> 
         logs=f"{agent.LOGS}/{stack}",
         lines_of_log=LINES_OF_LOG,
     )
-    script += (Path(__file__).parent / "survey.sh").read_text()
+    script += (Path(__file__).parent / "survey.sh").read_text(encoding="utf-8")
     printed = run_script(ssh, script, passphrase=passphrase, seconds=SSH_SECONDS)
     found: dict[str, list[str]] = defaultdict(list)
     for line in printed.splitlines():
