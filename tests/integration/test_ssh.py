@@ -16,8 +16,9 @@ from typing import Any
 import pulumi
 import pytest
 
+from components import render
 from components.machine import ssh
-from components.machine.host import CLOSING_WORD, Host
+from components.machine.host import CLOSING_WORD, Host, standard_input
 from components.machine.ssh import SshKey, held
 from scripts.lab import RehearsalError
 from scripts.lab.emulator import command_adapter
@@ -292,6 +293,55 @@ def test_a_limit_that_lasts_is_named(words: str, server: Server) -> None:
         listener.shutdown(socket.SHUT_RDWR)
     assert done.returncode == 1
     assert done.stderr == f"127.0.0.1 port {port}: sshd drops connections: {words or 'see its MaxStartups'}\n"
+
+
+CHECK_OF_THE_SERVER = render.script(
+    "weights/check-weights.sh",
+    "host/check-host.sh",
+    engine="docker",
+    login="root",
+    prefix="elastic-vllm-x",
+    port=1,
+    ipv6="no",
+    weights="/x",
+    weights_gb=1,
+    weights_on_host="no",
+    images="a",
+    images_gb=1,
+    bundled_images_mb="",
+    store="/x",
+)
+
+
+def test_a_server_that_counts_connections_is_refused(server: Server) -> None:
+    """By the rules that `ufw limit ssh` writes, in a network of its own."""
+    inside = ["ip", "netns", "exec", "ev-limit"]
+    new = ["-p", "tcp", "--dport", str(server.port), "-m", "conntrack", "--ctstate", "NEW", "-m", "recent"]
+    subprocess.run(["ip", "netns", "add", "ev-limit"], check=True)
+    try:
+        subprocess.run([*inside, "ip", "link", "set", "lo", "up"], check=True)
+        sshd = subprocess.Popen([*inside, "/usr/sbin/sshd", "-D", "-f", server.directory / "sshd_config"])
+        try:
+            command = [*inside, *json.loads(inputs_of(server, "root")["check"]["stdin"])["ssh"]]
+
+            def check() -> subprocess.CompletedProcess[str]:
+                script = standard_input(CHECK_OF_THE_SERVER, login="root")
+                return subprocess.run(command, input=script, capture_output=True, text=True, check=False)
+
+            assert "limits how often" not in check().stderr
+            for rule in (["--set"], ["--update", "--seconds", "30", "--hitcount", "6", "-j", "REJECT"]):
+                subprocess.run([*inside, "iptables", "-A", "INPUT", *new, *rule], check=True)
+            refused = check()
+        finally:
+            sshd.terminate()
+            sshd.wait()
+    finally:
+        subprocess.run(["ip", "netns", "delete", "ev-limit"], check=True)
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        "elastic-vllm: the server limits how often 127.0.0.1 may connect (ufw limit, or iptables with -m recent)\n"
+        "  fix: exempt it: ufw insert 1 allow from 127.0.0.1; echo -127.0.0.1 >/proc/net/xt_recent/DEFAULT\n"
+    )
 
 
 @pytest.mark.parametrize("shell", ["sh", "bash", "fish", "tcsh", "zsh"])

@@ -17,8 +17,9 @@ from tests.support.program import ROOT
 REGISTER = """
 import json, locale, sys
 from tests.support.program import run
-made = run(json.load(sys.stdin), stack="gpu")
-print(json.dumps([locale.getpreferredencoding(), {r.name: json.dumps(r.inputs, sort_keys=True, default=lambda s: [s.value]) for r in made.resources.values()}]))
+made = run(json.load(sys.stdin), stack="gpu").resources.values()
+inputs = {r.name: json.dumps(r.inputs, sort_keys=True, default=lambda secret: [secret.value]) for r in made}
+print(json.dumps([locale.getpreferredencoding(), inputs]))
 """
 
 
