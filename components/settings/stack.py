@@ -73,7 +73,7 @@ class Settings:
     endpoint_host: str
     """Empty: the server's own address."""
     ipv6: bool
-    """Whether the endpoint has IPv6 addresses besides its IPv4 ones."""
+    """True if the endpoint has IPv6 addresses besides its IPv4 ones."""
     https_port: int
     key_versions: Mapping[str, tuple[int, ...]]
     """Name of a key -> its accepted versions, the current one first."""

@@ -2,6 +2,7 @@ ENGINE=docker
 LOGIN=ops
 PREFIX=elastic-vllm-gpu
 PORT=443
+IPV6=no
 WEIGHTS=/var/lib/elastic-vllm/models/google--gemma-4-31B-it--95a6d26c4bfb
 WEIGHTS_GB=63
 WEIGHTS_ON_HOST=no
