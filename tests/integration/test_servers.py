@@ -63,6 +63,7 @@ def brought_up(settings: Mapping[str, Any], *arguments: str) -> Iterator[Mapping
     assert traces(STACK) == before
 
 
+@pytest.mark.slow
 def test_a_hardened_server_and_a_key_with_a_passphrase(vllm: str, tmp_path: Path) -> None:
     """Few connections and one session at a time, sudo on a pty, fish, and a name from a directory service."""
     installed("fish", "fish")

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from collections.abc import Sequence
 
 import pytest
 
@@ -10,10 +11,10 @@ Result = subprocess.CompletedProcess[str]
 NO_DOCKER = {"DOCKER_HOST": "unix:///nonexistent/docker.sock"}
 
 
-def bash(script: str, data: str = "", **environment: str) -> Result:
+def bash(script: str, data: str = "", *, under: Sequence[str] = (), **environment: str) -> Result:
     """Run a script, followed by data, on standard input, as Host.command does."""
     return subprocess.run(
-        ["bash", "-s"],
+        [*under, "bash", "-s"],
         input=f"{{\n{script}\nexit\n}}\n{data}",
         env=os.environ | NO_DOCKER | environment,
         capture_output=True,

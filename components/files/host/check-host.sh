@@ -19,7 +19,7 @@ need_disk() {
 
 [ "$(uname -s)" = Linux ] || fail "the server runs $(uname -s)" "use a Linux server"
 [ "$(id -u)" = 0 ] || fail "user $LOGIN has no root rights (sshUser)" "use root, or a user with passwordless sudo"
-[ "$IPV6" = no ] || [ -s /proc/net/if_inet6 ] ||
+[ "$IPV6" = no ] || grep -qs . /proc/net/if_inet6 ||
   fail "the server has no IPv6 (ipv6, or an IPv6 address in host or endpointHost)" "enable it there, or set ipv6 to false and use IPv4"
 
 # An update makes more connections than this lets through, and each new attempt prolongs the wait.

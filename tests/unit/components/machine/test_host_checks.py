@@ -3,7 +3,7 @@
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -138,7 +138,7 @@ def without_docker(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def check_host(weights: Path, without_docker: str) -> Callable[..., Result]:
-    def run_check(**variables: str | int) -> Result:
+    def run_check(*, under: Sequence[str] = (), **variables: str | int) -> Result:
         fine: dict[str, str | int] = {
             "engine": "docker",
             "login": "root",
@@ -153,7 +153,7 @@ def check_host(weights: Path, without_docker: str) -> Callable[..., Result]:
             "bundled_images_mb": "",
             "store": "/var/lib/elastic-vllm/bundle",
         }
-        return bash(render.script(*SCRIPTS, **fine | variables), PATH=without_docker)
+        return bash(render.script(*SCRIPTS, **fine | variables), under=under, PATH=without_docker)
 
     return run_check
 
@@ -194,6 +194,18 @@ def test_a_bundles_images_need_not_be_there_and_their_size_is_reported(check_hos
     result = check_host(images="localhost/elastic-vllm/vllm:v0.32.0-0123456789ab", bundled_images_mb=4)
     assert (result.returncode, result.stderr) == (0, "")
     assert "the bundle's images: 1 GB at /var/lib/elastic-vllm/bundle, where" in result.stdout
+
+
+@as_root
+@pytest.mark.parametrize("ipv6", [True, False])
+def test_ipv6_is_refused_on_a_server_without_it(ipv6: bool, check_host: Callable[..., Result]) -> None:
+    """In a network namespace: there is none until its loopback interface is up, or where it is switched off."""
+    switch = f"sysctl -qw net.ipv6.conf.all.disable_ipv6={int(not ipv6)}; ip link set lo up"
+    result = check_host(ipv6="yes", under=["unshare", "--net", "sh", "-c", f'{switch}; exec "$@"', "sh"])
+    if ipv6:
+        assert (result.returncode, result.stderr) == (0, "")
+    else:
+        assert failed(result, "the server has no IPv6 (ipv6, or an IPv6 address", "set ipv6 to false")
 
 
 @as_root
