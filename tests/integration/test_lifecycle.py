@@ -47,6 +47,7 @@ def test_only_a_removed_container_is_created_again(deployed: Deployment) -> None
     # `up` waits again until it answers.
     assert {name: outcome for name, outcome in found.items() if outcome != "unchanged"} == {
         "nginx-container": "created",
+        "nginx-packet-filter": "updated",
         "nginx-ready": "replaced",
     }
     assert identity(deployed.vllm) == vllm
