@@ -90,7 +90,7 @@ def run(deployed: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Itera
         rehearse_up(*model)
 
 
-@pytest.mark.parametrize("before", [b"", b"Bearer ", b'if ($http_authorization = "Bearer ', b"x"])
+@pytest.mark.parametrize("before", [b"", b"Bearer ", b'if ($bearer_token = "', b"x"])
 def test_search_finds_a_key_in_base64(before: bytes) -> None:
     key = "0123456789abcdef" * 4
     text = base64.b64encode(before + key.encode() + b'"\n')

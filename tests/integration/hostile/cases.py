@@ -51,6 +51,15 @@ KNOWN: dict[str, bytes] = {
     "a key and more": request(b"GET", MODELS, key=AUTHORIZATION + CURRENT.encode() + b"0\r\n"),
     "a key twice in one header": request(b"GET", MODELS, key=RIGHT[:-2] + b", Bearer " + CURRENT.encode() + b"\r\n"),
     "a scheme in small letters": request(b"GET", MODELS, key=RIGHT.replace(b"Bearer", b"bearer")),
+    "a scheme in capitals and many spaces": request(b"GET", MODELS, key=RIGHT.replace(b"Bearer", b"BEARER" + b" " * 99)),
+    "a scheme in small letters, and a key in capitals": request(
+        b"GET", MODELS, key=b"Authorization: bearer " + CURRENT.upper().encode() + b"\r\n"
+    ),
+    "a tab behind the scheme": request(b"GET", MODELS, key=RIGHT.replace(b"Bearer ", b"Bearer\t")),
+    "a space and a tab behind the scheme": request(b"GET", MODELS, key=RIGHT.replace(b"Bearer ", b"Bearer \t")),
+    "no space behind the scheme": request(b"GET", MODELS, key=RIGHT.replace(b"Bearer ", b"bearer")),
+    "a scheme of another name": request(b"GET", MODELS, key=RIGHT.replace(b"Bearer", b"xbearer")),
+    "spaces without a key": request(b"GET", MODELS, key=b"Authorization: bearer" + b" " * 8000 + b"x y\r\n"),
     "a key without a scheme": request(b"GET", MODELS, key=b"Authorization: " + CURRENT.encode() + b"\r\n"),
     "a key in a header of another name": request(b"GET", MODELS, key=b"X-Api-Key: " + CURRENT.encode() + b"\r\n"),
     "a key in the query": request(b"GET", MODELS + b"?api_key=" + CURRENT.encode(), key=b""),

@@ -59,9 +59,15 @@ def path_of(target: bytes) -> str:
     return (b"/" + b"/".join(parts) + ends).decode("latin-1")
 
 
+def has_key(credentials: bytes, keys: Iterable[str]) -> bool:
+    """Return True for a key behind the scheme in any case and one or more spaces (RFC 9110, 11.1 and 11.4)."""
+    scheme, _, rest = credentials.partition(b" ")
+    return scheme.lower() == b"bearer" and rest.lstrip(b" ") in {key.encode() for key in keys}
+
+
 def entitled(payload: bytes, keys: Iterable[str]) -> Counter[tuple[str, str]]:
     """Count the pairs (method, path) that vLLM may see at most."""
-    values = {f"Bearer {key}".encode() for key in keys}
+    keys = list(keys)
     found: Counter[tuple[str, str]] = Counter()
     for match in START.finditer(payload):
         method, path = match[1].decode(), path_of(match[2])
@@ -69,7 +75,7 @@ def entitled(payload: bytes, keys: Iterable[str]) -> Counter[tuple[str, str]]:
         lines = [line.partition(b":") for line in re.split(rb"\r?\n", head)]
         given = [value.strip(b" ") for name, _, value in lines if name.strip().lower() == b"authorization"]
         if (path == HEALTH and method == "GET") or (
-            ALLOWED.get(path) == method and len(given) == 1 and given[0] in values
+            ALLOWED.get(path) == method and len(given) == 1 and has_key(given[0], keys)
         ):
             found[method, BEHIND[path]] += 1
     return found
@@ -97,17 +103,17 @@ class Plain:
 
 def plain_requests(payload: bytes, keys: Iterable[str], body_bytes: int) -> tuple[list[Plain], bool]:
     """Return the plain requests at the beginning, and True if nothing else follows."""
-    values = {f"Bearer {key}".encode() for key in keys}
+    keys = list(keys)
     found, reader = list[Plain](), BytesIO(payload)
     while reader.tell() < len(payload):
-        request = _plain(reader, values, body_bytes)
+        request = _plain(reader, keys, body_bytes)
         if request is None:
             return found, False
         found.append(request)
     return found, True
 
 
-def _plain(reader: BinaryIO, values: set[bytes], body_bytes: int) -> Plain | None:
+def _plain(reader: BinaryIO, keys: Sequence[str], body_bytes: int) -> Plain | None:
     begun = reader.tell()
     start = PLAIN_START.fullmatch(reader.readline())
     if not start or re.search(rb"//|/\.\.?(/|$)", start[2]):
@@ -127,7 +133,7 @@ def _plain(reader: BinaryIO, values: set[bytes], body_bytes: int) -> Plain | Non
     body = _plain_body(reader, *framing)
     if body is None or len(body) > body_bytes:
         return None
-    authorized = bool(of.get(b"authorization")) and of[b"authorization"][0] in values
+    authorized = b"authorization" in of and has_key(of[b"authorization"][0], keys)
     return Plain(start[1].decode(), start[2].decode(), authorized, body)
 
 

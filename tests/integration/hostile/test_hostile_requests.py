@@ -77,6 +77,7 @@ LOOSENED: dict[str, tuple[str, str]] = {
         "include keys.conf;",
         f'if ($http_authorization ~* "Bearer {CURRENT}") {{ set $key_label v2; }}',
     ),
+    "the scheme in one case alone": ('~* "^Bearer', '~ "^Bearer'),
     "a key with something behind it will do": (
         "include keys.conf;",
         f'if ($http_authorization ~ "^Bearer {CURRENT}") {{ set $key_label v2; }}',

@@ -109,7 +109,7 @@ def test_nginx_accepts_the_versions_in_keys(
     overrides: dict[str, Any], accepted: list[str], program_of: Programs
 ) -> None:
     keys = program_of("local", **overrides).resources["nginx-config"].files["keys.conf"]
-    assert re.findall(r'"Bearer (\w+)"\) {\s+set \$key_label ([\w-]+);', keys) == [
+    assert re.findall(r'"(\w+)"\) {\s+set \$key_label ([\w-]+);', keys) == [
         (key_of(f"key-{version}"), version) for version in accepted
     ]
 
