@@ -10,6 +10,8 @@ from typing import Any
 
 import httpx2
 
+from components.tls import trust
+
 ANSWER_SECONDS = 150
 """Limit for one answer: longer than Elasticsearch waits for the endpoint (VALIDATION_SECONDS)."""
 VALIDATION_SECONDS = 120
@@ -112,7 +114,10 @@ class Product:
                 pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
     def _tls(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cadata=self.ca) if self.ca else httpx2.create_ssl_context()
+        context = trust.context(self.ca)
+        # As curl does: the server's own certificate, or one between it and its CA, may stand in elasticCa.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        return context
 
     def _told(self, response: httpx2.Response, tries: int, hidden: tuple[str, ...]) -> Answer:
         status = response.status_code
@@ -160,11 +165,21 @@ class Product:
             body = {"message": reason}
         return Answer(status=status, body=body, tries=tries)
 
+    def _mistrust(self, cause: str) -> str:
+        """Return the fix for OpenSSL's reason to refuse a certificate."""
+        if "mismatch" in cause:
+            return f"set {self.url_setting} to a name in the certificate."
+        if "expired" in cause or "not yet valid" in cause:
+            return f"renew the certificate of {self.name}, or correct this machine's clock."
+        if self.ca:
+            return f"elasticCa is not the CA of this certificate: set it to the one that {self.name} was set up with."
+        return "set elasticCa to the CA's certificate."
+
     def _unreachable(self, error: Exception) -> ElasticError:
         cause = " ".join(str(error).split()) or type(error).__name__
         fix = f"is it up, is {self.url_setting} right, and may this machine reach it?"
         if "CERTIFICATE_VERIFY_FAILED" in cause:
-            fix = f"set elasticCa to the CA's certificate, and {self.url_setting} to the name in the certificate"
+            fix = self._mistrust(cause)
         elif "SSL" in cause:
             fix = f"does it speak TLS there? {self.url_setting} may need another port, or http:// on this machine"
         elif _no_such_name(error):

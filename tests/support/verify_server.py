@@ -2,6 +2,7 @@
 
 import json
 import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -80,6 +81,21 @@ def new_authority(name: str = "Test CA") -> Authority:
     return Authority(certificate, key)
 
 
+def without_key_usage(authority: Authority, directory: Path, *, version: int) -> Authority:
+    """The same CA as tools make it that set no `keyUsage`; of version 1: no extension at all."""
+    (directory / "ca.key").write_bytes(_private(authority.key))
+    (directory / "ca.cnf").write_text("[req]\ndistinguished_name=name\n[name]\n")
+    files = ["-key", directory / "ca.key", "-config", directory / "ca.cnf"]
+    extensions = ("basicConstraints=critical,CA:TRUE", "subjectKeyIdentifier=hash") if version > 1 else ()
+    options = [part for extension in extensions for part in ("-addext", extension)]
+    made = subprocess.run(
+        ["openssl", "req", "-x509", *files, "-subj", "/CN=Test CA", "-days", "400", *options],
+        check=True,
+        capture_output=True,
+    )
+    return Authority(x509.load_pem_x509_certificate(made.stdout), authority.key)
+
+
 def issue(authority: Authority, path: Path, *, names: list[x509.GeneralName] | None = None, days: float = 365) -> Path:
     """Write a server's certificate and key to `path`, by default for 127.0.0.1."""
     key = ec.generate_private_key(ec.SECP256R1())
@@ -90,11 +106,14 @@ def issue(authority: Authority, path: Path, *, names: list[x509.GeneralName] | N
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), critical=False)
         .sign(authority.key, hashes.SHA256())
     )
-    private = key.private_bytes(
+    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + _private(key))
+    return path
+
+
+def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + private)
-    return path
 
 
 class Gateway(ThreadingHTTPServer):

@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-import httpx2
+from components.tls import trust
 
 CHAT_PATH = "/v1/chat/completions"
 # A shorter key could match ordinary words when it is removed from messages.
@@ -54,8 +54,8 @@ class Endpoint:
             raise InvalidEndpointError("model", "must be the name of a served model")
         if self.ca_certificate is not None:
             try:
-                # To the ssl module an empty string would silently mean the system's store.
-                ssl.create_default_context(cadata=self.ca_certificate or " ")
+                # An empty string would silently mean the system's store.
+                trust.context(self.ca_certificate or " ")
             except (ssl.SSLError, TypeError) as error:
                 raise InvalidEndpointError("ca_certificate", "must be a certificate in PEM") from error
         if self.client_certificate is not None:
@@ -88,10 +88,7 @@ class Endpoint:
 
     def tls_context(self, *, with_client_certificate: bool = True) -> ssl.SSLContext:
         """A client context that trusts the CA given, or the system's store, and refuses TLS below 1.2."""
-        if self.ca_certificate is None:
-            context = httpx2.create_ssl_context()
-        else:
-            context = ssl.create_default_context(cadata=self.ca_certificate)
+        context = trust.context(self.ca_certificate or "")
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if self.client_certificate is not None and with_client_certificate:
             with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:  # the module reads files only; mode 0600

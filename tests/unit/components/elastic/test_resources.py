@@ -3,10 +3,12 @@
 import base64
 import json
 import pickle
+import ssl
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 from pulumi.dynamic import ResourceProvider
 from pulumi.dynamic.dynamic import serialize_provider
 
@@ -14,7 +16,7 @@ from components.elastic import api, payloads, resources
 from components.elastic.payloads import ElasticEndpoint
 from tests.support import elastic_stand_in
 from tests.support.elastic_stand_in import ADMIN, READER, Elastic
-from tests.support.verify_server import issue, new_authority
+from tests.support.verify_server import issue, new_authority, without_key_usage
 from tests.unit.components.elastic.conftest import KEY, failure
 
 NAME = "elastic-vllm-prod"
@@ -262,6 +264,48 @@ def test_a_certificate_that_is_not_trusted_is_reported_at_once(tmp_path: Path, s
         assert slept == []
         CONNECTOR.create(props(elastic, CONNECTOR, ca=ca.pem))
         assert elastic.connectors
+
+
+def as_from_3_13(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the ssl module make its contexts as that of Python 3.13 and newer does."""
+    made = ssl.create_default_context
+
+    def stricter(*arguments: Any, **more: Any) -> ssl.SSLContext:
+        context = made(*arguments, **more)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", stricter)
+
+
+@pytest.mark.parametrize("newer_python", [False, True])
+@pytest.mark.parametrize("kind", ["elasticsearch-certutil's", "version 1", "the server's own certificate"])
+def test_a_ca_that_browsers_and_curl_take_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, newer_python: bool
+) -> None:
+    if newer_python:
+        as_from_3_13(monkeypatch)
+    ca = without_key_usage(new_authority(), tmp_path, version=1 if kind == "version 1" else 3)
+    certificate = issue(ca, tmp_path / "server.pem")
+    given = certificate.read_text() if kind == "the server's own certificate" else ca.pem
+    with elastic_stand_in.serving(Elastic(calls_endpoint=False), certificate=str(certificate)) as elastic:
+        CONNECTOR.create(props(elastic, CONNECTOR, ca=given))
+        assert elastic.connectors
+
+
+@pytest.mark.parametrize("newer_python", [False, True])
+def test_no_other_ca_name_or_date_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, newer_python: bool) -> None:
+    if newer_python:
+        as_from_3_13(monkeypatch)
+    ca, other = (without_key_usage(new_authority(), tmp_path, version=3) for _ in range(2))
+    for name, certificate, given, fix in (
+        ("other", issue(ca, tmp_path / "right.pem"), other.pem, "elasticCa is not the CA of this certificate"),
+        ("name", issue(ca, tmp_path / "name.pem", names=[x509.DNSName("x")]), ca.pem, "to a name in the certificate"),
+        ("date", issue(ca, tmp_path / "date.pem", days=-1), ca.pem, "renew the certificate"),
+    ):
+        with elastic_stand_in.serving(Elastic(calls_endpoint=False), certificate=str(certificate)) as elastic:
+            assert fix in failure(lambda: CONNECTOR.create(props(elastic, CONNECTOR, ca=given))), name  # noqa: B023
+            assert not elastic.connectors
 
 
 def test_a_server_that_is_no_kibana(elastic: Elastic) -> None:
