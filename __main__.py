@@ -42,6 +42,7 @@ from components.elastic import agent
 from components.elastic.agent import Observed
 from components.elastic.corpus import forms_to_prove
 from components.machine.ssh import hold_until_exit
+from components.serving.model_weights import weights_formats
 from components.settings.stack import read_settings
 
 settings = read_settings()
@@ -77,6 +78,7 @@ else:
             weights_path=settings.weights_path,
             weights_gb=settings.weights_gb,
             weights_on_host=settings.model_source == "host",
+            weights_formats=weights_formats(settings.model, settings.vllm_extra_args),
             bundled_images_mb=settings.bundle.packed_mb if settings.bundle else None,
             after=access.checks,
         ),
@@ -113,6 +115,7 @@ if not settings.parked:
             source=settings.model_source,
             path=settings.weights_path,
             brought=bundle.brought.get("weights") if bundle else None,
+            formats=weights_formats(settings.model, settings.vllm_extra_args),
             hf_endpoint=settings.hf_endpoint,
             revision=settings.model_revision,
             hf_token=settings.hf_token,

@@ -24,6 +24,8 @@ class ExistingHostArgs:
     """Disk that the weights need if they are not there yet, in 10^9 bytes."""
     weights_on_host: bool
     """True if the weights must be there already."""
+    weights_formats: Mapping[str, str]
+    """vLLM's arguments that decide which files it loads (`weights_formats` in components/serving)."""
     images: Mapping[str, str]
     """Role -> image reference; one that begins with `localhost/` must be there already, unless a bundle brings it."""
     bundled_images_mb: int | None
@@ -60,6 +62,7 @@ class ExistingHost(pulumi.ComponentResource):
                 weights=args.weights_path,
                 weights_gb=max(1, round(args.weights_gb)),
                 weights_on_host="yes" if args.weights_on_host else "no",
+                **args.weights_formats,
                 images=" ".join(args.images.values()),
                 images_gb=IMAGES_GB,
                 bundled_images_mb="" if args.bundled_images_mb is None else args.bundled_images_mb,

@@ -1,6 +1,7 @@
 """The model's weights in a directory on the host."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pulumi
@@ -8,9 +9,17 @@ import pulumi
 from components import render
 from components.catalogue.models import Model
 from components.machine.host import Host
+from components.settings.model import argument_value
 
 DOWNLOAD_UID = 10003
 """User that downloads: different from those of vLLM and Nginx, and used by no container."""
+
+
+def weights_formats(model: Model, extra_args: tuple[str, ...]) -> dict[str, str]:
+    """vLLM's arguments that decide which files it loads, by variable of check-weights.sh; none where it looks itself."""
+    options = ("--load-format", "--config-format", "--tokenizer-mode")
+    given = {option: argument_value((*extra_args, *model.vllm_extra_args), option) for option in options}
+    return {option[2:].replace("-", "_"): value for option, value in given.items() if value}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +34,8 @@ class ModelWeightsArgs:
     """Resource that brings them there."""
     path: str
     """The model's directory on the host."""
+    formats: Mapping[str, str]
+    """Formats of the files (`weights_formats`)."""
     hf_endpoint: str
     revision: str
     hf_token: pulumi.Input[str]
@@ -66,7 +77,7 @@ class ModelWeights(pulumi.ComponentResource):
         else:
             self.resource = args.host.command(
                 f"{name}-check",
-                render.script("weights/check-weights.sh", weights=args.path) + 'check_weights "$WEIGHTS"\n',
+                render.script("weights/check-weights.sh", weights=args.path, **args.formats) + 'check_weights "$WEIGHTS"\n',
                 parent=self,
                 depends_on=[args.brought] if args.brought else [],
             )

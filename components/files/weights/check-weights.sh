@@ -1,4 +1,5 @@
 # Defines check_weights DIRECTORY: fails unless a model's weights are there, complete and readable by the server.
+# LOAD_FORMAT, CONFIG_FORMAT and TOKENIZER_MODE are vLLM's arguments of that name, where they are given.
 # shellcheck shell=bash
 
 # The size that a safetensors file must have: 8 bytes, then a JSON header of that length, then the tensors.
@@ -12,25 +13,79 @@ safetensors_size() {
   echo "$((8 + header_length + end))"
 }
 
+# True if one of the files is there and not empty: any_of DIRECTORY NAME...
+any_of() {
+  local directory=$1 name
+  for name in "${@:2}"; do
+    if [ -s "$directory/$name" ]; then return 0; fi
+  done
+  return 1
+}
+
+# True if a symbolic link leads from its place to one in the same directory, wherever that is mounted.
+stays_inside() {
+  local directory=$1 link=$2 target depth part
+  target=$(readlink -- "$link")
+  case $target in /*) return 1 ;; esac
+  depth=$(tr -cd / <<<"${link#"$directory"/}" | wc -c)
+  while read -r part; do
+    case $part in
+    ..) depth=$((depth - 1)) ;;
+    . | "") ;;
+    *) depth=$((depth + 1)) ;;
+    esac
+    [ "$depth" -ge 0 ] || return 1
+  done < <(tr / '\n' <<<"$target")
+}
+
 check_weights() {
-  local directory=$1 file index missing="" unreadable
+  local directory=$1 file link unreadable pointer missing="" incomplete="weights in $1 are incomplete"
+  local loaded="*.safetensors" index=model.safetensors.index.json config=config.json
   local fetch="copy the model's directory again, or set modelSource to hub"
   [ -d "$directory" ] || fail "no weights in $directory (model, weightsDirectory)" "$fetch"
-  [ -e "$directory/config.json" ] || [ -e "$directory/params.json" ] ||
-    fail "weights in $directory are incomplete: neither config.json nor params.json" "$fetch"
-  [ -e "$directory/tokenizer.json" ] || [ -e "$directory/tokenizer.model" ] || [ -e "$directory/tekken.json" ] ||
-    fail "weights in $directory are incomplete: no tokenizer.json, tokenizer.model or tekken.json" "$fetch"
-  for index in "$directory"/*.safetensors.index.json; do
-    [ -e "$index" ] || continue
+
+  # vLLM sees this directory alone: a hub's cache links to files beside it.
+  while IFS= read -r -d '' link; do
+    [ -e "$link" ] || fail "$incomplete: $link leads nowhere" "$fetch"
+    stays_inside "$directory" "$link" ||
+      fail "$link leads out of $directory, which is all that vLLM can see" \
+        "copy the files instead of the links: cp -rL -- $directory/. ANOTHER_DIRECTORY, then rename it to $directory"
+  done < <(find "$directory/" -type l -print0)
+  pointer=$(find "$directory/" -maxdepth 1 -type f -size -2 \
+    -regex '.*\.\(safetensors\|json\|model\|jinja\|txt\|py\|tiktoken\)' \
+    -exec grep -q '^version https://git-lfs.github.com/spec/' -- {} \; -print -quit)
+  [ -z "$pointer" ] || fail "$pointer is a pointer of Git LFS, not the file" "run there: git lfs pull. Or set modelSource to hub"
+
+  # The files that vLLM 0.32 loads (model_loader/default_loader.py).
+  if [ "${LOAD_FORMAT:-auto}" = mistral ] || { [ "${LOAD_FORMAT:-auto}" = auto ] && compgen -G "$directory/consolidated*.safetensors" >/dev/null; }; then
+    loaded="consolidated*.safetensors" index=consolidated.safetensors.index.json
+  fi
+  if [ "${CONFIG_FORMAT:-auto}" = mistral ] || { [ "${CONFIG_FORMAT:-auto}" = auto ] && [ "$loaded" != "*.safetensors" ] && [ -e "$directory/params.json" ]; }; then
+    config=params.json
+  fi
+  any_of "$directory" "$config" || fail "$incomplete: no $config" "$fetch"
+  if [ "${TOKENIZER_MODE:-auto}" = mistral ]; then
+    any_of "$directory" tekken.json tokenizer.model{,.v1,.v2,.v3,.v7} ||
+      fail "$incomplete: no tekken.json or tokenizer.model, which Mistral's format needs" "$fetch"
+  else
+    any_of "$directory" tokenizer.json tokenizer.model tekken.json tiktoken.model vocab.json ||
+      compgen -G "$directory/*.tiktoken" >/dev/null ||
+      fail "$incomplete: no tokenizer.json, tokenizer.model or tekken.json" "$fetch"
+  fi
+  local files=()
+  if [ -e "$directory/$index" ]; then
     while read -r file; do
-      [ -e "$directory/$file" ] || missing="$missing $file"
-    done < <(grep -o '"[^"]*\.safetensors"' "$index" | tr -d '"' | sort -u)
-  done
-  [ -z "$missing" ] || fail "weights in $directory are incomplete, missing:$missing" "$fetch"
-  for file in "$directory"/*.safetensors; do
-    [ -e "$file" ] || fail "weights in $directory are incomplete: no .safetensors file" "$fetch"
+      if [ -e "$directory/$file" ]; then files+=("$directory/$file"); else missing="$missing $file"; fi
+    done < <(grep -o '"[^"]*\.safetensors"' "$directory/$index" | tr -d '"' | sort -u)
+    [ -z "$missing" ] || fail "$incomplete: $index names files that are missing:$missing" \
+      "$fetch; if the other files are the whole model, remove $directory/$index"
+  else
+    while read -r file; do files+=("$file"); done < <(compgen -G "$directory/$loaded")
+  fi
+  [ "${#files[@]}" -gt 0 ] || fail "$incomplete: no file $loaded, which vLLM loads for this model" "$fetch"
+  for file in "${files[@]}"; do
     [ "$(safetensors_size "$file")" = "$(stat -L -c %s -- "$file")" ] ||
-      fail "weights in $directory are incomplete: $(basename "$file") is cut short or damaged" "$fetch"
+      fail "$incomplete: $(basename "$file") is cut short or damaged" "$fetch"
   done
   # The server's own user reads them; nothing else grants it that.
   unreadable=$(find -L "$directory" \( \( -type f ! -perm -o=r \) -o \( -type d ! -perm -o=rx \) \) -print -quit)

@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 
 from components import render
+from components.catalogue.models import load_catalogue
+from components.serving.model_weights import weights_formats
 from tests.support.shell import Result, as_root, bash, failed
 
 # check-weights.sh
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 17209920\n"
 
 
 def safetensors(path: Path, size: int = 64, *, header: bytes | None = None) -> None:
@@ -36,8 +40,8 @@ def weights(tmp_path: Path) -> Path:
     return directory
 
 
-def check(directory: Path) -> Result:
-    script = render.script("weights/check-weights.sh", weights=str(directory)) + 'check_weights "$WEIGHTS"\n'
+def check(directory: Path, **formats: str) -> Result:
+    script = render.script("weights/check-weights.sh", weights=str(directory), **formats) + 'check_weights "$WEIGHTS"\n'
     return bash(script)
 
 
@@ -48,17 +52,39 @@ def one_file(directory: Path) -> None:
 
 
 def mistral(directory: Path) -> None:
+    """Leave only the files of Mistral's own format."""
+    one_file(directory)
+    (directory / "model.safetensors").rename(directory / "consolidated.safetensors")
     (directory / "config.json").rename(directory / "params.json")
     (directory / "tokenizer.json").rename(directory / "tekken.json")
 
 
+def mistral_beside_a_leftover_index(directory: Path) -> None:
+    mistral(directory)
+    index = {"weight_map": {"a": "model-00001-of-00010.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 def linked(directory: Path) -> None:
-    """Replace files by links, as in the hub's cache."""
-    blobs = directory.parent / "blobs"
-    blobs.mkdir(mode=0o755)
-    for path in list(directory.iterdir()):
-        path.rename(blobs / path.name)
-        path.symlink_to(blobs / path.name)
+    """Replace files by links to others in the same directory, one of them in a folder."""
+    (directory / "blobs").mkdir(mode=0o755)
+    for path in [path for path in directory.iterdir() if path.is_file()]:
+        path.rename(directory / "blobs" / path.name)
+        path.symlink_to(f"blobs/{path.name}")
+    (directory / "folder").mkdir(mode=0o755)
+    (directory / "folder" / "config.json").symlink_to("../config.json")
+
+
+def unneeded_pointers(directory: Path) -> None:
+    """Add a picture and weights in another format that were not pulled."""
+    for name in ("picture.png", "pytorch_model.bin"):
+        (directory / name).write_text(POINTER)
+
+
+def linked_directory(directory: Path) -> None:
+    """Put a link where the directory is expected."""
+    directory.rename(directory.with_name("elsewhere"))
+    directory.symlink_to("elsewhere")
 
 
 def many_tensors(directory: Path) -> None:
@@ -67,7 +93,13 @@ def many_tensors(directory: Path) -> None:
     safetensors(directory / "model-00001-of-00002.safetensors", header=header)
 
 
-@pytest.mark.parametrize("change", [lambda _: None, one_file, mistral, linked, many_tensors])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(lambda _: None, one_file, mistral, mistral_beside_a_leftover_index, linked, linked_directory, many_tensors),
+        unneeded_pointers,
+    ],
+)
 def test_complete_weights_pass(change: Callable[[Path], None], weights: Path) -> None:
     change(weights)
     result = check(weights)
@@ -87,7 +119,36 @@ def cut_in_the_header(directory: Path) -> None:
 
 def pointer(directory: Path) -> None:
     """Replace a file by a pointer, as git clone leaves it without Git LFS."""
-    (directory / "model-00002-of-00002.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    (directory / "model-00002-of-00002.safetensors").write_text(POINTER)
+
+
+def linked_as_in_the_hubs_cache(directory: Path) -> None:
+    """Lay the files out as hubs' clients do: a snapshot of links to blobs."""
+    repository = directory.with_name("models--acme--Own")
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "snapshots" / "4f1c").mkdir(parents=True)
+    for number, path in enumerate(sorted(directory.iterdir())):
+        path.rename(repository / "blobs" / str(number))
+        (repository / "snapshots" / "4f1c" / path.name).symlink_to(f"../../blobs/{number}")
+    directory.rmdir()
+    directory.symlink_to(repository / "snapshots" / "4f1c")
+
+
+def linked_by_its_full_path(directory: Path) -> None:
+    (directory / "config.json").rename(directory / "real.json")
+    (directory / "config.json").symlink_to(directory / "real.json")
+
+
+def linked_out_and_in_again(directory: Path) -> None:
+    (directory / "config.json").rename(directory / "real.json")
+    (directory / "config.json").symlink_to(f"../{directory.name}/real.json")
+
+
+def complete_beside_a_leftover_index(directory: Path) -> None:
+    """Leave a whole model in one file, and the index of its shards: vLLM takes the index for true."""
+    index = (directory / "model.safetensors.index.json").read_text()
+    one_file(directory)
+    (directory / "model.safetensors.index.json").write_text(index)
 
 
 DAMAGED = "model-00002-of-00002.safetensors is cut short or damaged"
@@ -99,11 +160,18 @@ DAMAGED = "model-00002-of-00002.safetensors is cut short or damaged"
         (lambda d: (d / "model-00001-of-00002.safetensors").unlink(), "missing: model-00001-of-00002.safetensors"),
         (cut, DAMAGED),
         (cut_in_the_header, DAMAGED),
-        (pointer, DAMAGED),
+        (pointer, "model-00002-of-00002.safetensors is a pointer of Git LFS, not the file"),
+        (lambda d: (d / "tokenizer.json").write_text(POINTER), "tokenizer.json is a pointer of Git LFS"),
+        (linked_as_in_the_hubs_cache, "which is all that vLLM can see"),
+        (linked_by_its_full_path, "config.json leads out of"),
+        (linked_out_and_in_again, "config.json leads out of"),
+        (lambda d: (d / "special_tokens_map.json").symlink_to("gone.json"), "special_tokens_map.json leads nowhere"),
+        (lambda d: (d / "tokenizer.json").write_text(""), "no tokenizer.json, tokenizer.model or tekken.json"),
+        (complete_beside_a_leftover_index, "model.safetensors.index.json names files that are missing"),
         (lambda d: (d / "model-00002-of-00002.safetensors").write_bytes(b""), DAMAGED),
         (lambda d: (d / "tokenizer.json").unlink(), "no tokenizer.json, tokenizer.model or tekken.json"),
-        (lambda d: (d / "config.json").unlink(), "neither config.json nor params.json"),
-        (lambda d: [path.unlink() for path in d.glob("model*")], "no .safetensors file"),
+        (lambda d: (d / "config.json").unlink(), "no config.json"),
+        (lambda d: [path.unlink() for path in d.glob("model*")], "no file *.safetensors"),
         (lambda d: (d / "tokenizer.json").chmod(0o600), "tokenizer.json"),
         (lambda d: d.chmod(0o700), "the server's user may not read"),
         (lambda d: d.rename(d.with_name("elsewhere")), "no weights in"),
@@ -112,6 +180,43 @@ DAMAGED = "model-00002-of-00002.safetensors is cut short or damaged"
 def test_incomplete_weights_are_refused(damage: Callable[[Path], object], cause: str, weights: Path) -> None:
     damage(weights)
     assert failed(check(weights), cause, str(weights))
+
+
+MISTRAL = {"load_format": "mistral", "config_format": "mistral", "tokenizer_mode": "mistral"}
+
+
+def test_weights_in_mistrals_format_pass(weights: Path) -> None:
+    mistral(weights)
+    assert check(weights, **MISTRAL).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("formats", "cause"),
+    [
+        ({"load_format": "mistral"}, "no file consolidated*.safetensors, which vLLM loads for this model"),
+        ({"config_format": "mistral"}, "no params.json"),
+        ({"tokenizer_mode": "mistral"}, "no tekken.json or tokenizer.model, which Mistral's format needs"),
+    ],
+)
+def test_weights_in_another_format_than_vllm_loads_are_refused(
+    formats: dict[str, str], cause: str, weights: Path
+) -> None:
+    assert failed(check(weights, **formats), cause)
+
+
+@pytest.mark.parametrize(
+    ("model", "extra_args", "expected"),
+    [
+        ("mistralai/Mistral-Small-3.2-24B-Instruct-2506", (), MISTRAL),
+        ("mistralai/Mistral-Small-3.2-24B-Instruct-2506", ("--load-format=hf",), MISTRAL | {"load_format": "hf"}),
+        ("openai/gpt-oss-120b", (), {}),
+        ("openai/gpt-oss-120b", ("--config_format", "mistral"), {"config_format": "mistral"}),
+    ],
+)
+def test_the_check_knows_the_formats_that_vllm_is_told(
+    model: str, extra_args: tuple[str, ...], expected: dict[str, str]
+) -> None:
+    assert weights_formats(load_catalogue().models[model], extra_args) == expected
 
 
 def test_very_many_unreadable_files_are_refused_too(weights: Path) -> None:
