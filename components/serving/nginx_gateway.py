@@ -138,8 +138,13 @@ class NginxGateway(pulumi.ComponentResource):
             depends_on=[args.directories, *([args.acme.issued] if args.acme else [])],
         )
         confinement = _confinement(args.host)
+        ports = [
+            {"internal": CONTAINER_PORT, "external": args.https_port, "protocol": "tcp", **address}
+            for address in ({}, *([{"ip": "::"}] if args.ipv6 else []))  # the provider's default is 0.0.0.0
+        ]
+        read_back_wrong = {"ports": ports} if args.ipv6 else {}
         labels: dict[str, pulumi.Input[str]] = {
-            **declared.labels({**confinement, "network_mode": network_name}),
+            **declared.labels({**confinement, **read_back_wrong, "network_mode": network_name}),
             declared.NETWORK_LABEL: network.id,
         }
         self.container = docker.Container(
@@ -153,10 +158,7 @@ class NginxGateway(pulumi.ComponentResource):
             network_mode=network_name,
             # Docker's resolver would ask on behalf of the container, from the host: give it nobody to ask.
             dns=["127.0.0.1"],
-            ports=[
-                docker.ContainerPortArgs(internal=CONTAINER_PORT, external=args.https_port, ip=ip, protocol="tcp")
-                for ip in (None, *(["::"] if args.ipv6 else []))  # the provider's default is 0.0.0.0
-            ],
+            ports=[docker.ContainerPortArgs(**port) for port in ports],
             read_only=True,
             volumes=[
                 docker.ContainerVolumeArgs(
@@ -178,7 +180,9 @@ class NginxGateway(pulumi.ComponentResource):
             **confinement,
             opts=pulumi.ResourceOptions.merge(
                 on_docker,
-                pulumi.ResourceOptions(depends_on=[config, guard], ignore_changes=declared.OF_CONTAINERS),
+                pulumi.ResourceOptions(
+                    depends_on=[config, guard], ignore_changes=[*declared.OF_CONTAINERS, *read_back_wrong]
+                ),
             ),
         )
         PacketFilter(

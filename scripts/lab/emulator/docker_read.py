@@ -153,7 +153,7 @@ SHAPES: dict[str, Callable[[Any], Any]] = {
     "capabilities": lambda value: {key: _sorted(value.get(key)) for key in ("adds", "drops")},
     "labels": lambda value: _sorted((each["label"], each["value"]) for each in value),
     "mounts": lambda value: _sorted((each["target"], each["type"]) for each in value),
-    "ports": lambda value: _sorted(_port(each) for each in value),
+    "ports": lambda value: [_port(each) for each in value],  # the provider's list has an order
     "ulimits": lambda value: _sorted((each["name"], each["soft"], each["hard"]) for each in value),
     "options": lambda value: {key: str(each) for key, each in value.items()},
 }

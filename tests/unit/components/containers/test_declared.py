@@ -31,7 +31,9 @@ def of_docker(program: Program) -> Iterator[Registered]:
     yield from program.of_type("docker:index/network:Network")
 
 
-@pytest.mark.parametrize("overrides", [{"dcgmImage": IMAGE}, ON_PODMAN], ids=["docker", "podman"])
+@pytest.mark.parametrize(
+    "overrides", [{"dcgmImage": IMAGE}, ON_PODMAN, {"ipv6": True}], ids=["docker", "podman", "ipv6"]
+)
 def test_each_option_that_the_provider_ignores_is_repeated_in_a_label(
     overrides: dict[str, str], program_of: Callable[..., Program]
 ) -> None:
@@ -75,6 +77,20 @@ def test_a_change_of_an_ignored_option_of_nginxs_container_replaces_it(
     found = changes(before, run(values_of("gpu", **overrides), stack="gpu"))
     assert "nginx-container" in found["replaced"]
     assert "vllm-container" not in found["replaced"]
+
+
+@pytest.mark.parametrize("ipv6", [False, True])
+def test_another_port_replaces_nginxs_container(
+    ipv6: bool, program_of: Callable[..., Program], values_of: Values
+) -> None:
+    before = program_of("gpu", ipv6=ipv6)
+    found = changes(before, run(values_of("gpu", ipv6=ipv6, httpsPort=8443), stack="gpu"))
+    assert "nginx-container" in found["replaced"]
+
+
+def test_ipv6_replaces_nginxs_container(program_of: Callable[..., Program], values_of: Values) -> None:
+    found = changes(program_of("gpu"), run(values_of("gpu", ipv6=True), stack="gpu"))
+    assert "nginx-container" in found["replaced"]
 
 
 def test_another_bridge_replaces_the_network_and_then_nginx(
