@@ -77,7 +77,8 @@ class ModelWeights(pulumi.ComponentResource):
         else:
             self.resource = args.host.command(
                 f"{name}-check",
-                render.script("weights/check-weights.sh", weights=args.path, **args.formats) + 'check_weights "$WEIGHTS"\n',
+                render.script("weights/check-weights.sh", weights=args.path, **args.formats)
+                + 'check_weights "$WEIGHTS"\n',
                 parent=self,
                 depends_on=[args.brought] if args.brought else [],
             )

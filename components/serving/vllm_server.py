@@ -70,6 +70,18 @@ CONFINEMENT: dict[str, Any] = {
     "log_opts": {"max-size": "10m", "max-file": "3"},
 }
 """Options of vLLM's container that Docker may complete or rewrite."""
+# It looks for the file: to import the module takes seconds.
+HAS_MODULE = (
+    'import importlib.util, pathlib; places = importlib.util.find_spec("vllm").submodule_search_locations; '
+    'files = [pathlib.Path(place, "entrypoints/openai/api_server.py") for place in places]; '
+    'any(file.exists() and "__main__" in file.read_text() for file in files) or exit(1)'
+)
+START = (
+    f"if python3 -c '{HAS_MODULE}' 2>/dev/null; "
+    'then set -- python3 -m vllm.entrypoints.openai.api_server --uds "$0" "$@"; '
+    'else model=$2; shift 2; set -- vllm serve "$model" --uds "$0" "$@"; fi; "$@"'
+)
+"""Start of vLLM in a shell whose arguments are those of `serve_arguments`, which begin with --model."""
 STOP_SECONDS = 30
 ABORT_SECONDS = 2
 """vLLM aborts what it computes in a moment when it shall end, but may wait for ever for the streams that it had."""
@@ -236,6 +248,9 @@ def entrypoint(extra_args: tuple[str, ...], *, longer_ids: bool = False) -> list
     Nginx can connect by its group and nobody else can. The shell stays: no signal from inside ends a container's first
     process, so one that hangs could not be killed by the health check. `wait` ends early when a signal comes.
 
+    vLLM 0.32 calls the module deprecated: an image without it is started by `vllm serve`, which takes the model as its
+    first argument. The module comes first because the CPU package of 0.32.0 has no `vllm` that works.
+
     vLLM 0.32.0 kills its engine before the last word of a stream has come from it, and then waits for that stream's
     end (seen in 6 of 8 stops with streams under way, 2026-11): it gets ABORT_SECONDS, or STOP_SECONDS if it is
     to let requests end (`--shutdown-timeout`).
@@ -250,7 +265,7 @@ def entrypoint(extra_args: tuple[str, ...], *, longer_ids: bool = False) -> list
     return [
         "/bin/sh",
         "-c",
-        f'umask 0007; rm -f "$0"; {module}python3 -m vllm.entrypoints.openai.api_server --uds "$0" "$@" & vllm=$!; '
+        f'umask 0007; rm -f "$0"; {module}{START} & vllm=$!; '
         f'trap "kill -TERM $vllm; (sleep {seconds}; kill -KILL $vllm) &" TERM INT; wait $vllm; code=$?; '
         "while kill -0 $vllm 2>/dev/null; do wait $vllm; code=$?; done; exit $code",
         SOCKET,

@@ -62,7 +62,10 @@ def _binary(content: bytes) -> tuple[str, str]:
             "convert it: openssl pkcs12 -in FILE -out FILE.pem, with -nokeys for certificates, -nocerts -nodes for a key",
         )
     if PKCS7.match(content):
-        return "is a PKCS#7 bundle, not PEM", "convert it: openssl pkcs7 -inform DER -print_certs -in FILE -out FILE.pem"
+        return (
+            "is a PKCS#7 bundle, not PEM",
+            "convert it: openssl pkcs7 -inform DER -print_certs -in FILE -out FILE.pem",
+        )
     if content.startswith(JAVA_KEYSTORE):
         return "is a Java keystore, not PEM", "convert it: keytool -exportcert -rfc -keystore FILE -file FILE.pem"
     with suppress(ValueError, TypeError):

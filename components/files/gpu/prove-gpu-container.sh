@@ -1,4 +1,4 @@
-# True afterwards: a container of IMAGE, confined like vLLM's, has seen GPU_COUNT GPUs or more.
+# True afterwards: a container of IMAGE, confined like vLLM's, has seen GPU_COUNT GPUs or more, and can start vLLM.
 # shellcheck shell=bash
 : "${ENGINE:?}" "${PREFIX:?}" "${IMAGE:?}" "${GPU_COUNT:?}"
 
@@ -27,4 +27,10 @@ seen=$("$run" run --rm --name "$PREFIX-gpu-proof" "${gpus[@]}" --network none --
 count=$(grep -c '^GPU ' <<<"$seen") || true
 [ "$count" -ge "$GPU_COUNT" ] ||
   fail "a container sees $count GPUs, $GPU_COUNT are needed (gpuCount)" "compare nvidia-smi -L on the server, and set gpuCount"
+# The health check runs in vLLM's container, which must not be replaced by one that cannot start.
+"$run" run --rm --name "$PREFIX-gpu-proof" --network none --user 65534:65534 --read-only --cap-drop ALL \
+  --security-opt no-new-privileges --entrypoint sh "$IMAGE" -c \
+  'command -v python3 && { command -v vllm || python3 -c "import importlib.util as u; u.find_spec(\"vllm\") or exit(1)"; }' >/dev/null ||
+  fail "the image $IMAGE has no python3 with vLLM on its PATH (vllmImage)" \
+    "take vLLM's own image, or add them to the image's PATH as python3 and vllm"
 echo "a container sees $count GPUs"

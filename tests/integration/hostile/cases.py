@@ -51,7 +51,9 @@ KNOWN: dict[str, bytes] = {
     "a key and more": request(b"GET", MODELS, key=AUTHORIZATION + CURRENT.encode() + b"0\r\n"),
     "a key twice in one header": request(b"GET", MODELS, key=RIGHT[:-2] + b", Bearer " + CURRENT.encode() + b"\r\n"),
     "a scheme in small letters": request(b"GET", MODELS, key=RIGHT.replace(b"Bearer", b"bearer")),
-    "a scheme in capitals and many spaces": request(b"GET", MODELS, key=RIGHT.replace(b"Bearer", b"BEARER" + b" " * 99)),
+    "a scheme in capitals and many spaces": request(
+        b"GET", MODELS, key=RIGHT.replace(b"Bearer", b"BEARER" + b" " * 99)
+    ),
     "a scheme in small letters, and a key in capitals": request(
         b"GET", MODELS, key=b"Authorization: bearer " + CURRENT.upper().encode() + b"\r\n"
     ),

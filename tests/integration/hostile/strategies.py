@@ -113,9 +113,21 @@ AUTHORIZATIONS: SearchStrategy[bytes] = st.one_of(
     st.sampled_from(
         [b"authorization", b"AUTHORIZATION", b"Authorization ", b"Proxy-Authorization", b"X-Authorization"]
     ).map(lambda name: name + b": Bearer " + CURRENT.encode() + b"\r\n"),
-    st.sampled_from([b"bearer ", b"BEARER  ", b"bEaReR   ", b"bearer \t", b"Bearer Bearer ", b"Basic ", b"Bearer\t", b"Bearer", b"Bearer: ", b"Token ", b""]).map(
-        lambda scheme: b"Authorization: " + scheme + CURRENT.encode() + b"\r\n"
-    ),
+    st.sampled_from(
+        [
+            b"bearer ",
+            b"BEARER  ",
+            b"bEaReR   ",
+            b"bearer \t",
+            b"Bearer Bearer ",
+            b"Basic ",
+            b"Bearer\t",
+            b"Bearer",
+            b"Bearer: ",
+            b"Token ",
+            b"",
+        ]
+    ).map(lambda scheme: b"Authorization: " + scheme + CURRENT.encode() + b"\r\n"),
     st.sampled_from(
         [WRONG + RIGHT, RIGHT + WRONG, RIGHT + RIGHT, RIGHT.replace(b"Bearer ", b"Bearer\r\n\t"), b" " + RIGHT]
     ),

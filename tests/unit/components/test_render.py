@@ -280,6 +280,5 @@ def test_upstreams_may_be_many() -> None:
 def test_a_key_sets_its_own_label() -> None:
     rules = parse(keys_conf({"v2": "b" * 64, "v1": "a" * 64})).children
     assert [(" ".join(rule.arguments), rule.own("set")) for rule in rules] == [
-        (f"($bearer_token = {key * 64} )", [["$key_label", label]])
-        for label, key in (("v2", "b"), ("v1", "a"))
+        (f"($bearer_token = {key * 64} )", [["$key_label", label]]) for label, key in (("v2", "b"), ("v1", "a"))
     ]

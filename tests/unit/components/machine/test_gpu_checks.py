@@ -90,7 +90,7 @@ def test_a_kernel_log_out_of_reach_and_a_pending_repair_are_warnings(machine: Ma
 def test_the_container_that_proves_is_confined(machine: Machine) -> None:
     machine.stand_in("docker", "printf 'GPU 0: A (UUID: GPU-a)\\nGPU 1: A (UUID: GPU-b)\\n'")
     assert succeeded(machine.prove(), "a container sees 2 GPUs")
-    run = machine.calls("docker")[-1]
+    run = machine.calls("docker")[-2]
     for option in ("--rm", "--gpus all", "--network none", "--read-only", "--cap-drop ALL", "no-new-privileges"):
         assert option in run
     assert run.endswith("--entrypoint nvidia-smi vllm:1 -L")
@@ -107,6 +107,24 @@ def test_the_container_that_proves_is_confined(machine: Machine) -> None:
 def test_a_container_without_the_gpus_stops(machine: Machine, docker: str, cause: str) -> None:
     machine.stand_in("docker", docker)
     assert failed(machine.prove(), cause)
+
+
+def test_an_image_that_cannot_start_vllm_stops(machine: Machine) -> None:
+    """The GPUs are seen, and a real shell finds no Python, one without vLLM, or one beside the command `vllm`."""
+    image = machine.root / "image"
+    image.mkdir()
+    seen = "printf 'GPU 0: A\\nGPU 1: A\\n'"
+    own = f'while [ "$1" != -c ]; do shift; done; PATH={image} exec /bin/sh -c "$2"'
+    machine.stand_in("docker", f'case "$*" in *nvidia-smi*) {seen} ;; rm*) ;; *) {own} ;; esac')
+    for program, starts in (("", False), ("python3", False), ("vllm", True)):
+        if program:
+            (image / program).write_text("#!/bin/sh\nexit 1\n")
+            (image / program).chmod(0o755)
+        result = machine.prove()
+        if starts:
+            assert succeeded(result, "a container sees 2 GPUs")
+        else:
+            assert failed(result, "the image vllm:1 has no python3 with vLLM on its PATH (vllmImage)")
 
 
 # install-nvidia-toolkit.sh

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -27,7 +28,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     def started(vllm: str, abort_seconds: float, *extra_args: str) -> subprocess.Popen[str]:
         monkeypatch.setattr(vllm_server, "ABORT_SECONDS", abort_seconds)
         program = tmp_path / "python3"
-        program.write_text(f"#!/bin/sh\n{vllm}\n")
+        program.write_text(f'#!/bin/sh\n[ "$1" != -c ] || exit 0\n{vllm}\n')
         program.chmod(0o755)
         *shell, _ = vllm_server.entrypoint(extra_args)
         path = f"{tmp_path}:{os.environ['PATH']}"
@@ -80,6 +81,39 @@ def test_a_vllm_with_a_shutdown_timeout_may_let_requests_end(start: Start) -> No
     status, seconds = ended(start(slow, 0.1, "--shutdown-timeout", "20"), signal.SIGTERM)
     assert status == 3
     assert seconds > 0.6
+
+
+ECHO = '#!/bin/sh\necho "$@"\n'
+
+
+@pytest.mark.parametrize(
+    ("module", "started"),
+    [
+        ('if __name__ == "__main__": main()', "-m vllm.entrypoints.openai.api_server --uds SOCKET --model /model -x"),
+        ("# nothing to run any more", "serve /model --uds SOCKET -x"),
+        (None, "serve /model --uds SOCKET -x"),
+    ],
+)
+def test_an_image_without_the_module_starts_vllm_by_its_command(
+    tmp_path: Path, module: str | None, started: str
+) -> None:
+    server = tmp_path / "packages" / "vllm" / "entrypoints" / "openai" / "api_server.py"
+    server.parent.mkdir(parents=True)
+    if module is not None:
+        server.write_text(module)
+    (tmp_path / "vllm").write_text(ECHO)
+    (tmp_path / "python3").write_text(f'#!/bin/sh\n[ "$1" != -c ] || exec {sys.executable} "$@"\necho "$@"\n')
+    for name in ("vllm", "python3"):
+        (tmp_path / name).chmod(0o755)
+    *shell, _ = vllm_server.entrypoint(())
+    done = subprocess.run(
+        [*shell, str(tmp_path / "vllm.sock"), "--model", "/model", "-x"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(tmp_path / "packages")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == started.replace("SOCKET", str(tmp_path / "vllm.sock"))
 
 
 def test_a_vllm_that_ends_by_itself_is_reported_with_its_status(start: Start) -> None:
