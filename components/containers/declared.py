@@ -3,9 +3,10 @@
 The Docker provider reads back what the engine has, not what it was asked for. Docker adds its own `log-opts`,
 `default-ulimits` and `default-network-opts` to what is declared, and drops limits of memory that its kernel can't keep;
 Podman rewrites capabilities, signals and more. A port that is published on two addresses is read back in another order,
-and by some versions of the provider as the same address twice. Each addition would be a difference, and replace the container at every
-`up --refresh`. So the provider ignores these options, and a label repeats them as declared: a change of ours changes
-the label, which replaces the container. None of these options of a container that exists can change in any other way.
+and by some versions of the provider as the same address twice. Each of these would be a difference, and replace the
+container at every `up --refresh`. So the provider ignores these options, and a label repeats them as declared: a change
+of ours changes the label, which replaces the container. None of these options of a container that exists can change in
+any other way.
 """
 
 import json

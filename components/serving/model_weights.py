@@ -16,7 +16,7 @@ DOWNLOAD_UID = 10003
 
 
 def weights_formats(model: Model, extra_args: tuple[str, ...]) -> dict[str, str]:
-    """vLLM's arguments that decide which files it loads, by variable of check-weights.sh; none where it looks itself."""
+    """vLLM's arguments that decide which files it loads, by variable of check-weights.sh; without those left to it."""
     options = ("--load-format", "--config-format", "--tokenizer-mode")
     given = {option: argument_value((*extra_args, *model.vllm_extra_args), option) for option in options}
     return {option[2:].replace("-", "_"): value for option, value in given.items() if value}

@@ -59,7 +59,7 @@ def _binary(content: bytes) -> tuple[str, str]:
     if PKCS12.match(content):
         return (
             "is a PKCS#12 archive, not PEM",
-            "convert it: openssl pkcs12 -in FILE -out FILE.pem, with -nokeys for certificates, -nocerts -nodes for a key",
+            "convert it: openssl pkcs12 -in FILE -out FILE.pem, -nokeys for certificates, -nocerts -nodes for a key",
         )
     if PKCS7.match(content):
         return (

@@ -1,4 +1,4 @@
-"""Certificates and keys as files of people and tools: what is read, and what is refused with the command that mends it."""
+"""Certificates as files of people and tools: which are read, and which are refused with the command that converts."""
 
 import subprocess
 from collections.abc import Callable
