@@ -223,5 +223,6 @@ pulumi.export(
         "ssh": None if settings.parked else machine.host.ssh_server(),
         "sshPrivateKeyPassword": pulumi.Output.secret(settings.ssh_key.passphrase),
         "parked": settings.parked,
+        "refuses": dict(settings.model.refuses),
     },
 )

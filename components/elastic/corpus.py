@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 
-from components.catalogue.models import Model
 from components.settings.elastic import ElasticSettings
 
 CONNECTOR, INFERENCE_ENDPOINT = "connector", "inference-endpoint"
@@ -91,10 +90,9 @@ def forms_to_prove(
     )
 
 
-def refusals(model: Model | None) -> dict[str, str]:
-    """Consequences of the forms that vLLM refuses, or the model by its catalogue entry, by the form's name."""
-    own = model.refuses if model else {}
-    found = {form.name: form.refused or own.get(form.name, "") for form in all_forms()}
+def refusals(of_model: Mapping[str, str]) -> dict[str, str]:
+    """Consequences of the forms that vLLM refuses, or a model by its catalogue entry (`refuses`), by the form's name."""
+    found = {form.name: form.refused or of_model.get(form.name, "") for form in all_forms()}
     return {name: follows for name, follows in found.items() if follows}
 
 

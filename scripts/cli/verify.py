@@ -12,7 +12,7 @@ import typer
 
 from scripts.lib.errors import BadInputError, ExitCode
 from scripts.lib.progress import Display
-from scripts.lib.stack_outputs import Rehearsal, first_client, parsed, stack_outputs
+from scripts.lib.stack_outputs import Rehearsal, first_client, parsed, refused_forms, stack_outputs
 from scripts.lib.verification.endpoint import Endpoint, InvalidEndpointError
 from scripts.lib.verification.run import CheckResult, Report, format_result, verify
 
@@ -145,6 +145,7 @@ def _endpoint(given: Mapping[str, object], *, supports_tools: bool) -> Endpoint:
             ca_certificate=values["ca_certificate"],
             client_certificate=values["client_certificate"],
             supports_tools=supports_tools,
+            refuses=refused_forms(given),
         )
     except InvalidEndpointError as error:
         output, option = NAMES[error.field]

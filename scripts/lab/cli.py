@@ -336,7 +336,7 @@ def _prepare_to_destroy(
 def _verify(outputs: dict[str, dict[str, Any]]) -> int:
     """Print a line for each check; returns how many failed."""
     # They bring the openai client.
-    from scripts.lib.stack_outputs import first_client  # noqa: PLC0415
+    from scripts.lib.stack_outputs import first_client, refused_forms  # noqa: PLC0415
     from scripts.lib.verification.endpoint import Endpoint  # noqa: PLC0415
     from scripts.lib.verification.run import format_result, verify  # noqa: PLC0415
 
@@ -348,6 +348,7 @@ def _verify(outputs: dict[str, dict[str, Any]]) -> int:
         ca_certificate=values.get("caCertificate") or None,
         client_certificate=first_client(values),
         supports_tools=values["nativeFunctionCalling"],
+        refuses=refused_forms(values),
     )
     with Display() as display, display.task("verify", "checks") as task:
         report = verify(endpoint, on_start=task.say, on_result=lambda result: display.line(format_result(result)))

@@ -59,6 +59,12 @@ def internal(outputs: Mapping[str, Any]) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def refused_forms(outputs: Mapping[str, Any]) -> Mapping[str, str] | None:
+    """Requests that the stack's model refuses, each with its consequence; None from an older stack."""
+    found = internal(outputs).get("refuses")
+    return found if isinstance(found, dict) else None
+
+
 def first_client(outputs: Mapping[str, object]) -> str | None:
     """PEM of the first client certificate with its private key; None where clients need none."""
     clients = outputs.get("clientCertificates")

@@ -20,7 +20,7 @@ from components.settings.keys import DEFAULT
 from scripts.cli.handoff import ways
 from scripts.lib.errors import BadInputError
 from scripts.lib.private_files import write_private
-from scripts.lib.stack_outputs import Rehearsal, internal, stack_outputs
+from scripts.lib.stack_outputs import Rehearsal, internal, refused_forms, stack_outputs
 from scripts.lib.verification.endpoint import CHAT_PATH, Endpoint, InvalidEndpointError
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -90,7 +90,12 @@ def main(
     made = {title: outputs[output] for output, title in MADE.items() if outputs.get(output)}
     shown = _shown(directory)
     limits = internal(outputs)["limits"]
-    text = document(name, endpoint, served_model=outputs["model"], limits=limits, directory=shown, made=made)
+    model = outputs["model"]
+    refuses = refused_forms(outputs)
+    if refuses is None:
+        known = load_catalogue().models.get(model)
+        refuses = known.refuses if known else {}
+    text = document(name, endpoint, served_model=model, refuses=refuses, limits=limits, directory=shown, made=made)
     public = {DOCUMENT: text, CA_FILE: endpoint.ca_certificate, AGENT_FILE: outputs.get("elasticAgentPolicy", "")}
     _write(directory, public, outputs["connectorApiKey"], next(iter(clients.values()), {}))
     if show_key:
@@ -105,13 +110,14 @@ def document(
     endpoint: ElasticEndpoint,
     *,
     served_model: str,
+    refuses: Mapping[str, str],
     limits: Mapping[str, int],
     directory: str,
     made: Mapping[str, str] | None = None,
 ) -> str:
     """Return the document, in Markdown. `endpoint.key` is a placeholder for the key; `directory` holds the files.
 
-    `limits` are those of the outputs; `made` maps the resources that `up` has created in Elastic to their ids.
+    `refuses` are the requests that the model refuses, each with its consequence; `limits` those of the outputs; `made` maps the resources that `up` has created in Elastic to their ids.
     """
     self_managed = endpoint.deployment == "self-managed"
     connector = payloads.kibana_connector(endpoint)
@@ -152,7 +158,7 @@ def document(
         kibana_settings=payloads.kibana_settings(endpoint),
         security_settings=payloads.security_settings() if self_managed and _before(endpoint, (9, 2)) else "",
         rows=ways.rows(endpoint),
-        refused=_refused(endpoint, served_model),
+        refused=_refused(endpoint, refuses),
         inference=ways.has_inference(endpoint),
         validation_seconds=VALIDATION_SECONDS,
         by_version=lambda since, now, before: _by_version(endpoint, since, now, before),
@@ -161,9 +167,9 @@ def document(
     )
 
 
-def _refused(endpoint: ElasticEndpoint, served_model: str) -> list[str]:
-    """Requests of the ways in the document that the model refuses, each with its consequence."""
-    follows = refusals(load_catalogue().models.get(served_model))
+def _refused(endpoint: ElasticEndpoint, refuses: Mapping[str, str]) -> list[str]:
+    """Requests of the ways in the document that vLLM or the model refuses, each with its consequence."""
+    follows = refusals(refuses)
     inference = ways.has_inference(endpoint)
     return [
         f"{form.feature}: {follows[form.name]}."

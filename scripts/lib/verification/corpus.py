@@ -44,5 +44,9 @@ def form_check(form: Form) -> Callable[[Probe], str]:
 
 def known_limits(probe: Probe) -> Mapping[str, str]:
     """Map the forms that vLLM, or the served model by its catalogue entry, refuses to the consequences."""
+    if probe.endpoint.refuses is not None:
+        return refusals(probe.endpoint.refuses)
     models = load_catalogue().models
-    return refusals(next((models[name] for name in (probe.endpoint.model, *probe.served) if name in models), None))
+    return refusals(
+        next((models[name].refuses for name in (probe.endpoint.model, *probe.served) if name in models), {})
+    )

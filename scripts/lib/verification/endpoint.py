@@ -3,6 +3,7 @@
 import re
 import ssl
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -36,6 +37,9 @@ class Endpoint:
     supports_tools: bool = True
     client_certificate: str | None = field(default=None, repr=False)
     """PEM of what to show as a client, with its private key behind it; None: nothing."""
+
+    refuses: Mapping[str, str] | None = None
+    """Requests that the model refuses, each with its consequence, by its stack; None: as the program's catalogue says."""
 
     def __post_init__(self) -> None:
         try:

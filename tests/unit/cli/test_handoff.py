@@ -218,6 +218,12 @@ def test_a_model_without_tools_is_not_asked_for_them(written: Callable[..., str]
     assert "system prompt" not in document
 
 
+def test_what_a_model_of_the_users_own_catalogue_refuses_is_in_the_document(written: Callable[..., str]) -> None:
+    refuses = {"stream-tool-result": "it forgets its first tool call"}
+    assert "it forgets its first tool call." in written(_internal={**GOOD["_internal"], "refuses": refuses})
+    assert "it forgets" not in written()
+
+
 VERSIONS = ["8.19.0", "9.1.3", "9.2.0", "9.4.1", "9.6.0", "serverless"]
 
 

@@ -218,6 +218,16 @@ def test_tools_are_left_out_for_a_model_without_them(gateway: Gateway, authority
     assert result.stdout.endswith(f"all {len(ALL - WITH_TOOLS)} checks passed\n")
 
 
+def test_a_refusal_that_only_the_users_own_catalogue_lists_is_a_limit(gateway: Gateway, authority: Authority) -> None:
+    gateway.fault = "short-call-ids"
+    given = outputs(gateway.url, authority)
+    assert run("--outputs", "-", given=given).exit_code == 1
+    refuses = dict.fromkeys(SHORT_IDS, "native function calling is off for it")
+    result = run("--outputs", "-", given=given | {"_internal": {"refuses": refuses}})
+    assert result.exit_code == 0
+    assert f"{len(SHORT_IDS | REFUSED)} of them with a known limit" in result.stdout
+
+
 def test_a_refusal_that_the_catalogue_lists_is_a_limit_with_what_follows(
     gateway: Gateway, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
