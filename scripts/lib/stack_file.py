@@ -10,7 +10,7 @@ from ruamel.yaml.error import YAMLError
 from scripts.lib.errors import BadInputError
 
 PREFIX = "elastic-vllm:"
-WRITE_IT = "write it: README shows how, under Use it on a server"
+WRITE_IT = "write it, as docs/getting-started/server.md shows"
 
 
 class StackFile:

@@ -142,6 +142,25 @@ def site(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
     docker.from_env().images.remove(LOCAL, force=True)
 
 
+@pytest.mark.parametrize(
+    ("setting", "image", "cause"),
+    [
+        ("nginxImage", "localhost/elastic-vllm/none:1", "is not in this machine's Docker"),
+        ("vllmImage", f"HOST/team/vllm:v0.32.0@sha256:{'0' * 64}", "in its registry"),
+        ("vllmImage", f"HOST/team/none:v0.32.0@sha256:{'0' * 64}", "in its registry"),
+    ],
+)
+def test_an_image_that_is_nowhere_is_the_users_mistake(site: Site, setting: str, image: str, cause: str) -> None:
+    stack = site.project / "stacks" / f"Pulumi.{STACK}.yaml"
+    before = stack.read_text()
+    site.set(**{setting: image.replace("HOST", site.registry.host)})
+    code, output = site.build()
+    stack.write_text(before)
+    assert code == ExitCode.BAD_INPUT, output
+    assert [cause in line for line in output.splitlines() if "error: " in line] == [True]
+    assert "Traceback" not in output
+
+
 @pytest.fixture(scope="module")
 def built(site: Site) -> Site:
     """A bundle built once, after a first attempt that was killed while it downloaded weights."""

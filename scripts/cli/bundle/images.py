@@ -14,9 +14,12 @@ from typing import IO, Any
 
 from components.bundle.manifest import BLOCK_BYTES
 from components.errors import UserError
+from scripts.lib.errors import BadInputError
 
 BLOBS = Path("blobs/sha256")
 LOCAL = "localhost/"
+UNKNOWN = ("manifest unknown", "name unknown")
+"""Words of skopeo for the codes MANIFEST_UNKNOWN and NAME_UNKNOWN of registries (OCI's distribution specification)."""
 LOAD = "manifest.json"
 """File that `docker load` reads: github.com/moby/docker-image-spec, Combined Image JSON + Filesystem Changeset."""
 
@@ -28,7 +31,7 @@ def local_name(role: str, reference: str, source: str) -> str:
 
 
 def id_in_docker(reference: str) -> tuple[str, int]:
-    """Return the id and size of an image in this machine's Docker. Raises UserError."""
+    """Return the id and size of an image in this machine's Docker. Raises UserError, BadInputError if there is none."""
     command = ["docker", "image", "inspect", "--format", "{{.Id}} {{.Size}}", reference]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -36,7 +39,9 @@ def id_in_docker(reference: str) -> tuple[str, int]:
         raise UserError(f"there is no docker here for image {reference}: {error}", "install it") from error
     if done.returncode:
         message = " ".join(done.stderr.split())
-        raise UserError(f"image {reference} can't be taken from Docker: {message}", "build or load it here first")
+        if "No such image" in message:
+            raise BadInputError(f"image {reference} is not in this machine's Docker", "build or load it here first")
+        raise UserError(f"image {reference} can't be taken from Docker: {message}", "see if docker info works")
     id_, _, size = done.stdout.strip().partition(" ")
     return id_, int(size)
 
@@ -118,6 +123,8 @@ def _manifest(reference: str) -> dict[str, Any]:
         text = process.communicate()[0]
     if process.returncode:
         error = " ".join(text.split())[-300:]
+        if any(word in error for word in UNKNOWN):
+            raise BadInputError(f"there is no image {reference} in its registry", "correct its name, or pin it again")
         raise UserError(f"the registry does not describe {reference}: {error}", "check its name and the network")
     found: dict[str, Any] = json.loads(text)
     return found
