@@ -91,7 +91,7 @@ def forms_to_prove(
 
 
 def refusals(of_model: Mapping[str, str]) -> dict[str, str]:
-    """Consequences of the forms that vLLM refuses, or a model by its catalogue entry (`refuses`), by the form's name."""
+    """Consequences of the forms that vLLM refuses, or a model (its `refuses` in the catalogue), by the form's name."""
     found = {form.name: form.refused or of_model.get(form.name, "") for form in all_forms()}
     return {name: follows for name, follows in found.items() if follows}
 

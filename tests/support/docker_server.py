@@ -77,8 +77,16 @@ class Server:
             ),
             "packages": self.shell("dpkg-query --show"),
             "units": self.shell("systemctl list-unit-files --no-legend --no-pager"),
-            "rules": self.shell("nft -s list ruleset; ip rule"),
-            "containers": self.shell("[ ! -S /run/docker.sock ] || docker ps --all --quiet 2>&1; true"),
+            "running": self.shell(
+                "systemctl list-units --no-legend --no-pager --plain --type service,timer,socket | cut -c 1-60"
+            ),
+            "rules": self.shell(
+                "nft -s list ruleset; iptables-legacy-save 2>&1 | grep -v '^#'; ip rule; ip -brief link"
+            ),
+            "containers": self.shell(
+                "[ ! -S /run/docker.sock ] || for kind in ps container image volume network; do "
+                'docker "$kind" ls --all --quiet --no-trunc 2>&1; done; true'
+            ),
         }
 
     def down(self) -> None:

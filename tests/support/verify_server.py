@@ -85,7 +85,7 @@ def without_key_usage(authority: Authority, directory: Path, *, version: int) ->
     """The same CA as tools make it that set no `keyUsage`; of version 1: no extension at all."""
     (directory / "ca.key").write_bytes(_private(authority.key))
     (directory / "ca.cnf").write_text("[req]\ndistinguished_name=name\n[name]\n")
-    files = ["-key", directory / "ca.key", "-config", directory / "ca.cnf"]
+    files = ["-key", str(directory / "ca.key"), "-config", str(directory / "ca.cnf")]
     extensions = ("basicConstraints=critical,CA:TRUE", "subjectKeyIdentifier=hash") if version > 1 else ()
     options = [part for extension in extensions for part in ("-addext", extension)]
     made = subprocess.run(

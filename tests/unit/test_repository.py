@@ -26,6 +26,19 @@ def own_files(*patterns: str) -> list[Path]:
     return [ROOT / name for name in listed if (ROOT / name).is_file()]
 
 
+@pytest.mark.parametrize("target", ["test", "prove", "rehearse", "bench", "clean"])
+def test_a_dry_run_of_make_runs_nothing(target: str, tmp_path: Path) -> None:
+    """A recipe that names MAKE would run all the same."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "scripts").mkdir()
+    for name in ("setup", "rehearse"):
+        (tmp_path / "scripts" / name).write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+        (tmp_path / "scripts" / name).chmod(0o755)
+    done = subprocess.run(["make", "-n", target], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.fixture(scope="module")
 def sent(program_of: Callable[..., Program]) -> str:
     """Everything that any stack sends to its host."""

@@ -34,21 +34,26 @@ done
 
 check_engine
 
-# Whether Nginx of this stack, in the engine $1, is what listens on the port.
-published_by() {
-  command -v "$1" >/dev/null && "$1" port "$PREFIX-nginx" 2>/dev/null | grep ":$PORT\$" >/dev/null
+# The container of the engine $1 that publishes the port; nothing without one. Docker needs no process for that.
+publisher() {
+  command -v "$1" >/dev/null || return 0
+  "$1" ps --format '{{.Names}} {{.Ports}}' 2>/dev/null | awk -v port=":$PORT->" 'index($0, port) { print $1; exit }' || true
 }
 
+holder=""
+for engine in docker podman; do
+  holder=$(publisher "$engine")
+  if [ -n "$holder" ]; then break; fi
+done
+if [ "$holder" = "$PREFIX-nginx" ]; then
+  [ "$engine" = "$ENGINE" ] ||
+    fail "port $PORT is taken by this stack's own Nginx, in $engine (containerRuntime)" "set containerRuntime back to $engine and destroy the stack first"
+elif [ -n "$holder" ]; then
+  fail "port $PORT is taken by the container $holder (httpsPort)" "stop it: $engine stop $holder. Or set another httpsPort"
 # A listener in /proc/net/tcp{,6}: local port in hexadecimal, state 0A.
-if grep -qiE "^ *[0-9]+: [0-9A-F]+:$(printf '%04X' "$PORT") [0-9A-F]+:[0-9A-F]+ 0A " /proc/net/tcp /proc/net/tcp6 2>/dev/null; then
-  if ! published_by "$ENGINE"; then
-    for other in docker podman; do
-      ! published_by "$other" ||
-        fail "port $PORT is taken by this stack's own Nginx, in $other (containerRuntime)" "set containerRuntime back to $other and destroy the stack first"
-    done
-    owner=$(command -v ss >/dev/null && ss -Hltnp "sport = :$PORT" | grep -o 'users:.*' | head -n 1) || true
-    fail "port $PORT is taken${owner:+ by $owner} (httpsPort)" "stop what listens there, or set another httpsPort"
-  fi
+elif grep -qiE "^ *[0-9]+: [0-9A-F]+:$(printf '%04X' "$PORT") [0-9A-F]+:[0-9A-F]+ 0A " /proc/net/tcp /proc/net/tcp6 2>/dev/null; then
+  owner=$(command -v ss >/dev/null && ss -Hltnp "sport = :$PORT" | grep -o 'users:.*' | head -n 1) || true
+  fail "port $PORT is taken${owner:+ by $owner} (httpsPort)" "stop what listens there, or set another httpsPort"
 fi
 
 if [ "$WEIGHTS_ON_HOST" = yes ]; then

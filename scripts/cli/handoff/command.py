@@ -117,7 +117,8 @@ def document(
 ) -> str:
     """Return the document, in Markdown. `endpoint.key` is a placeholder for the key; `directory` holds the files.
 
-    `refuses` are the requests that the model refuses, each with its consequence; `limits` those of the outputs; `made` maps the resources that `up` has created in Elastic to their ids.
+    `refuses` are the requests that the model refuses, each with its consequence; `limits` are those of the outputs;
+    `made` maps the resources that `up` has created in Elastic to their ids.
     """
     self_managed = endpoint.deployment == "self-managed"
     connector = payloads.kibana_connector(endpoint)

@@ -39,7 +39,7 @@ class Endpoint:
     """PEM of what to show as a client, with its private key behind it; None: nothing."""
 
     refuses: Mapping[str, str] | None = None
-    """Requests that the model refuses, each with its consequence, by its stack; None: as the program's catalogue says."""
+    """Requests that the model refuses, each with its consequence, as its stack says; None: as the catalogue does."""
 
     def __post_init__(self) -> None:
         try:

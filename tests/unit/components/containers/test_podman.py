@@ -273,7 +273,7 @@ def test_a_server_that_podman_is_missing_on_is_refused_where_it_can_not_be_insta
 def test_a_stack_that_docker_still_has_is_to_be_destroyed_first(machine: Machine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        machine.stand_in("docker", f'[ "$*" != "port elastic-vllm-x-nginx" ] || echo "8443/tcp -> 0.0.0.0:{port}"')
+        machine.stand_in("docker", f'[ "$1" != ps ] || echo "elastic-vllm-x-nginx 0.0.0.0:{port}->8443/tcp"')
         machine.stand_in("podman")
         result = check_host(machine, port)
         assert failed(result, "this stack's own Nginx, in docker (containerRuntime)", "destroy the stack first")
