@@ -138,7 +138,7 @@ class NginxGateway(pulumi.ComponentResource):
             depends_on=[args.directories, *([args.acme.issued] if args.acme else [])],
         )
         confinement = _confinement(args.host)
-        ports = [
+        ports: list[dict[str, Any]] = [
             {"internal": CONTAINER_PORT, "external": args.https_port, "protocol": "tcp", **address}
             for address in ({}, *([{"ip": "::"}] if args.ipv6 else []))  # the provider's default is 0.0.0.0
         ]

@@ -49,10 +49,16 @@ def settings_of(server: Server, weights: Path, vllm: str) -> dict[str, Any]:
 
 
 @contextmanager
-def brought_up(settings: Mapping[str, Any], *arguments: str) -> Iterator[Mapping[str, Any]]:
-    """Bring the stack up and yield its outputs; a second `up` changes nothing, and nothing is left afterwards."""
-    before = traces(STACK)
-    with stack_file(STACK, settings):
+def brought_up(
+    settings: Mapping[str, Any], *arguments: str, before: str = "", line_end: str = "\n"
+) -> Iterator[Mapping[str, Any]]:
+    """Bring the stack up and yield its outputs; a second `up` changes nothing, and nothing is left afterwards.
+
+    `before` and `line_end` are those of its file, as editors write them.
+    """
+    left = traces(STACK)
+    with stack_file(STACK, settings) as file:
+        file.write_bytes((before + file.read_text().replace("\n", line_end)).encode())
         done = rehearse("up", *arguments, stack=STACK)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         again = rehearse("up", *arguments, stack=STACK)
@@ -60,13 +66,20 @@ def brought_up(settings: Mapping[str, Any], *arguments: str) -> Iterator[Mapping
         changed = [line for line in again.stdout.splitlines() if line.startswith(("created", "updated", "replaced"))]
         assert changed == []
         yield outputs_of(STACK)
-    assert traces(STACK) == before
+    assert traces(STACK) == left
 
 
 @pytest.mark.slow
-def test_a_hardened_server_and_a_key_with_a_passphrase(vllm: str, tmp_path: Path) -> None:
-    """Few connections and one session at a time, sudo on a pty, fish, and a name from a directory service."""
+def test_a_hardened_server_and_a_key_with_a_passphrase(
+    vllm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few connections and one session at a time, sudo on a pty, fish, and a name from a directory service.
+
+    On the side of the engineer the locale C, and a stack's file from Windows.
+    """
     installed("fish", "fish")
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setenv(name, value)
     limits = f"MaxStartups 2:50:4\nMaxSessions 1\n{QUIET}"
     rules = "Defaults use_pty, log_output\nJohn.Doe ALL=(ALL) NOPASSWD: ALL\n"
     (tmp_path / "passphrase").write_text(PASSPHRASE)
@@ -79,7 +92,8 @@ def test_a_hardened_server_and_a_key_with_a_passphrase(vllm: str, tmp_path: Path
         key.chmod(0o600)
         subprocess.run(["ssh-keygen", "-q", "-p", "-a", "1", "-N", PASSPHRASE, "-f", key], check=True)
         settings = settings_of(server, tmp_path / "models", vllm) | {"sshUser": user, "sshPrivateKeyPath": str(key)}
-        with brought_up(settings, "--set-file", f"sshPrivateKeyPassword={tmp_path / 'passphrase'}"):
+        secret = ("--set-file", f"sshPrivateKeyPassword={tmp_path / 'passphrase'}")
+        with brought_up(settings, *secret, before="\ufeff", line_end="\r\n"):
             command = [str(ROOT / "scripts" / "elastic-vllm"), "diagnose", "--rehearsal", "--stack", STACK]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             assert "socket " in done.stdout, f"{done.stdout}\n{done.stderr}"

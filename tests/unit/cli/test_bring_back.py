@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from scripts.cli import bring_back
 from tests.support.commands import invoke
 from tests.support.pulumi_stub import LOGIN_ERROR, PulumiStub
 
@@ -28,7 +27,7 @@ def pulumi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PulumiStub:
     def become(program: str, arguments: list[str]) -> None:
         raise StartedError(program, *arguments)
 
-    monkeypatch.setattr(bring_back.os, "execvp", become)
+    monkeypatch.setattr("os.execvp", become)
     return stub
 
 
