@@ -110,7 +110,7 @@ def _given(url: str | None, outputs: str | None, stack: str | None, *, rehearsal
 
 def _read(path: Path, option: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # editors on Windows begin a file with a byte order mark
     except OSError as error:
         raise BadInputError(f"{option} {path}: {error.strerror}", "pass a file that can be read") from error
     except UnicodeDecodeError as error:

@@ -270,9 +270,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Endpoint]:
     return endpoints
 
 
-def test_a_url_needs_only_model_and_key(asked: list[Endpoint], authority: Authority, tmp_path: Path) -> None:
-    (tmp_path / "key").write_text(f"{KEY}\n")
-    (tmp_path / "ca.pem").write_text(authority.pem)
+@pytest.mark.parametrize(("encoding", "newline"), [("utf-8", "\n"), ("utf-8-sig", "\r\n")], ids=["Unix", "Windows"])
+def test_a_url_needs_only_model_and_key(
+    encoding: str, newline: str, asked: list[Endpoint], authority: Authority, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text(f"{KEY}\n", encoding=encoding, newline=newline)
+    (tmp_path / "ca.pem").write_text(authority.pem, encoding=encoding, newline=newline)
     options = ("--url", GOOD["connectorUrl"], "--model", MODEL)
     assert run(*options, "--ca", str(tmp_path / "ca.pem"), "--key-file", str(tmp_path / "key")).exit_code == 0
     assert run(*options, environment={cli.KEY_VARIABLE: KEY}).exit_code == 0
