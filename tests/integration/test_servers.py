@@ -78,6 +78,7 @@ def test_a_hardened_server_and_a_key_with_a_passphrase(
     On the side of the engineer the locale C, and a stack's file from Windows.
     """
     installed("fish", "fish")
+    installed("sudo", "sudo")
     for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
         monkeypatch.setenv(name, value)
     limits = f"MaxStartups 2:50:4\nMaxSessions 1\n{QUIET}"
