@@ -1,4 +1,4 @@
-"""What the checks refuse leaves the server as it was; a port's holder is named, and two stacks are two."""
+"""Refused inputs leave the server as it was and name who holds a port; two stacks on one server are two."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
