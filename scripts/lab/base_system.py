@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +25,17 @@ _NO_DOCS = (
 )
 
 
+@dataclass(frozen=True)
+class Release:
+    """Another release than this machine's, and where its packages come from."""
+
+    suite: str
+    sources: tuple[str, ...]
+    """Lines of sources.list."""
+    keyring: Path | None = None
+    """Keys that sign them; None for those of this machine's apt."""
+
+
 def distribution() -> tuple[str, str]:
     """Return this machine's distribution and suite, such as ("debian", "bookworm"), from /etc/os-release."""
     text = Path("/etc/os-release").read_text()
@@ -38,18 +50,20 @@ def distribution() -> tuple[str, str]:
 
 
 def build_base(
-    directory: Path, packages: Sequence[str], say: Callable[[str], None], lock: IO[str], newer: str = ""
+    directory: Path,
+    packages: Sequence[str],
+    say: Callable[[str], None],
+    lock: IO[str],
+    release: Release | None = None,
 ) -> Path:
-    """Bootstrap the distribution's essential packages and `packages` into a tar below `directory`.
-
-    `newer` is another suite of the distribution, on the same mirror; outdated mirrors offer it as well.
+    """Bootstrap the essential packages of this machine's release, or another's, and `packages` into a tar.
 
     The lock is inherited by the children, so that it stays held until the last of them is gone even if this
     process is killed. Raises UserError with mmdebstrap's message.
     """
     if not shutil.which("mmdebstrap"):
         raise UserError("mmdebstrap is missing", "apt-get update && apt-get install -y mmdebstrap")
-    name, suite = distribution()
+    suite = release.suite if release else distribution()[1]
     tarball, options = directory / "base.tar", directory / "apt.conf"
     scratch = directory / "tmp"
     scratch.mkdir()
@@ -65,12 +79,11 @@ def build_base(
     ]
     command += [f"--aptopt={options}", *(f"--dpkgopt={option}" for option in _NO_DOCS)]
     command += ["--customize-hook=" + "; ".join(f'rm -rf "$1"/{path}' for path in _FORGET.split())]
-    sources = _source_files(name, suite)
-    if newer:
-        sources = [f"deb {_mirror(suite)} {newer} main"]
-        suite = newer
+    if release:
+        # Outdated mirrors offer other releases as well.
         command += ["--aptopt=Acquire::Check-Valid-Until false"]
-    command += [suite, str(tarball), *sources]
+        command += [f"--keyring={release.keyring}"] if release.keyring else []
+    command += [suite, str(tarball), *(release.sources if release else _source_files(*distribution()))]
     env = {"TMPDIR": str(scratch), "DEBIAN_FRONTEND": "noninteractive"}
     lines: list[str] = []
     with subprocess.Popen(
@@ -107,8 +120,9 @@ def _source_files(name: str, suite: str) -> list[str]:
     return files
 
 
-def _mirror(suite: str) -> str:
-    """Return the address of this machine's mirror of the suite."""
+def mirror() -> str:
+    """Return the address of this machine's mirror. Raises UserError."""
+    suite = distribution()[1]
     command = ["apt-get", "indextargets", "--format", "$(SITE)|$(RELEASE)", "Created-By: Packages"]
     listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     sites = [line.rpartition("|")[0] for line in listed.splitlines() if line.endswith(f"|{suite}")]

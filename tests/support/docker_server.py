@@ -163,10 +163,14 @@ def save_images(file: Path) -> None:
 
 
 @contextmanager
-def running(*packages: str) -> Iterator[Server]:
-    """Run the server until the block ends, with Docker, these packages, and a stack that is not up yet."""
+def running(*packages: str, of: str = "") -> Iterator[Server]:
+    """Run the server until the block ends, with Docker, these packages, and a stack that is not up yet.
+
+    `of` is its release, one of debian_roots.RELEASES; empty for this machine's.
+    """
     with ExitStack() as closing:
-        hosts = closing.enter_context(netns_hosts.running(*debian_roots.RUNTIMES["docker"], *packages))
+        wanted = (*debian_roots.docker(of), *packages)
+        hosts = closing.enter_context(netns_hosts.running(*wanted, of=of))
         images = hosts.directory / "images.tar"
         save_images(images)
         make_weights(hosts.files(MODELS))

@@ -178,9 +178,12 @@ class Hosts:
 
 
 @contextmanager
-def running(*packages: str) -> Iterator[Hosts]:
-    """Run both machines until the block ends; the server has these packages besides the bare system."""
-    root = debian_roots.root(*packages)
+def running(*packages: str, of: str = "") -> Iterator[Hosts]:
+    """Run both machines until the block ends; the server has these packages besides the bare system.
+
+    `of` is the server's release, one of debian_roots.RELEASES; empty for this machine's.
+    """
+    root = debian_roots.root(*packages, of=of)
     DIRECTORY.mkdir(mode=0o755, exist_ok=True)
     with ExitStack() as closing:
         directory = closing.enter_context(_directory())

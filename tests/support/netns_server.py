@@ -13,7 +13,8 @@ PREFIX = "elastic-vllm-tests-"
 BOOT_SECONDS = 60
 
 # Its files: the root file system, and over it a layer for the files that it writes. /var/lib is a plain directory,
-# since container runtimes create overlays there.
+# since container runtimes create overlays there. systemd 256 and 257 boot with version 1 of control groups, which this
+# machine may have, only if they are told to.
 SERVER_START = """
 set -e
 tree=$1/tree
@@ -54,7 +55,7 @@ ip link set lo up
 cd "$tree"
 pivot_root . .
 umount -l .
-exec env -i container=elastic-vllm-test /sbin/init
+exec env -i container=elastic-vllm-test /sbin/init SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1
 """
 # Joins new control groups, which the namespace then makes the root of its hierarchy.
 IN_CGROUPS = """

@@ -6,7 +6,7 @@ from pathlib import Path
 import docker
 
 from components.errors import UserError
-from scripts.lab.base_system import build_base, distribution
+from scripts.lab.base_system import Release, build_base, distribution, mirror
 
 IMAGE = "localhost/elastic-vllm/nginx:forky"
 SUITE = "forky"
@@ -21,7 +21,8 @@ def image() -> str:
         return ""
     with tempfile.TemporaryDirectory() as directory, (Path(directory) / "lock").open("w") as lock:
         try:
-            tarball = build_base(Path(directory), ["nginx"], lambda _line: None, lock, newer=SUITE)
+            release = Release(SUITE, (f"deb {mirror()} {SUITE} main",))
+            tarball = build_base(Path(directory), ["nginx"], lambda _line: None, lock, release)
         except UserError as error:
             print(f"no newer Nginx: {error}")
             return ""

@@ -19,6 +19,8 @@ fi
 command -v curl >/dev/null || packages+=(curl ca-certificates)
 command -v nft >/dev/null || packages+=(nftables)
 if [ "${#packages[@]}" -gt 0 ]; then install_packages "${packages[@]}"; fi
+# From Debian 13 on, Docker's client is a package of its own, which docker.io only recommends.
+command -v docker >/dev/null || install_packages docker-cli
 
 answers() {
   if [ "$ENGINE" = podman ]; then
