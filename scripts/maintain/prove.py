@@ -27,6 +27,7 @@ LONG = [f"tests/integration/test_{name}.py" for name in ("lifecycle", "rotate", 
 """Tests that depend on ELASTIC_VLLM_PROVE, so they run whole, not only their slow tests."""
 ELSEWHERE = [
     *LONG,
+    "tests/integration/engine",
     "tests/integration/hostile",
     *(f"tests/integration/test_{name}.py" for name in ("canary", "drills", "soak", "twins")),
 ]
@@ -74,8 +75,8 @@ PROOFS = {
         environment=SLOW,
     ),
     "engine": Proof(
-        "a rehearsal on the real Pulumi, and the same canaries there",
-        (sys.executable, "-m", "tests.support.real_engine"),
+        "on the real Pulumi: a rehearsal, the same canaries, kinds of Docker and ways to a server",
+        (*PYTEST, "--timeout", "1800", "tests/integration/engine"),
         needs="pulumi",
     ),
     "short": Proof(

@@ -27,7 +27,7 @@ from scripts.lab.emulator import engine
 
 ROOT = Path(__file__).resolve().parents[2]
 STACK = os.environ.get("ELASTIC_VLLM_TEST_STACK", "test")
-# The tests know what the embedded engine prints; tests/support/real_engine.py tries the other.
+# The tests know what the embedded engine prints; those in engine/ try the other.
 os.environ.setdefault("ELASTIC_VLLM_ENGINE", "embedded")
 PREFIX = f"elastic-vllm-{STACK}"
 REHEARSAL = Path("/var/lib/elastic-vllm-rehearsal")

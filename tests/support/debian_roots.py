@@ -58,7 +58,9 @@ def release(name: str) -> Release:
     suite = RELEASES[name]
     if name.startswith("debian"):
         return Release(suite, (f"deb {DEBIAN} {suite} main",))
-    return Release(suite, tuple(f"deb {UBUNTU} {each} main universe" for each in (suite, f"{suite}-updates")), _ubuntu_keys())
+    return Release(
+        suite, tuple(f"deb {UBUNTU} {each} main universe" for each in (suite, f"{suite}-updates")), _ubuntu_keys()
+    )
 
 
 def docker(of: str = "") -> tuple[str, ...]:
@@ -88,7 +90,7 @@ def root(*packages: str, of: str = "") -> Path:
     `of` is one of RELEASES; empty for this machine's.
     """
     other = release(of) if of else None
-    name, suite = (of.split()[0], other.suite) if other else base_system.distribution()
+    name, suite = (of.partition(" ")[0], other.suite) if other else base_system.distribution()
     wanted = sorted({*BARE, *packages})
     mark = hashlib.sha256(repr((name, suite, wanted, SOURCES, MASKED)).encode()).hexdigest()[:12]
     made = DIRECTORY / f"root-{mark}"

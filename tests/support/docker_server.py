@@ -41,6 +41,8 @@ class Server:
     images: Path
     """Archive of the stack's images, written by `docker save`."""
     settings: dict[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Of the commands on the stack."""
 
     def shell(self, script: str) -> str:
         """Run a script of bash on the server, which must succeed."""
@@ -48,7 +50,8 @@ class Server:
 
     def rehearse(self, *arguments: str) -> tuple[int, str]:
         """Run a command on the stack and return its exit code and output."""
-        return self.hosts.control.attempt(ROOT / "scripts" / "rehearse", *arguments, "--stack", STACK)
+        program = ROOT / "scripts" / "rehearse"
+        return self.hosts.control.attempt(program, *arguments, "--stack", STACK, environment=self.environment)
 
     def up(self, *arguments: str) -> dict[str, str]:
         """Run `up`, which must succeed, and map each resource to created, unchanged, ..."""

@@ -30,6 +30,8 @@ DEFAULTS = {
     "dns": ["192.0.2.53"],
     "dns-search": ["corp.example"],
 }
+NEWER_DEFAULTS = DEFAULTS | {"default-network-opts": {"bridge": {"com.docker.network.driver.mtu": "1400"}}}
+"""The same and what Docker 24 and newer know."""
 FINE: dict[str, tuple[dict[str, object], bool]] = {
     "defaults of logs, limits and more": (DEFAULTS, False),
     "no userland proxy": ({"userland-proxy": False}, False),
