@@ -1,4 +1,4 @@
-"""Other releases of Debian and Ubuntu, with their own Docker, sshd and systemd: the stack comes up and stays as it is."""
+"""Other releases of Debian and Ubuntu, with their own Docker, sshd and systemd: the stack comes up and stays so."""
 
 import json
 
