@@ -42,7 +42,7 @@ class Server:
     """Archive of the stack's images, written by `docker save`."""
     settings: dict[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Of the commands on the stack."""
+    """Environment variables of the commands on the stack."""
 
     def shell(self, script: str) -> str:
         """Run a script of bash on the server, which must succeed."""

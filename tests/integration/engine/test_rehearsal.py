@@ -37,7 +37,7 @@ SHOWN = {
     "outputs": ["stack", "output", "--json"],
     "exported state": ["stack", "export"],
 }
-"""What is searched -> the command that prints it."""
+"""Text that is searched -> the command that prints it."""
 PASSED_TO_A_PROVIDER = re.compile(rb'"msg":"(Unm|M)arshaling property for RPC\[')
 
 

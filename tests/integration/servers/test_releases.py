@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("machine")]
 DOCKER = {"debian 11": "20.10", "debian 13": "26.1", "ubuntu 22.04": "29.1", "ubuntu 24.04": "29.1"}
 """Release -> the version of Docker that its packages have."""
 CONTAINERD = '[["driver-type","io.containerd.snapshotter.v1"]]'
-"""What Docker 29 says of its storage: images are in containerd's directory."""
+"""Description of Docker 29's storage by itself: images are in containerd's directory."""
 
 
 @pytest.mark.parametrize("release", DOCKER)
