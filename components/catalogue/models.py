@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
+
+from components.catalogue.sizing import Layers
 
 OWN = Path(__file__).with_name("models.yaml")
 # CVE floor of a public endpoint: 0.32.0 is the first version without PYSEC-2026-4344
@@ -17,9 +19,6 @@ LEAST_SAFE_VLLM = (0, 32, 0)
 # Weights may use this share of vLLM's memory; the rest is for the KV cache and activations.
 # A rule of thumb: with less than a tenth left, a 64,000-token conversation (Elastic's minimum) does not fit.
 WEIGHTS_SHARE = 0.9
-
-GIB = 2**30
-GB = 10**9
 
 
 class CatalogueError(ValueError):
@@ -42,6 +41,8 @@ class Model:
     weights_gb: float
     """Size of the weights in 10^9 bytes."""
     max_model_len: int | None = None
+    layers: Sequence[Layers] = ()
+    """Layers that keep a cache, by kind; empty if unknown."""
     native_function_calling: bool = False
     gated: bool = False
     licence: str | None = None
@@ -116,7 +117,8 @@ def _model(name: str, entry: object) -> Model:
             raise CatalogueError(f"{name}: {key} is not {expected}")
     if "weights_gb" not in entry:
         raise CatalogueError(f"{name}: weights_gb is missing")
-    return Model(name=name, **entry)
+    layers = tuple(Layers(**each) for each in entry.get("layers", ()))
+    return Model(name=name, **{**entry, "layers": layers})
 
 
 def _is_text(value: object) -> bool:
@@ -131,6 +133,17 @@ def _is_texts_by_name(value: object) -> bool:
     return isinstance(value, dict) and _is_texts([*value, *value.values()])
 
 
+def _is_layers(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, dict) and _is_kind(each) for each in value)
+
+
+def _is_kind(layers: Mapping[str, object]) -> bool:
+    needed = LAYER_FIELDS.get(str(layers.get("kind")), {""})
+    return set(layers) == {"kind", "count", *needed} and all(
+        type(layers[key]) is int and cast(int, layers[key]) > 0 for key in ("count", *needed)
+    )
+
+
 def _is_text_or_null(value: object) -> bool:
     return value is None or isinstance(value, str)
 
@@ -139,6 +152,11 @@ def _is_boolean(value: object) -> bool:
     return isinstance(value, bool)
 
 
+LAYER_FIELDS = {
+    "full": {"kv_heads", "head_size"},
+    "sliding": {"kv_heads", "head_size", "window"},
+    "state": {"state_bytes"},
+}
 FIELDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "accelerator": ("nvidia or none", lambda value: value in {"nvidia", "none"}),
     "vllm_extra_args": ("a list of texts", _is_texts),
@@ -149,6 +167,11 @@ FIELDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "least_vllm": ('a version such as "0.32.0"', lambda value: bool(re.fullmatch(r"\d+\.\d+\.\d+", str(value)))),
     "weights_gb": ("a number above 0", lambda value: type(value) in {int, float} and value > 0),
     "max_model_len": ("a whole number above 0", lambda value: type(value) is int and value > 0),
+    "layers": (
+        "a list of {kind: full, count, kv_heads, head_size}, {kind: sliding, the same and window} and "
+        "{kind: state, count, state_bytes}, with whole numbers above 0",
+        _is_layers,
+    ),
     "native_function_calling": ("true or false", _is_boolean),
     "gated": ("true or false", _is_boolean),
     "licence": ("text or null", _is_text_or_null),

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from components.catalogue.models import GB, GIB, LEAST_SAFE_VLLM, WEIGHTS_SHARE
+from components.catalogue.models import LEAST_SAFE_VLLM, WEIGHTS_SHARE
+from components.catalogue.sizing import GB, GIB
 from components.containers.podman import PODMAN
 from components.machine.ssh import STANDARD_SSH_PORT
 from components.settings.gcp import DELETED_BY_GOOGLE, KEYS, OTHERS, PROVISIONING_OF, GcpSettings

@@ -19,10 +19,13 @@ import typer
 import yaml
 from typer.core import TyperGroup
 
-from components.catalogue.models import load_catalogue
+from components.catalogue.machine_types import MachineType, load_machine_types
+from components.catalogue.models import Model, load_catalogue
+from components.catalogue.sizing import GIB, of_machine
 from components.elastic.corpus import all_forms
 from components.outputs import OUTPUTS
 from scripts.cli import app as cli
+from scripts.cli.preflight.sizing import SHOWN_TOKENS
 from scripts.lab import cli as rehearsal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -162,14 +165,50 @@ def models() -> str:
         native = "yes" if model.native_function_calling else "no"
         size = f"{model.weights_gb:g} | {model.max_model_len or 0:,}"
         lines.append(f"| `{name}` | {size} | {native} | {TRIED[model.proven]} | {model.licence} |")
+    lines += ["", *_about_sizing()]
     for name, model in catalogue.items():
-        lines += ["", f"## {name}", "", *textwrap.wrap(model.notes, LINE)]
+        lines += ["", f"## {name}", "", *textwrap.wrap(model.notes, LINE), "", *_contexts(model)]
         if model.refuses:
             lines += ["", "It refuses these requests of Elastic:", ""]
             features = {form.name: form.feature for form in all_forms()}
             for form, follows in model.refuses.items():
                 lines += textwrap.wrap(f"- {features[form]}: {follows}", LINE, subsequent_indent="  ")
     return "\n".join(lines) + "\n"
+
+
+def _about_sizing() -> list[str]:
+    return textwrap.wrap(
+        "Each model's section says how many contexts fit into a machine at once: **computed, not measured**, by the "
+        "formulas of vLLM 0.32.0 (`components/catalogue/sizing.py` names them), and an upper bound, because vLLM takes "
+        "activations and CUDA graphs from the same memory. The share of memory is that of `gpuMemoryUtilization` by "
+        "default. [Capacity](../guides/capacity.md) explains the figures and how to measure instead.",
+        LINE,
+    )
+
+
+def _contexts(model: Model) -> Iterator[str]:
+    """Yield a table of the contexts that fit into Google's machine types, one row for all with the same GPUs."""
+    tokens = [each for each in SHOWN_TOKENS if each <= (model.max_model_len or 0)]
+    columns = ["GPUs", "machine types", "KV cache at most, GiB", *(f"of {each:,} tokens" for each in tokens)]
+    yield f"| {' | '.join(columns)} |"
+    yield "| --- " * (3 + len(tokens)) + "|"
+    types: dict[tuple[str, int], list[MachineType]] = {}
+    for kind in load_machine_types().values():
+        types.setdefault((kind.gpu, kind.gpus), []).append(kind)
+    for (gpu, gpus), kinds in types.items():
+        found = of_machine(
+            model.layers,
+            weights_gb=model.weights_gb,
+            gpus=gpus,
+            memory_gib=kinds[0].gpu_memory_gib,
+            utilization=float(described()["gpuMemoryUtilization"]["default"]),
+            gpu=gpu,
+        )
+        if found.longest() < tokens[0]:
+            continue
+        cells = [f"{found.contexts(each):.1f}" if found.contexts(each) >= 1 else "none" for each in tokens]
+        names = ", ".join(f"`{kind.name}`" for kind in kinds)
+        yield f"| {gpus} x {gpu} | {names} | {found.cache_bytes * gpus / GIB:.0f} | {' | '.join(cells)} |"
 
 
 DOCUMENTS: Mapping[str, Callable[[], str]] = {

@@ -11,6 +11,7 @@ import pytest
 
 from components import render
 from components.catalogue.models import Model, load_catalogue
+from components.catalogue.sizing import GIB, Layers, Sizing
 from components.elastic.corpus import all_forms, needed_forms
 from components.files.vllm import ask_vllm
 from components.serving.vllm_server import ASK, SOCKET, questions
@@ -42,6 +43,24 @@ def ready(model: Model, twin: twins.Twin) -> Result:
     return bash(script, questions(twins.served(model, forms=forms)), DOCKER_HOST="")
 
 
+def computed(model: Model) -> str:
+    """Line of vLLM's log about the twin's KV cache, by the formulas for real models; a CPU has longer blocks."""
+    heads = {"kv_heads": 4, "head_size": 32, "element_bytes": 4}
+    layers = [Layers(kind="full", count=2, **heads)]
+    if model.name == "openai/gpt-oss-120b":
+        layers = [Layers(kind="full", count=1, **heads), Layers(kind="sliding", count=1, window=128, **heads)]
+    if model.name == "google/gemma-4-31B-it":
+        window = 512  # Gemma4TextConfig's own
+        layers = [
+            Layers(kind="full", count=1, kv_heads=1, head_size=64, element_bytes=4),
+            Layers(kind="sliding", count=1, kv_heads=2, head_size=32, window=window, element_bytes=4),
+        ]
+    sizing = Sizing(layers, 1, GIB, batch_tokens=2048, least_block=128)
+    contexts = sizing.contexts(8192)
+    size = f"KV cache size: {int(contexts * 8192):,} tokens"
+    return f"{size}, Maximum concurrency for 8,192 tokens per request: {contexts:.2f}x"
+
+
 def test_every_model_of_the_catalogue_has_a_twin() -> None:
     assert set(TWINS) == set(CATALOGUE)
 
@@ -55,11 +74,13 @@ def test_a_model_answers_what_elastic_sends_but_for_what_the_catalogue_lists(nam
     with twins.twin(model, tmp_path) as twin:
         flaws = answers(twin)
         started = ready(model, twin)
+        log = twin.container.logs().decode()
     refused = {form for form, flaw in flaws.items() if flaw}
     print(f"{name} ({model.proven}): {len(flaws) - len(refused)} of {len(flaws)} answered; refused: {sorted(refused)}")
     assert refused == {form.name for form in all_forms() if form.refused} | set(model.refuses), flaws
     assert all(str(flaws[form]).startswith("HTTP 400: ") for form in refused)
     assert started.returncode == 0, started.stderr
+    assert computed(model) in log, [line for line in log.splitlines() if "KV cache" in line]
 
 
 @pytest.fixture(scope="module")

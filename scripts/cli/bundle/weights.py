@@ -11,7 +11,8 @@ from pathlib import Path
 
 from components import render
 from components.bundle import manifest
-from components.catalogue.models import GB, Model
+from components.catalogue.models import Model
+from components.catalogue.sizing import GB
 from components.errors import UserError
 from scripts.cli.bundle.wanted import Say, Wanted
 from scripts.lib.errors import BadInputError

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from components.settings.gcp import GcpSettings
 from components.settings.stack import Settings
-from scripts.cli.preflight import capacity, cost, hub, names, project
+from scripts.cli.preflight import capacity, cost, hub, names, project, sizing
 from scripts.cli.preflight.report import NotCheckedError, Outcome, Result, Verdict
 from scripts.cli.preflight.survey import Survey
 from scripts.lib.google import COMPUTE, Google, NoAnswerError, RefusedError
@@ -26,14 +26,14 @@ class Check(NamedTuple):
 
 
 def checks_of(settings: Settings, gcp: GcpSettings, google: Google | None, reason: str = "") -> list[Check]:
-    """Return the checks for these settings; without credentials (`google` None, and why) only the hub's is possible."""
-    model = Check("model", partial(hub.model, settings))
+    """Return the checks for these settings; without credentials (`google` None, and why) only the model's."""
+    about_model = [Check("model", partial(hub.model, settings)), Check("contexts", partial(sizing.contexts, settings))]
     if google is None:
-        return [Check("credentials", lambda: Outcome(Verdict.FAILED, reason)), *_impossible(gcp), model]
+        return [Check("credentials", lambda: Outcome(Verdict.FAILED, reason)), *_impossible(gcp), *about_model]
     survey = Survey(settings, gcp, google)
     checks = [Check("credentials", partial(project.credentials, survey))]
     checks += [Check(name, partial(check, survey)) for name, check in _of_google(gcp)]
-    return [*checks, model, Check("cost", partial(cost.hourly_cost, survey))]
+    return [*checks, *about_model, Check("cost", partial(cost.hourly_cost, survey))]
 
 
 def _of_google(gcp: GcpSettings) -> list[tuple[str, Callable[[Survey], Outcome]]]:

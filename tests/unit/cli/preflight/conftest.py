@@ -18,6 +18,16 @@ from tests.support.google_stand_in import COMMIT, HUB_TOKEN, MODEL, TOKEN, Cloud
 from tests.support.program import HOST_KEY, ROOT
 from tests.unit.cli.preflight.survey import loaded
 
+CATALOGUE = {
+    "models": {
+        MODEL: {
+            "weights_gb": 50,
+            "max_model_len": 65536,
+            "tool_call_parser": "hermes",
+            "layers": [{"kind": "full", "count": 40, "kv_heads": 8, "head_size": 128}],
+        }
+    }
+}
 DIGEST = f"@sha256:{'d' * 64}"
 STACK = {
     "target": "gcp",
@@ -34,8 +44,6 @@ STACK = {
     "vllmImage": f"docker.io/vllm/vllm-openai:v0.32.0{DIGEST}",
     "nginxImage": f"docker.io/library/nginx:1.30.6{DIGEST}",
     "model": MODEL,
-    "weightsGb": 50,
-    "vllmExtraArgs": ["--enable-auto-tool-choice", "--tool-call-parser=hermes"],
     "modelRevision": COMMIT,
 }
 
@@ -63,7 +71,9 @@ def project(server: Cloud, private_key: Path, tmp_path_factory: pytest.TempPathF
     directory = tmp_path_factory.mktemp("project")
     (directory / "stacks").mkdir()
     shutil.copy(ROOT / "Pulumi.yaml", directory)
+    (directory / "models.yaml").write_text(json.dumps(CATALOGUE))
     keys = {"sshPrivateKeyPath": str(private_key), "hfEndpoint": f"{server.base}/hub"}
+    keys["modelCatalogue"] = str(directory / "models.yaml")
     config = {f"elastic-vllm:{key}": value for key, value in {**STACK, **keys}.items()}
     secret = {"elastic-vllm:hfToken": {"secure": "v1:AAAA"}}
     (directory / "stacks" / "Pulumi.cloud.yaml").write_text(json.dumps({"config": config | secret}))

@@ -384,7 +384,7 @@ def test_no_price_is_written_in_the_program() -> None:
         ([], "", FAILED, "gated and there is no token"),
         ([], "hf_revoked", FAILED, "refuses the token of $HF_TOKEN"),
         (["modelRevision=" + "0f" * 20], HUB_TOKEN, FAILED, "has no revision 0f0f"),
-        (["model=acme/typo"], HUB_TOKEN, FAILED, "shows no acme/typo"),
+        (["model=acme/typo", "weightsGb=50"], HUB_TOKEN, FAILED, "shows no acme/typo"),
         (["hfEndpoint=http://127.0.0.1:9"], HUB_TOKEN, NOT_CHECKED, "no answer from http://127.0.0.1:9"),
         (["modelSource=host", "modelRevision=", "hfToken="], HUB_TOKEN, NOT_CHECKED, "modelSource is host"),
     ],

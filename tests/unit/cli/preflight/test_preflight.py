@@ -36,7 +36,7 @@ def test_every_check_passes_where_all_is_well(cloud: Cloud) -> None:
             "quota-gpus",
             "quota-all-gpus",
         ),
-        *("quota-vcpus", "quota-disks", "quota-addresses", "image", "names", "model", "cost"),
+        *("quota-vcpus", "quota-disks", "quota-addresses", "image", "names", "model", "contexts", "cost"),
     ]
     assert found["credentials"].detail == "token of $GOOGLE_OAUTH_ACCESS_TOKEN, ada@example.com"
     assert found["quota-gpus"].detail == "NVIDIA_A100_80GB_GPUS in us-central1: 2 needed, 8 of 8 free"
@@ -47,9 +47,9 @@ def test_the_report_has_a_line_per_check_and_a_summary(cloud: Cloud) -> None:
     result = invoked()
     lines = result.stdout.splitlines()
     assert result.exit_code == 0
-    assert len(lines) == 16
+    assert len(lines) == 17
     assert lines[4].startswith("ok          zone               us-central1-a is UP (")
-    assert lines[-1] == "all 15 checks passed"
+    assert lines[-1] == "all 16 checks passed"
 
 
 def test_the_report_as_json(cloud: Cloud) -> None:
@@ -59,7 +59,7 @@ def test_the_report_as_json(cloud: Cloud) -> None:
     document = json.loads(result.stdout)
     assert result.exit_code == 1
     assert (document["stack"], document["project"], document["ok"]) == ("cloud", "acme-llm", False)
-    assert document["summary"][0] == "1 of 15 checks failed: zone"
+    assert document["summary"][0] == "1 of 16 checks failed: zone"
     found = {check["name"]: check["verdict"] for check in document["checks"]}
     assert (found["zone"], found["quota-all-gpus"], found["image"]) == ("FAIL", "not checked", "ok")
 
@@ -74,7 +74,7 @@ def test_offline_it_lists_what_it_could_not_check(cloud: Cloud, monkeypatch: pyt
         result = invoked("--set", "hfEndpoint=http://127.0.0.1:9")
     *checks, last = result.stdout.splitlines()
     assert result.exit_code == 0
-    assert all(line.startswith("not checked ") for line in checks)
+    assert [line.split()[1] for line in checks if not line.startswith("not checked ")] == ["contexts"]
     assert "no answer from compute.googleapis.com ([Errno 111] Connection refused)" in checks[4]
     assert last.startswith("15 checks could not be made: credentials, api-compute, ")
 
@@ -118,14 +118,14 @@ def test_no_answer_contains_the_token(cloud: Cloud) -> None:
 # Credentials
 
 
-def test_without_credentials_only_the_hub_is_asked(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_credentials_only_the_models_checks_are_made(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GOOGLE_OAUTH_ACCESS_TOKEN")
     result = invoked()
     lines = result.stdout.splitlines()
     assert result.exit_code == 1
     assert lines[0].startswith("FAIL        credentials        no credentials (")
     assert "gcloud auth application-default login" in lines[0]
-    assert [line.split()[1] for line in lines if line.startswith("ok")] == ["model"]
+    assert [line.split()[1] for line in lines if line.startswith("ok")] == ["model", "contexts"]
     assert lines[-1].startswith("13 checks could not be made: api-compute, ")
     assert not [path for path in cloud.asked if not path.startswith("hub")]
 
