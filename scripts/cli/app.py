@@ -95,6 +95,7 @@ class _Operator(Commands):
         "preflight": Command("scripts.cli.preflight.command", "Check a Google Cloud stack before any money is spent"),
         "tunnel": Command("scripts.cli.tunnel", "Keep the IAP tunnel to a private VM open", runs_another=True),
         "verify": Command("scripts.cli.verify", "Prove that an endpoint keeps its promises"),
+        "load": Command("scripts.cli.load.command", "Find out how much of Elastic's work an endpoint carries"),
         "handoff": Command("scripts.cli.handoff.command", "Write what the Elastic admin needs"),
         "rotate": Command("scripts.cli.rotate", "Replace a key without a failed request"),
         "diagnose": Command("scripts.cli.diagnose.command", "Find out why an endpoint does not work"),

@@ -44,6 +44,7 @@ NEEDS = {
     "scripts/elastic-vllm tunnel": "Google Cloud",
     "gcloud ": "Google Cloud",
     "scripts/elastic-vllm preflight": "Google Cloud",
+    "scripts/elastic-vllm load": "minutes of load: tests/integration/test_load.py",
     "scripts/elastic-vllm pin": "the internet",
     "scripts/elastic-vllm bundle": "a disk to carry: tests/integration/test_bundle.py",
     "scripts/rehearse up --stack X": "a separate stack: tests/integration/test_podman.py",

@@ -17,6 +17,7 @@ from components.catalogue.models import Catalogue, Model
 from components.elastic.corpus import all_forms
 from scripts.cli.verify import Endpoint, InvalidEndpointError, Report, format_result, verify
 from scripts.lib.verification import corpus, generation, probe
+from scripts.lib.verification.given import KEY_VARIABLE
 from scripts.lib.verification.probe import Cost
 from tests.support.commands import invoke
 from tests.support.pulumi_stub import PulumiStub
@@ -278,13 +279,13 @@ def test_a_url_needs_only_model_and_key(
     (tmp_path / "ca.pem").write_text(authority.pem, encoding=encoding, newline=newline)
     options = ("--url", GOOD["connectorUrl"], "--model", MODEL)
     assert run(*options, "--ca", str(tmp_path / "ca.pem"), "--key-file", str(tmp_path / "key")).exit_code == 0
-    assert run(*options, environment={cli.KEY_VARIABLE: KEY}).exit_code == 0
+    assert run(*options, environment={KEY_VARIABLE: KEY}).exit_code == 0
     plain = Endpoint(url=GOOD["connectorUrl"], key=KEY, model=MODEL)
     assert asked == [replace(plain, ca_certificate=authority.pem), plain]
 
 
 def test_options_override_outputs_and_the_environment_does_not(asked: list[Endpoint]) -> None:
-    result = run("--outputs", "-", "--model", "alias", given=GOOD, environment={cli.KEY_VARIABLE: "e" * 64})
+    result = run("--outputs", "-", "--model", "alias", given=GOOD, environment={KEY_VARIABLE: "e" * 64})
     assert result.exit_code == 0
     assert (asked[0].model, asked[0].key, asked[0].url) == ("alias", KEY, GOOD["connectorUrl"])
 
@@ -329,7 +330,7 @@ GOOD: dict[str, Any] = outputs("https://llm.example/v1/chat/completions", None)
     ],
 )
 def test_bad_input_names_the_option_and_exits_2(arguments: list[str], given: Any, words: str) -> None:
-    result = run(*arguments, given=given, environment={cli.KEY_VARIABLE: ""})
+    result = run(*arguments, given=given, environment={KEY_VARIABLE: ""})
     assert words in result.stderr
     cause, fix = result.stderr.splitlines()
     assert cause.startswith("error: ")

@@ -1,0 +1,1 @@
+"""Load of Elastic's kind on an endpoint, and how much of it the endpoint carries."""
