@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass
 class Behaviour:
-    """What the endpoint does; times in seconds."""
+    """Behaviour of the endpoint; times in seconds."""
 
     certificate: str
     first_token: tuple[float, float] = (0.02, 0.02)

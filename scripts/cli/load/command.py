@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ import httpx2
 import typer
 
 from components.errors import UserError
-from scripts.cli.load.drive import Answer, Client, Step, connect, run_step
+from scripts.cli.load.drive import UNFINISHED, Answer, Client, Step, connect, run_step
 from scripts.cli.load.figures import FAILED_SHARE, LATE_SHARE, Figures, Limits, carried, figures, is_late, is_own_limit
 from scripts.cli.load.profiles import CALIBRATION_WORDS, MIX, PROFILES, WORDS, Profile, Sizes, form_named
 from scripts.cli.load.result import Result, Run, page
@@ -198,7 +198,7 @@ class Plan:
     seed: int
     sizes: Sizes = field(default_factory=lambda: Sizes(1.0, 0))
     requests_per_minute: int | None = None
-    """What the gateway allows one key; None if unknown."""
+    """Limit of the gateway for one key; None if unknown."""
     tokens: int = 0
     interrupted: bool = False
     say: Callable[[str], None] = field(default=lambda _text: None)
@@ -351,11 +351,13 @@ async def _one_run(plan: Plan, client: Client, name: str, profiles: Sequence[Pro
         plan.tokens += _tokens(step.answers)
         found = figures(step, plan.limits)
         ended = plan.over()
+        if step.stopped and not ended and not found.past:
+            found = replace(found, past=step.stopped)
         if found.past or not ended:
             tried[rate] = found, step
         if is_between or (found.past and len(tried) == 1):
-            ended = ended or "it ended past the limit"
-        elif found.past:
+            break
+        if found.past:
             is_between = True
             rate /= BETWEEN
         else:
@@ -375,7 +377,7 @@ async def _warm_up(plan: Plan, client: Client, profile: Profile) -> float:
     """Do one piece of work alone; return the seconds of its requests, without pauses."""
     plan.say(f"warm-up: {profile.name}")
     client.answers = []
-    quick = Profile(**{**profile.__dict__, "turns": [_without_pause(turn) for turn in profile.turns]})
+    quick = replace(profile, turns=[replace(turn, pause_seconds=0.0) for turn in profile.turns])
     work = asyncio.create_task(client.work(quick, time.monotonic(), -1))
     while not work.done() and not plan.over():
         await asyncio.wait([work], timeout=0.5)
@@ -391,10 +393,6 @@ async def _warm_up(plan: Plan, client: Client, profile: Profile) -> float:
     return sum(answer.ended - answer.intended for answer in client.answers)
 
 
-def _without_pause(turn: Any) -> Any:
-    return type(turn)(**{**turn.__dict__, "pause_seconds": 0.0})
-
-
 async def _one_step(
     plan: Plan, client: Client, *, name: str, profiles: Sequence[Profile], rate: float, duration: float
 ) -> Step:
@@ -406,7 +404,7 @@ async def _one_step(
         late = sum(
             is_late(answer, plan.limits) for answer in answers if not answer.error or answer.error == "unfinished"
         )
-        failed = sum(bool(answer.error) and answer.error != "unfinished" for answer in answers)
+        failed = sum(answer.error not in {"", UNFINISHED} for answer in answers)
         if any(map(is_own_limit, answers)):
             return "the gateway's own limit was reached"
         if late > allowed_late or failed > allowed_failed:

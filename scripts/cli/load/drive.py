@@ -1,4 +1,4 @@
-"""Requests at intended moments, whether earlier ones were answered or not, and what came of each.
+"""Requests at intended moments, whether earlier ones were answered or not, and the outcome of each.
 
 Latency counts from the intended moment: if the endpoint or this client stalls, everything that was due meanwhile shows
 it. A client that waits for answers before it sends more would hide a stall (coordinated omission).
@@ -20,12 +20,14 @@ from scripts.lib.verification.failures import CONNECT_SECONDS
 
 OWN_LIMITS = frozenset({"too_many_requests", "too_many_concurrent_requests"})
 """Codes by which the gateway says that its own limits refused a request (components/serving/gateway_errors.py)."""
+UNFINISHED = "unfinished"
+"""Error of a request that had no complete answer when its step ended."""
 DATA = b"data: "
 
 
 @dataclass
 class Answer:
-    """What came of one request; times in seconds, None where there are none."""
+    """Outcome of one request; times in seconds, None where there are none."""
 
     profile: str
     intended: float
@@ -45,7 +47,7 @@ class Answer:
     cached_tokens: int | None = None
     """Prompt tokens from the prefix cache; None where the endpoint does not report them."""
     error: str = ""
-    """Kind of failure: `own limit: CODE` of the gateway, `HTTP STATUS`, `connection`, `cut` or `unfinished`."""
+    """Kind of failure: `own limit: CODE` of the gateway, `HTTP STATUS`, `connection`, `cut` or UNFINISHED."""
     limit_seconds: float = 0.0
     ended: float = 0.0
 
@@ -83,7 +85,7 @@ class Client:
         except httpx2.HTTPError as error:
             answer.error = "connection" if isinstance(error, httpx2.ConnectError) else "cut"
         except asyncio.CancelledError:
-            answer.error = "unfinished"
+            answer.error = UNFINISHED
             raise
         finally:
             answer.ended = time.monotonic()
@@ -239,7 +241,7 @@ def late(client: Client) -> list[Answer]:
     """Requests without an answer that are past Kibana's limit: they count as that late at least."""
     now = time.monotonic()
     return [
-        Answer(each.profile, each.intended, error="unfinished", limit_seconds=each.limit_seconds, ended=now)
+        Answer(each.profile, each.intended, error=UNFINISHED, limit_seconds=each.limit_seconds, ended=now)
         for each in client.under_way.values()
         if now - each.intended > each.limit_seconds
     ]

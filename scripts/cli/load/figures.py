@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scripts.cli.load.drive import Answer, Step
+from scripts.cli.load.drive import UNFINISHED, Answer, Step
 
 FAILED_SHARE = 0.01
 """Share of failed requests from which a step is past the limit."""
@@ -25,10 +25,10 @@ SLOWER = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What an answer may take."""
+    """Times that an answer may take."""
 
     first_token_seconds: float
-    """What people bear: 95 % of the streamed answers must begin within it."""
+    """Wait that people bear: 95 % of the streamed answers must begin within it."""
     answer_seconds: float | None = None
     """Limit for whole answers in place of each profile's; None: the profile's own."""
 
@@ -72,7 +72,7 @@ class Figures:
     client_busy: bool
     """True if this client was so busy that the figures may be its own."""
     past: str
-    """Why the step is past the limit; empty if it keeps it."""
+    """Reason for which the step is past the limit; empty if it keeps it."""
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
@@ -105,8 +105,14 @@ def is_own_limit(answer: Answer) -> bool:
 
 def figures(step: Step, limits: Limits) -> Figures:
     """Return a step's figures and its verdict."""
-    counted = [answer for answer in step.answers if not is_own_limit(answer)]
-    waited = [answer for answer in counted if not answer.error or answer.error == "unfinished"]
+    own = [answer for answer in step.answers if is_own_limit(answer)]
+    # Requests that were cut short with the step before they were late say nothing.
+    counted = [
+        answer
+        for answer in step.answers
+        if not is_own_limit(answer) and (answer.error != UNFINISHED or is_late(answer, limits))
+    ]
+    waited = [answer for answer in counted if not answer.error or answer.error == UNFINISHED]
     firsts = [value for answer in waited if (value := first_token(answer)) is not None]
     wholes = [whole(answer) for answer in waited]
     between = [answer.between_tokens for answer in counted if answer.between_tokens is not None]
@@ -121,8 +127,8 @@ def figures(step: Step, limits: Limits) -> Figures:
     cached = [answer.cached_tokens for answer in counted if answer.cached_tokens is not None]
     first_p95 = percentile(firsts, 95)
     past = ""
-    if step.answers and len(counted) < len(step.answers):
-        past = f"the gateway's own limit refused {len(step.answers) - len(counted)} of {len(step.answers)} requests"
+    if own:
+        past = f"the gateway's own limit refused {len(own)} of {len(step.answers)} requests"
     elif counted and failed > FAILED_SHARE * len(counted):
         past = f"{failed} of {len(counted)} requests failed ({', '.join(sorted(errors))})"
     elif first_p95 is not None and first_p95 > limits.first_token_seconds:
@@ -148,7 +154,7 @@ def figures(step: Step, limits: Limits) -> Figures:
         longest_gap=max((answer.longest_gap for answer in counted), default=0.0),
         whole_late=whole_late,
         failed=failed,
-        own_limit=len(step.answers) - len(counted),
+        own_limit=len(own),
         errors=errors,
         prompt_tokens_per_second=prompts / seconds,
         answer_tokens_per_second=sum(answer.answer_tokens for answer in counted) / seconds,
@@ -187,7 +193,7 @@ MEMORY = "use more GPU memory or a shorter maxModelLen (preflight shows the cont
 
 
 def advice(steps: Sequence[Figures]) -> str:
-    """What to change for more, from what grew at the step past the limit."""
+    """Advice for more, from what grew at the step past the limit."""
     broken = next((found for found in steps if found.past), None)
     if broken is None:
         return "the limit was not reached: let it run longer (--minutes), or begin higher (--from)"

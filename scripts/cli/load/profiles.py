@@ -38,6 +38,8 @@ class Profile:
 
     name: str
     title: str
+    plural: str
+    """Word for several pieces of this work."""
     form: str
     """Name of the corpus's form that all its requests have."""
     shared_tokens: int
@@ -94,6 +96,7 @@ PROFILES: Mapping[str, Profile] = {
         Profile(
             name="assistant",
             title="a question to an assistant, with its system prompt and tools",
+            plural="questions",
             form="stream-tools",
             shared_tokens=6_000,
             turns=[Turn(new_tokens=200, answer_tokens=300)],
@@ -103,6 +106,7 @@ PROFILES: Mapping[str, Profile] = {
         Profile(
             name="conversation",
             title="a conversation of five questions",
+            plural="conversations",
             form="stream-tools",
             shared_tokens=6_000,
             turns=[
@@ -114,6 +118,7 @@ PROFILES: Mapping[str, Profile] = {
         Profile(
             name="agent",
             title="an agent's loop: a question, three tool results, an answer",
+            plural="questions to an agent",
             form="stream-tools",
             shared_tokens=8_000,
             turns=[
@@ -128,6 +133,7 @@ PROFILES: Mapping[str, Profile] = {
         Profile(
             name="attack-discovery",
             title="an Attack Discovery over many alerts",
+            plural="Attack Discoveries",
             form="run-system",
             shared_tokens=1_500,
             turns=[Turn(new_tokens=40_000, answer_tokens=3_000)],

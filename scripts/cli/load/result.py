@@ -25,9 +25,14 @@ class Run:
     """As scaled."""
     steps: Sequence[Figures]
     by_profile: dict[str, Figures]
-    """Of the last step that keeps the limits."""
+    """Figures by profile, of the last step that keeps the limits."""
     ended: str
-    """Why no higher rate was tried."""
+    """Reason for which it ended before it was past the limit; empty if it was."""
+
+    @property
+    def plural(self) -> str:
+        """Word for the pieces of its work."""
+        return self.profiles[0].plural if len(self.profiles) == 1 else "pieces of work"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +49,7 @@ class Result:
     per_person: float
     """Pieces of work that a person starts in an hour."""
     key: str
-    """Whose key the requests had, in words."""
+    """Owner of the requests' key, in words."""
     hourly_cost: float | None
     tokens: int
     """Tokens of all prompts and answers, warm-up included."""
@@ -114,7 +119,8 @@ class Result:
             lines = [f"{run.name}: no step kept the limits"]
         else:
             lines = [
-                f"{run.name}: carries {kept.per_hour:,.0f} an hour ({kept.requests_per_hour:,.0f} requests), which is "
+                f"{run.name}: carries {kept.per_hour:,.0f} {run.plural} an hour "
+                f"({kept.requests_per_hour:,.0f} requests), which is "
                 f"{self.people(kept)} people with {self.per_person:g} an hour each (an assumption: --per-person)",
                 f"  first token: {_span(kept.first_token_p50, kept.first_token_p95)}; whole answer: "
                 f"{_span(kept.whole_p50, kept.whole_p95)} (half and 95 % of the requests)",
@@ -133,8 +139,10 @@ class Result:
             ]
         broken = next((found for found in run.steps if found.past), None)
         if broken:
-            lines.append(f"  past the limit at {broken.per_hour:,.0f} an hour: {broken.past}")
-        lines += [f"  {run.ended}", f"  for more: {advice(run.steps)}"]
+            lines.append(f"  past the limit at {broken.per_hour:,.0f} {run.plural} an hour: {broken.past}")
+        if run.ended:
+            lines.append(f"  it ended there: {run.ended}")
+        lines.append(f"  for more: {advice(run.steps)}")
         busiest = max((step.client_cpu_share for step in run.steps), default=0.0)
         verdict = "it may itself be the limit" if any(step.client_busy for step in run.steps) else "not the limit"
         lines.append(f"  this client used at most {busiest:.0%} of one core: {verdict}")

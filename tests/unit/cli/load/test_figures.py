@@ -104,3 +104,9 @@ def test_advice_where_no_step_or_every_step_keeps_the_limits() -> None:
     good, bad = found(*map(answer, range(20))), found(*(answer(number, first_token=3.0) for number in range(20)))
     assert "not even the least load" in advice([bad])
     assert "the limit was not reached" in advice([good])
+
+
+def test_a_request_that_was_cut_short_before_it_was_late_says_nothing() -> None:
+    cut_short = answer(3, error="unfinished", first_token=None, whole=None, ended=3.5)
+    step = found(*map(answer, range(18)), *(cut_short for _ in range(18)))
+    assert (step.failed, step.whole_late, step.first_token_p50, step.past) == (0, 0, 0.1, "")
