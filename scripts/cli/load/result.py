@@ -192,7 +192,15 @@ def page(result: Result) -> str:
             plot("Whole answer", "s", run.steps, ("whole_p50", "whole_p95"), None),
         ]
         sizes = {each.name: _sizes(each, result.limits) for each in run.profiles}
-        runs.append({"run": run, "plots": [each for each in plots if each], "kept": carried(run.steps), "sizes": sizes})
+        runs.append(
+            {
+                "run": run,
+                "plots": [each for each in plots if each],
+                "kept": carried(run.steps),
+                "sizes": sizes,
+                "advice": advice(run.steps),
+            }
+        )
     return _templates.get_template("page.html.j2").render(result=result, runs=runs, seconds=_cell)
 
 
