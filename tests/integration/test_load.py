@@ -135,7 +135,7 @@ def test_the_knee_is_where_the_stand_in_has_no_room_left(site: Site, tmp_path: P
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     [run] = document["runs"]
-    assert 104_000 / 1.5 < run["carries"] < 104_000 * 1.5  # steps of the series are 1.4 apart
+    assert 104_000 / 1.6 < run["carries"] < 104_000 * 1.6  # the step below its room, or one beside it
     assert run["steps"][-1]["past"]
     assert all(step["client_cpu_share"] < 0.7 for step in run["steps"])
     shown = page.read_text()
