@@ -29,6 +29,7 @@ from scripts.lab.emulator.resource import Adapter
 from scripts.lab.emulator.state import ROOT, Record, State, load, locked
 from scripts.lab.engines import Engine, choose
 from scripts.lab.in_place_of_google import is_for_google, rehearsed, serving_hub
+from scripts.lab.kubernetes import cli as cluster_cli
 from scripts.lab.ssh_keys import write_keys
 from scripts.lab.tiny_models import MODELS
 from scripts.lib.errors import BadInputError, report
@@ -46,6 +47,7 @@ ADAPTERS = {
 INTERRUPTED = 130
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
+app.add_typer(cluster_cli.app, name="cluster")
 
 Stack = Annotated[str, typer.Option(help="The stack: stacks/Pulumi.<stack>.yaml.")]
 Sets = Annotated[

@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from components.errors import UserError
@@ -24,14 +24,23 @@ LOCK_SECONDS = 300  # how long apt waits for another apt
 
 
 def install_missing(
-    say: Callable[[str], None], *, need_docker: bool, need_podman: bool = False, log: Path
+    say: Callable[[str], None],
+    *,
+    need_docker: bool,
+    need_podman: bool = False,
+    also: Mapping[str, str] | None = None,
+    log: Path,
 ) -> list[str]:
     """Install what is missing, without starting a service, and return the installed packages.
 
+    `also` is like PROGRAMS, for what only this caller needs.
     Raises UserError. Apt's output goes to `log`, so that apt survives this process.
     """
     wanted = (
-        PROGRAMS | ({"dockerd": "docker.io"} if need_docker else {}) | ({"podman": "podman"} if need_podman else {})
+        PROGRAMS
+        | ({"dockerd": "docker.io"} if need_docker else {})
+        | ({"podman": "podman"} if need_podman else {})
+        | dict(also or {})
     )
     missing = [package for program, package in wanted.items() if not _is_there(program)]
     if not missing:
