@@ -30,6 +30,8 @@ from scripts.lib import uv_install
 
 VLLM_REGISTRY_IMAGE = "public.ecr.aws/q9t5s3a7/vllm-cpu-release-repo:v0.32.0"
 NGINX_REGISTRY_IMAGE = "docker.io/library/nginx:1.30.6"
+NEWER_SUITE = "forky"
+"""Debian's next release, whose Nginx resolves names in upstreams and leaves idle connections open during a reload."""
 
 WORK = Path("/var/cache/elastic-vllm/image-build")
 RECIPE = "elastic-vllm.recipe"  # label: what a built image was made from
@@ -50,12 +52,14 @@ class _Image:
     packages: tuple[str, ...]
     changes: tuple[str, ...]  # Dockerfile instructions
     disk_gib: int  # free space that a build needs at its peak, measured and rounded up
+    newer: str = ""  # another release of the distribution, which the packages come from
     script: str = ""  # runs in the container after the packages, with `stdin` as its input
     stdin: str = ""
 
     def recipe(self) -> str:
         """Identify everything that decides what a build puts into the image."""
-        parts = (*distribution(), *self.packages, *self.changes, self.script, self.stdin)
+        newer = (self.newer,) if self.newer else ()
+        parts = (*distribution(), *newer, *self.packages, *self.changes, self.script, self.stdin)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -82,7 +86,10 @@ def ensure_vllm_image(client: docker.DockerClient, name: str, say: Say) -> None:
 
 
 def ensure_nginx_image(client: docker.DockerClient, name: str, say: Say) -> None:
-    """Ensure that image `name` is an Nginx; like `ensure_vllm_image`, by a pull of 60 MB or a build of one minute."""
+    """Ensure that image `name` is an Nginx; like `ensure_vllm_image`, by a pull of 60 MB or a build of one minute.
+
+    With the tag NEWER_SUITE it is built from that release's package.
+    """
     _ensure(
         client,
         name,
@@ -93,6 +100,7 @@ def ensure_nginx_image(client: docker.DockerClient, name: str, say: Say) -> None
             packages=("nginx",),
             changes=('CMD ["nginx", "-g", "daemon off;"]',),
             disk_gib=1,
+            newer=NEWER_SUITE if parse_repository_tag(name)[1] == NEWER_SUITE else "",
         ),
     )
 
@@ -222,7 +230,7 @@ def _build(client: docker.DockerClient, name: str, image: _Image, say: Say, lock
     try:
         say(f"{image.title}: building {name}")
         labels = {RECIPE: image.recipe(), STAGE: "final" if not image.script else "base"}
-        tarball = build_base(WORK, image.packages, say, lock)
+        tarball = build_base(WORK, image.packages, say, lock, newer=image.newer)
         say("importing the base system")
         base = _import(client, tarball, image.changes, labels)
         tarball.unlink()
