@@ -8,13 +8,15 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from components.errors import UserError
 from scripts.lab.kubernetes import cluster, images, machines
 from scripts.lab.kubernetes.configuration import CGROUP, IMAGES
-from scripts.lab.kubernetes.layout import KUBECONFIG, LINK, MACHINES, METADATA_ADDRESS, NODES, SHARED, STATE
+from scripts.lab.kubernetes.layout import KUBECONFIG, LINK, MACHINES, METADATA_ADDRESS, NODES, PROGRAMS, SHARED, STATE
 from tests.integration.conftest import ROOT, installed
 
 pytestmark = pytest.mark.slow
@@ -49,11 +51,11 @@ def two_nodes() -> Iterator[None]:
     assert rehearse_cluster("down").returncode == 0
 
 
-def apply(*objects: dict[str, object]) -> None:
+def apply(*objects: dict[str, Any]) -> None:
     cluster.kubectl("apply", "--filename=-", data=yaml.safe_dump_all(objects))
 
 
-def pod_spec(script: str, **more: object) -> dict[str, object]:
+def pod_spec(script: str, **more: object) -> dict[str, Any]:
     security = {
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},
@@ -66,7 +68,7 @@ def pod_spec(script: str, **more: object) -> dict[str, object]:
     return {"containers": [container], "terminationGracePeriodSeconds": 1, **more}
 
 
-def deployment(name: str, script: str, replicas: int = 1, **more: object) -> dict[str, object]:
+def deployment(name: str, script: str, replicas: int = 1, **more: object) -> dict[str, Any]:
     template = {"metadata": {"labels": {"app": name}}, "spec": pod_spec(script, **more)}
     return {
         "apiVersion": "apps/v1",
@@ -76,7 +78,7 @@ def deployment(name: str, script: str, replicas: int = 1, **more: object) -> dic
     }
 
 
-def service(name: str, **more: object) -> dict[str, object]:
+def service(name: str, **more: object) -> dict[str, Any]:
     spec = {"selector": {"app": name}, "ports": [{"port": 80, "targetPort": 8080}], **more}
     return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec}
 
@@ -94,7 +96,7 @@ def nodes_of(app: str) -> set[str]:
 
 def in_pod(app: str, script: str) -> tuple[int, str]:
     """Run a script in a pod of a Deployment, and return its exit status and output."""
-    command = [str(cluster.PROGRAMS / "kubectl"), f"--kubeconfig={KUBECONFIG}", "exec", f"--namespace={NAMESPACE}"]
+    command = [str(PROGRAMS / "kubectl"), f"--kubeconfig={KUBECONFIG}", "exec", f"--namespace={NAMESPACE}"]
     command += [f"deployment/{app}", "--", "/busybox", "sh", "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     return done.returncode, done.stdout + done.stderr
@@ -130,7 +132,7 @@ def server(two_nodes: None) -> None:
         ]
     }
     serving = deployment("server", SERVE, 2, **volumes, **spread)
-    serving["spec"]["template"]["spec"]["containers"][0]["volumeMounts"] = [{"name": "tmp", "mountPath": "/tmp"}]  # type: ignore[index]
+    serving["spec"]["template"]["spec"]["containers"][0]["volumeMounts"] = [{"name": "tmp", "mountPath": "/tmp"}]
     apply(serving, service("server", type="NodePort"), deployment("client", WAIT))
     for name in ("server", "client"):
         wait_for_rollout(name)
@@ -143,7 +145,7 @@ def test_pods_of_a_deployment_run_on_both_nodes(server: None) -> None:
 def test_a_pod_with_more_rights_than_restricted_gives_is_refused(two_nodes: None) -> None:
     spec = {"containers": [{"name": "main", "image": BUSYBOX, "securityContext": {"privileged": True}}]}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "rights", "namespace": NAMESPACE}, "spec": spec}
-    with pytest.raises(cluster.UserError, match='violates PodSecurity "restricted'):
+    with pytest.raises(UserError, match='violates PodSecurity "restricted'):
         apply(pod)
 
 
@@ -198,7 +200,7 @@ def test_pods_of_both_nodes_share_a_volume(server: None) -> None:
     readers = []
     for node in NODES:
         reader = deployment(f"reader-{node.name}", WAIT, volumes=volumes, nodeName=node.name)
-        reader["spec"]["template"]["spec"]["containers"][0]["volumeMounts"] = [{"name": "files", "mountPath": "/files"}]  # type: ignore[index]
+        reader["spec"]["template"]["spec"]["containers"][0]["volumeMounts"] = [{"name": "files", "mountPath": "/files"}]
         readers.append(reader)
     apply(claim, *readers)
     for node in NODES:
