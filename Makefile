@@ -2,13 +2,16 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 python := .venv/bin/python
-.PHONY: help rehearse down test host tests unit lint prove bench drills docs pins clean
+.PHONY: help rehearse kubernetes down test host tests unit lint prove bench drills docs pins clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
 
 rehearse: ## Run the whole system on this machine, verify it, print connector URL and key
 	@scripts/rehearse up --verify --show-secrets
+
+kubernetes: ## Bring up a real Kubernetes of two nodes on this machine, in namespaces of its own (a first build takes 15 minutes)
+	@scripts/rehearse cluster up --nodes 2
 
 down: ## Remove what `make rehearse` made
 	@scripts/rehearse down
