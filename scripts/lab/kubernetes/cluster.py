@@ -44,9 +44,9 @@ PACKAGES = {
 }
 KUBEADM = CONTROL.file("kubeadm.yaml")
 PKI = CONTROL.file("etc") / "kubernetes" / "pki"
-API_SECONDS = 120
-NODE_SECONDS = 120
-POD_SECONDS = 180
+API_SECONDS = 300
+NODE_SECONDS = 300
+POD_SECONDS = 300
 ENFORCER = "kube-router"
 _POLL_SECONDS = 0.5
 VOLUMES = 4
