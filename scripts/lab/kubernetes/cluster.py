@@ -69,7 +69,7 @@ def up(nodes: int, image_names: Sequence[str], display: Display, *, enforce: boo
             task.outcome = "started" if _start_control(task.say) else "unchanged"
         wanted = NODES[:nodes]
         with ThreadPoolExecutor(len(wanted)) as pool:
-            list(pool.map(lambda node: _start_node(node, image_names, display), wanted))
+            list(pool.map(lambda node: _start_node(node, display), wanted))
         with display.task("pod network", "cluster") as task:
             _connect_pods(wanted)
             _wait_for("both nodes" if nodes > 1 else "the node", NODE_SECONDS, task.say, lambda: _not_ready(wanted))
@@ -77,8 +77,17 @@ def up(nodes: int, image_names: Sequence[str], display: Display, *, enforce: boo
             _set_enforcer(node, enforce, display)
         with display.task("cluster DNS", "cluster") as task:
             task.outcome = "created" if _start_dns() else "unchanged"
-            kubectl("apply", "--server-side", "--filename=-", data=_shared_storage())
+            kubectl(
+                "apply",
+                "--server-side",
+                "--filename=-",
+                data=yaml.safe_dump_all([_administrators(), *_shared_storage()]),
+            )
             _wait_for("the cluster's DNS", POD_SECONDS, task.say, _dns_not_ready)
+        for name in image_names:
+            for node in wanted:
+                with display.task(f"{name.rpartition('/')[2]} on {node.name}", "cluster") as task:
+                    task.outcome = "imported" if images.import_from_docker(node, name, task.say) else "unchanged"
 
 
 def down(display: Display) -> bool:
@@ -189,7 +198,7 @@ def _kubeconfig(user: str, group: str = "") -> str:
     )
 
 
-def _start_node(node: Machine, image_names: Sequence[str], display: Display) -> None:
+def _start_node(node: Machine, display: Display) -> None:
     with display.task(node.name, "cluster") as task:
         started = machines.switch_on(node)
         for user, group, name in (
@@ -220,9 +229,6 @@ def _start_node(node: Machine, image_names: Sequence[str], display: Display) -> 
         started |= machines.start(node, "kubelet", kubelet)
         machines.start(node, "kube-proxy", ["kube-proxy", f"--config={node.file('kube-proxy.yaml')}"])
         task.outcome = "started" if started else "unchanged"
-    for name in image_names:
-        with display.task(f"{name.rpartition('/')[2]} on {node.name}", "cluster") as task:
-            task.outcome = "imported" if images.import_from_docker(node, name, task.say) else "unchanged"
 
 
 def _connect_pods(nodes: Sequence[Machine]) -> None:
@@ -283,36 +289,47 @@ def _start_dns() -> bool:
     return True
 
 
-def _shared_storage() -> str:
+def _administrators() -> dict[str, Any]:
+    """Return the rights that `kubeadm init` gives its administrators, of whom the API server is one at the kubelets."""
+    group = "kubeadm:cluster-admins"
+    kind = {"apiGroup": "rbac.authorization.k8s.io"}
+    return {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": group},
+        "roleRef": {**kind, "kind": "ClusterRole", "name": "cluster-admin"},
+        "subjects": [{**kind, "kind": "Group", "name": group}],
+    }
+
+
+def _shared_storage() -> list[dict[str, Any]]:
     """Return a storage class and its volumes, which are directories of this machine, the same for all nodes."""
-    objects: list[dict[str, Any]] = [
-        {
-            "apiVersion": "storage.k8s.io/v1",
-            "kind": "StorageClass",
-            "metadata": {"name": "shared"},
-            "provisioner": "kubernetes.io/no-provisioner",
-        }
-    ]
-    for number in range(1, VOLUMES + 1):
-        directory = SHARED / f"volume-{number}"
-        directory.mkdir(parents=True, exist_ok=True)
-        anywhere = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "Exists"}]}
-        objects.append(
-            {
-                "apiVersion": "v1",
-                "kind": "PersistentVolume",
-                "metadata": {"name": f"shared-{number}"},
-                "spec": {
-                    "storageClassName": "shared",
-                    "capacity": {"storage": "20Gi"},
-                    "accessModes": ["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany"],
-                    "persistentVolumeReclaimPolicy": "Retain",
-                    "local": {"path": str(directory)},
-                    "nodeAffinity": {"required": {"nodeSelectorTerms": [anywhere]}},
-                },
-            }
-        )
-    return yaml.safe_dump_all(objects)
+    storage_class = {
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": {"name": "shared"},
+        "provisioner": "kubernetes.io/no-provisioner",
+    }
+    return [storage_class, *(_volume(number) for number in range(1, VOLUMES + 1))]
+
+
+def _volume(number: int) -> dict[str, Any]:
+    directory = SHARED / f"volume-{number}"
+    directory.mkdir(parents=True, exist_ok=True)
+    everywhere = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "Exists"}]}
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": f"shared-{number}"},
+        "spec": {
+            "storageClassName": "shared",
+            "capacity": {"storage": "20Gi"},
+            "accessModes": ["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany"],
+            "persistentVolumeReclaimPolicy": "Retain",
+            "local": {"path": str(directory)},
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [everywhere]}},
+        },
+    }
 
 
 def _coredns_version() -> str:
