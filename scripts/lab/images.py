@@ -24,7 +24,7 @@ from docker.types import Mount
 from docker.utils import parse_repository_tag
 
 from components.errors import UserError
-from scripts.lab.base_system import build_base, distribution
+from scripts.lab.base_system import Release, build_base, distribution, mirror
 from scripts.lab.pip_access import MOUNT, pip_access
 from scripts.lib import uv_install
 
@@ -230,7 +230,8 @@ def _build(client: docker.DockerClient, name: str, image: _Image, say: Say, lock
     try:
         say(f"{image.title}: building {name}")
         labels = {RECIPE: image.recipe(), STAGE: "final" if not image.script else "base"}
-        tarball = build_base(WORK, image.packages, say, lock, newer=image.newer)
+        release = Release(image.newer, (f"deb {mirror()} {image.newer} main",)) if image.newer else None
+        tarball = build_base(WORK, image.packages, say, lock, release)
         say("importing the base system")
         base = _import(client, tarball, image.changes, labels)
         tarball.unlink()
