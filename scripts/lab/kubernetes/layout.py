@@ -46,12 +46,12 @@ class Machine:
 
     @property
     def library(self) -> Path:
-        """What it sees as /var/lib."""
+        """Its /var/lib."""
         return self.directory / "lib"
 
     @property
     def logs(self) -> Path:
-        """What it sees as /var/log: its services write `NAME.log` there, and kubelet the pods' logs."""
+        """Its /var/log: services write `NAME.log` there, and kubelet the pods' logs."""
         return self.directory / "log"
 
     def file(self, name: str) -> Path:
