@@ -80,6 +80,7 @@ else:
             weights_on_host=settings.model_source == "host",
             weights_formats=weights_formats(settings.model, settings.vllm_extra_args),
             bundled_images_mb=settings.bundle.packed_mb if settings.bundle else None,
+            downloads=settings.downloads,
             after=access.checks,
         ),
     )

@@ -7,6 +7,7 @@ import pulumi
 
 from components import render
 from components.machine.host import STORE, Host
+from components.settings.downloads import DownloadSettings
 
 # vLLM's GPU image: 12 GB packed and 28 GB unpacked, both on disk while it is pulled.
 IMAGES_GB = 40
@@ -30,6 +31,7 @@ class ExistingHostArgs:
     """Role -> image reference; one that begins with `localhost/` must be there already, unless a bundle brings it."""
     bundled_images_mb: int | None
     """Size of a bundle's images and packages, packed; None if images come from their registries."""
+    downloads: DownloadSettings
     after: Sequence[pulumi.Resource] = ()
     """Checks that must succeed before the server is looked at."""
 
@@ -37,8 +39,9 @@ class ExistingHostArgs:
 class ExistingHost(pulumi.ComponentResource):
     """An existing server can run the endpoint: it is reachable, its key is verified, rights, port and disk suffice.
 
-    This component changes nothing on the server. Everything else on it depends on this check. The server's owner is
-    responsible for drivers and the operating system.
+    This component changes nothing on the server before that is checked, and then only writes down how to fetch what the
+    others need: directly or through a proxy. Everything else on it depends on this. The server's owner is responsible
+    for drivers and the operating system, and for how Docker reaches its registries.
     """
 
     host: Host
@@ -67,10 +70,39 @@ class ExistingHost(pulumi.ComponentResource):
                 images_gb=IMAGES_GB,
                 bundled_images_mb="" if args.bundled_images_mb is None else args.bundled_images_mb,
                 store=STORE,
+                proxied_images=" ".join(
+                    image for image in args.images.values() if not args.downloads.reaches_directly(registry(image))
+                ),
             ),
             parent=self,
             depends_on=[reached],
         )
         self.host = replace(args.host, ready=[check])
+        if args.bundled_images_mb is None:
+            directory = f"{args.host.directory}/downloads"
+            # A separate command, so that another proxy or password runs none of those that have fetched something
+            # again; and there without a proxy, too, since what a removed resource cleans up would be gone too late.
+            way_out = args.host.command(
+                f"{name}-downloads",
+                render.script(
+                    "host/configure-downloads.sh",
+                    downloads=directory,
+                    exceptions=",".join(args.downloads.exceptions),
+                    ca=args.downloads.ca,
+                ),
+                data=args.downloads.proxy,
+                cleanup=render.script("host/remove-downloads.sh", downloads=directory),
+                parent=self,
+                depends_on=[check],
+            )
+            self.host = replace(self.host, ready=[way_out], downloads=directory)
         self.address = args.host.address
         self.register_outputs({"address": self.address})
+
+
+def registry(image: str) -> str:
+    """Return the host that an image comes from, without its port; Docker's own for a name without a host."""
+    first, slash, _ = image.partition("/")
+    if slash and ("." in first or ":" in first or first == "localhost"):
+        return first.partition(":")[0]
+    return "docker.io"

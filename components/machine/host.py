@@ -72,6 +72,8 @@ class Host:
     """Resources that must exist before anything is done on the machine."""
     packages: str = ""
     """Directory on the machine with the packages that may be installed; empty: those of its repositories."""
+    downloads: str = ""
+    """Directory on the machine that says how it fetches (configure-downloads.sh); empty: by its own settings alone."""
 
     def connection(self) -> remote.ConnectionArgs:
         """The connection for pulumi-command, which asks SSH_AUTH_SOCK's agent where it is given no key."""
@@ -188,9 +190,10 @@ class Host:
         )
 
     def standard_input(self, script: pulumi.Input[str], cleanup: str = "") -> pulumi.Output[str]:
-        """Standard input for RUN_SCRIPT, with the packages that `script` may install."""
-        packages = f"PACKAGES={shlex.quote(self.packages)}\n" if self.packages else ""
-        return pulumi.Output.concat(packages, script).apply(
+        """Standard input for RUN_SCRIPT, with the places of packages and of the way out that `script` may use."""
+        places = {"PACKAGES": self.packages, "DOWNLOADS": self.downloads}
+        known = "".join(f"{name}={shlex.quote(path)}\n" for name, path in places.items() if path)
+        return pulumi.Output.concat(known, script).apply(
             lambda text: standard_input(text, login=self.user, cleanup=cleanup)
         )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from components.catalogue.machine_types import MachineType, load_machine_types
 from components.machine.host import Bastion
 from components.machine.ssh import STANDARD_SSH_PORT, SshKey
-from components.settings import ssh
+from components.settings import downloads, ssh
 from components.settings.problems import USER, Problems
 
 # Older projects of a domain have it in front: example.com:llm.
@@ -78,8 +78,8 @@ KEYS = frozenset(
     }
 )
 """Settings that only target gcp has."""
-OTHERS = frozenset({"host", "sshPort", "sshHostKey", "gpuCount", "gpuMemoryGib"})
-"""Settings that target gcp decides itself."""
+OTHERS = frozenset({"host", "sshPort", "sshHostKey", "gpuCount", "gpuMemoryGib", *downloads.KEYS})
+"""Settings that target gcp decides itself, or that it has no use for."""
 
 
 @dataclass(frozen=True, kw_only=True)

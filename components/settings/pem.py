@@ -74,6 +74,25 @@ def _binary(content: bytes) -> tuple[str, str]:
     return "is a binary file, not PEM", "give a file with -----BEGIN CERTIFICATE----- or -----BEGIN PRIVATE KEY-----"
 
 
+def authorities(problems: Problems, key: str, project_directory: Path) -> str:
+    """CAs to trust, in PEM, given as text or as a file that holds one or more; empty where a certificate is wrong."""
+    text = text_or_file(problems, key, project_directory)
+    found = certificates(problems, key, text) if text else []
+    for certificate in found:
+        if not _may_sign(certificate):
+            name = certificate.subject.rfc4514_string() or "without a name"
+            problems.add(key, f"the certificate {name} is no CA's", "give the CA's own, which signed it")
+            return ""
+    return as_text(found)
+
+
+def _may_sign(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return certificate.issuer == certificate.subject  # an old root
+
+
 def as_text(certificates: Iterable[x509.Certificate]) -> str:
     """Them alone, in PEM: what else stood in the same file, such as a private key, goes nowhere."""
     return "".join(certificate.public_bytes(serialization.Encoding.PEM).decode() for certificate in certificates)

@@ -20,7 +20,16 @@ URL = re.compile(r"https?://[^\s/@]+(/\S*)?")
 PINNED_IMAGE = re.compile(r"(?P<name>[a-z0-9./:_-]+):(?P<tag>[\w.-]+)@sha256:[0-9a-f]{64}")
 LOCAL_IMAGE = re.compile(r"localhost/(?P<name>[a-z0-9./_-]+):(?P<tag>[\w.-]+)")
 # Their values never appear in an error.
-SECRETS = ("hfToken", "kibanaApiKey", "elasticsearchApiKey", "tlsPrivateKey", "sshPrivateKeyPassword")
+SECRETS = (
+    "hfToken",
+    "kibanaApiKey",
+    "elasticsearchApiKey",
+    "tlsPrivateKey",
+    "sshPrivateKeyPassword",
+    "downloadProxy",
+)
+SECRET_PARTS = {"tlsPrivateKey": "PRIVATE KEY", "downloadProxy": "@"}
+"""Setting that is not always secret -> what its value holds where it is."""
 ENCRYPTED = "encrypted"
 """Stands for a secret that only the Pulumi CLI can decrypt: it is there, and that is all that is known of it."""
 SECRET_WORDS = re.compile(r"token|key|secret|passw", re.IGNORECASE)
@@ -79,10 +88,10 @@ class Problems:
             self.add(key, "no such setting", fix)
 
     def plain_secrets(self, keys: Collection[str]) -> None:
-        """Refuse secrets in plain text; the path of a file with a private key is none."""
+        """Refuse secrets in plain text; the path of a file with a private key is none, nor a proxy without a user."""
         for key in sorted(keys):
             value = self.values[key]
-            if value and (key != "tlsPrivateKey" or "PRIVATE KEY" in value):
+            if value and SECRET_PARTS.get(key, "") in value:
                 self.add(key, "stored in plain text", f"encrypt it: `pulumi config set --secret {key}`")
 
     def given(self, key: str) -> bool:

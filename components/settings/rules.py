@@ -12,6 +12,7 @@ from components.catalogue.models import LEAST_SAFE_VLLM, WEIGHTS_SHARE
 from components.catalogue.sizing import GB, GIB
 from components.containers.podman import PODMAN
 from components.machine.ssh import STANDARD_SSH_PORT
+from components.settings import downloads
 from components.settings.gcp import DELETED_BY_GOOGLE, KEYS, OTHERS, PROVISIONING_OF, GcpSettings
 from components.settings.model import REVISION
 from components.settings.problems import LOCAL_IMAGE, PINNED_IMAGE, Problems
@@ -182,6 +183,11 @@ def _only_with_bundle(key: str) -> Rule:
     return Rule(key, lambda f: f.given(key) and not f.values["bundle"], "set, but bundle is not", fix)
 
 
+def _only_without_bundle(key: str) -> Rule:
+    cause = "set, but nothing is downloaded with a bundle"
+    return Rule(key, lambda f: f.given(key) and f.values["bundle"], cause, "remove it")
+
+
 def _only_for_download(key: str) -> Rule:
     cause = "set, but nothing is downloaded with modelSource host"
     return Rule(key, lambda f: f.settings.model_source == "host" and f.values[key], cause, "remove it")
@@ -250,12 +256,7 @@ RULES: Sequence[Rule] = (
         "no certificate can be requested without a network",
         "use private-ca or provided",
     ),
-    Rule(
-        "hfToken",
-        lambda f: f.values["bundle"] and f.values["hfToken"],
-        "set, but nothing is downloaded with a bundle",
-        "remove it",
-    ),
+    *map(_only_without_bundle, ("hfToken", *downloads.KEYS)),
     # Model
     Rule(
         "vllmImage",

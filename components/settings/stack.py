@@ -16,6 +16,7 @@ from components.catalogue.models import Model
 from components.machine.host import Host
 from components.machine.ssh import SshKey
 from components.settings import bundle as bundle_settings
+from components.settings import downloads as download_checks
 from components.settings import elastic as elastic_settings
 from components.settings import keys, rules, ssh
 from components.settings import limits as limit_settings
@@ -23,6 +24,7 @@ from components.settings import model as model_checks
 from components.settings import problems as check
 from components.settings import tls as tls_settings
 from components.settings.bundle import BundleSettings
+from components.settings.downloads import DownloadSettings
 from components.settings.elastic import ElasticSettings
 from components.settings.gcp import GcpSettings
 from components.settings.limits import Limits
@@ -63,6 +65,7 @@ class Settings:
     hf_endpoint: str
     hf_token: pulumi.Output[str]
     """Secret; empty for models that are not gated."""
+    downloads: DownloadSettings
     max_model_len: int
     """0: the model's own."""
     vllm_extra_args: tuple[str, ...]
@@ -197,6 +200,7 @@ def parse_settings(
         weights_directory=text("weightsDirectory", check.DIRECTORY, "give an absolute path without spaces"),
         hf_endpoint=text("hfEndpoint", check.URL, "give an https:// address without user and password"),
         hf_token=secrets["hfToken"],
+        downloads=download_checks.download_settings(problems, secrets["downloadProxy"], PROJECT_DIRECTORY),
         max_model_len=integer("maxModelLen", 0, 10_000_000),
         vllm_extra_args=arguments,
         images={**check.images(problems), **(bundle.images if bundle else {})},

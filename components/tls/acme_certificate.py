@@ -52,6 +52,7 @@ class AcmeCertificate(pulumi.ComponentResource):
                 server=args.acme.directory,
                 public=args.acme.directory in LETS_ENCRYPT.values(),
                 **places,
+                downloads=host.downloads,
                 nginx=f"{host.directory}/nginx",
                 file=ACME_FILE,
                 engine=host.engine,

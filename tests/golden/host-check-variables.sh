@@ -10,3 +10,4 @@ IMAGES='docker.io/vllm/vllm-openai:v0.32.0@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
 IMAGES_GB=40
 BUNDLED_IMAGES_MB=''
 STORE=/var/lib/elastic-vllm/bundle
+PROXIED_IMAGES=''

@@ -21,6 +21,7 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives import serialization
 
+from components import render
 from components.settings.problems import SECRETS
 from scripts.lab import hub as hub_stand_in
 from scripts.lab.hub import COMMIT, Hub
@@ -41,7 +42,7 @@ FILES = {
     "tokenizer.json": b"{}",
 }
 STATE = REHEARSAL / "stacks" / STACK / "state.json"
-ON_SERVER = Path("/var/lib/elastic-vllm") / STACK / "nginx" / "current"
+ON_SERVER = Path("/var/lib/elastic-vllm") / STACK
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ def new_canaries() -> dict[str, str]:
         "tlsCertificate": certificate,
         "tlsCa": authority.pem,
         "sshPrivateKeyPassword": random.token_hex(16),
+        "downloadProxy": f"http://ops:{random.token_hex(16)}@192.0.2.1:3128",
     }
 
 
@@ -94,6 +96,14 @@ class Stage:
     hub: Hub
     elastic: Elastic
     settings: dict[str, Any]
+
+
+def install_hub_client() -> None:
+    """Install what `up` would install through the proxy: there is none, and pip has its address in its environment."""
+    requirements = (render.FILES / "weights" / "hub-client.txt").read_text().strip()
+    script = render.script("host/install-python-client.sh", requirements=requirements)
+    script += 'install_client /var/lib/elastic-vllm/hub-client "the hub\'s client" "$REQUIREMENTS" "or not"\n'
+    subprocess.run(["bash", "-s"], input=script, text=True, check=True)
 
 
 @contextmanager
@@ -138,6 +148,7 @@ def stage(canaries: dict[str, str], weights: Path) -> Iterator[Stage]:
 @pytest.fixture(scope="module")
 def run(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     process_trace.install_strace()
+    install_hub_client()
     directory, traces = tmp_path_factory.mktemp("given"), tmp_path_factory.mktemp("traces")
     canaries = new_canaries()
     secrets = {name: canaries[name] for name in SECRETS}
@@ -259,6 +270,8 @@ def test_a_canary_is_in_no_file_but_where_it_belongs(run: Run) -> None:
                 holding[str(path)] = found
     assert holding == {
         str(STATE): set(SECRETS),
-        str((ON_SERVER / "private-key.pem").resolve()): {"tlsPrivateKey"},
+        str((ON_SERVER / "nginx" / "current" / "private-key.pem").resolve()): {"tlsPrivateKey"},
+        str(ON_SERVER / "downloads" / "environment"): {"downloadProxy"},
+        str(ON_SERVER / "downloads" / "apt.conf"): {"downloadProxy"},
     }
     assert {Path(path).stat().st_mode & 0o777 for path in holding} == {0o600}

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from tests.integration.conftest import ROOT, installed, outputs_of, rehearse
-from tests.support import local_sshd, vllm_stand_in
+from tests.support import far_away, local_sshd, vllm_stand_in
 from tests.support.local_sshd import QUIET, UNLIMITED, Server
 from tests.support.made_stacks import MODEL, NGINX_IMAGE, make_weights, stack_file, traces
 
@@ -22,6 +22,8 @@ pytestmark = pytest.mark.usefixtures("machine")
 
 STACK = "servers"
 PASSPHRASE = "open, sesame"
+ROUND_TRIP = 0.15
+"""Seconds: from Europe to the west of America."""
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +137,17 @@ def test_a_server_with_ipv6_and_a_key_in_an_agent(vllm: str, tmp_path: Path, mon
                 env=dict(os.environ),
             )
             assert "name ::1 verified" in done.stdout, f"{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.slow
+def test_a_server_far_away_that_lets_few_connections_in(vllm: str, tmp_path: Path) -> None:
+    """Each connection takes longer to be let in, so more of them wait at once."""
+    with (
+        local_sshd.running(f"MaxStartups 2:50:4\nMaxSessions 1\n{QUIET}") as server,
+        far_away.relay(server.port, ROUND_TRIP) as port,
+    ):
+        began = time.monotonic()
+        subprocess.run(["ssh-keyscan", "-p", str(port), "-t", "ed25519", "127.0.0.1"], capture_output=True, check=True)
+        assert time.monotonic() - began > 2 * ROUND_TRIP  # the relay is really slow
+        with brought_up(settings_of(server, tmp_path / "models", vllm) | {"sshPort": port}):
+            pass

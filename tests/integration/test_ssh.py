@@ -309,6 +309,7 @@ CHECK_OF_THE_SERVER = render.script(
     images="a",
     images_gb=1,
     bundled_images_mb="",
+    proxied_images="",
     store="/x",
 )
 

@@ -50,6 +50,8 @@ NEEDS = {
     "scripts/rehearse up --stack X": "a separate stack: tests/integration/test_podman.py",
     "scripts/elastic-vllm handoff --stack prod --key siem": "a key with that name: tests/integration/test_rotate.py",
     "podman system service": "a server without systemd",
+    "sudo systemctl daemon-reload": "a server of one's own",
+    "sudo cp company-ca.pem": "a company's CA",
     "git diff": "a change",
     "make pins": "the internet",
     "make bench": "minutes",

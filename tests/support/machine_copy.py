@@ -27,23 +27,24 @@ exec "$2" -c 'import signal; signal.pause()'
 
 @dataclass(frozen=True)
 class Copy:
-    """A changeable copy of this machine's files; it shares this machine's network."""
+    """A changeable copy of this machine's files; it shares this machine's network unless it has its own."""
 
     pid: int
     layer: Path
 
     @property
     def enter(self) -> list[str]:
-        return ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--"]
+        return ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--net", "--"]
 
-    def run(self, script: str) -> Result:
+    def run(self, script: str, command: str = "bash -s") -> Result:
+        """Run a script there, or a command with this standard input."""
         return subprocess.run(
-            [*self.enter, "chroot", self.layer / "tree", "bash", "-s"],
-            input=f"{{\n{script}\nexit\n}}\n",
+            [*self.enter, "chroot", self.layer / "tree", "sh", "-c", command],
+            input=f"{{\n{script}\nexit\n}}\n" if command == "bash -s" else script,
             env={"PATH": os.environ["PATH"], "DOCKER_HOST": "unix:///nonexistent/docker.sock", "LC_ALL": "C"},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
             check=False,
         )
 
@@ -59,9 +60,18 @@ class Copy:
 
 
 @contextmanager
-def running(directory: Path) -> Iterator[Copy]:
-    """Run a copy until the block ends; `directory` must be empty."""
-    apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"]
+def running(directory: Path, *, network: bool = False) -> Iterator[Copy]:
+    """Run a copy until the block ends, with a network of its own if asked for; `directory` must be empty."""
+    apart = [
+        "unshare",
+        *(["--net"] if network else []),
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--propagation",
+        "private",
+    ]
     init = [*apart, "sh", "-c", LAYER, "sh", str(directory), sys.executable]
     with subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *init], stdout=subprocess.PIPE, text=True) as process:
         try:

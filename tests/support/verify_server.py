@@ -100,8 +100,9 @@ def issue(authority: Authority, path: Path, *, names: list[x509.GeneralName] | N
     """Write a server's certificate and key to `path`, by default for 127.0.0.1."""
     key = ec.generate_private_key(ec.SECP256R1())
     names = names or [x509.IPAddress(ip_address("127.0.0.1"))]
+    (issuer,) = authority.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     certificate = (
-        _builder("server", "Test CA", key, days)
+        _builder("server", str(issuer.value), key, days)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), critical=False)
         .sign(authority.key, hashes.SHA256())

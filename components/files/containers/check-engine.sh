@@ -1,5 +1,6 @@
 # Defines check_engine: fails unless ENGINE, where it is on this server, is of a kind that the stack can run in. And
-# images_place: prints the directory where it keeps images unpacked, and in a second line what moves that. Reads only.
+# images_place: prints the directory where it keeps images unpacked, and in a second line what moves that. And
+# need_engine_proxy IMAGE. Reads only.
 # shellcheck shell=bash
 : "${ENGINE:?}" "${LOGIN:?}"
 
@@ -92,6 +93,32 @@ check_docker() {
   elif docker_without ip-forward && [ "$(cat /proc/sys/net/ipv4/ip_forward)" = 0 ]; then
     fail "the server forwards nothing to containers: ip-forward is off" "set net.ipv4.ip_forward to 1 (sysctl)"
   fi
+}
+
+# True if the engine pulls images through a proxy: it says so, or the files that it starts with do.
+engine_has_proxy() {
+  local files unit=docker
+  if [ "$ENGINE" = docker ] && command -v docker >/dev/null && docker version >/dev/null 2>&1; then
+    [ -n "$(docker info --format '{{.HTTPSProxy}}')" ]
+    return
+  fi
+  files=(/etc/docker/daemon.json /etc/default/docker)
+  if [ "$ENGINE" = podman ]; then unit=podman files=(/etc/containers/containers.conf /etc/containers/containers.conf.d); fi
+  grep -rqsiE '^[^#]*https[_-]proxy' "${files[@]}" /{etc,run,usr/lib}/systemd/system/"$unit.service"{,.d} \
+    /etc/systemd/system.conf /etc/systemd/system.conf.d
+}
+
+# Fails if the engine would pull an image from behind a proxy without knowing that.
+need_engine_proxy() {
+  local unit=docker
+  [ "$ENGINE" = docker ] || unit=podman
+  if engine_has_proxy; then return; fi
+  # A mirror of Docker's own registry is likely to be this side of the proxy.
+  case ${1#docker.io/} in
+  *.*/* | *:*/*) ;;
+  *) [ "$ENGINE" != docker ] || [ -z "$(docker info --format '{{.RegistryConfig.Mirrors}}' 2>/dev/null | tr -d '[]')" ] || return 0 ;;
+  esac
+  fail "$ENGINE must pull $1, and knows no proxy: it does not use downloadProxy" "write into /etc/systemd/system/$unit.service.d/proxy.conf: [Service] and, in a second line, Environment=HTTPS_PROXY=http://HOST:PORT; then run: systemctl daemon-reload; systemctl restart $unit (where it is installed); or name the registry in downloadNoProxy if the server reaches it directly"
 }
 
 images_place() {

@@ -1,6 +1,6 @@
 # Functions shared by prepare-kernel.sh and install-gpu-driver.sh: the installed driver, and Ubuntu's packages of it.
 # shellcheck shell=bash
-: "${apt_options?}" "${apt_advice?}"
+: "${apt_advice?}"
 : "${LEAST_DRIVER:?}"
 
 # Fails if no driver works; nvidia-smi prints its error on standard output.
@@ -31,10 +31,6 @@ kernel_flavour() {
       sed -n "s/^installed linux-image-\($running\(-.*\)\{0,1\}\)\$/\1/p" || true
     echo "$running"
   } | sed -n 1p
-}
-
-apt_get() {
-  DEBIAN_FRONTEND=noninteractive apt-get "${apt_options[@]}" "$@"
 }
 
 by_hand="install NVIDIA's driver $LEAST_DRIVER or newer by hand, then run the update again"

@@ -2,7 +2,7 @@
 # needs the driver first: configure-cdi.sh). An installed one newer than TOOLKIT_ABOVE stays unchanged. This script
 # should run before Docker first starts, so that nothing has to be restarted.
 # shellcheck shell=bash
-: "${apt_options?}"
+: "${directly?}"
 : "${ENGINE:?}" "${TOOLKIT_PACKAGES:?}" "${TOOLKIT_VERSION:?}" "${TOOLKIT_ABOVE:?}"
 : "${TOOLKIT_REPOSITORY:?}" "${TOOLKIT_KEY:?}" "${TOOLKIT_FINGERPRINT:?}"
 
@@ -36,8 +36,8 @@ install_toolkit() {
   work=$(mktemp -d)
   # shellcheck disable=SC2064 # expanded now: this directory
   trap "rm -rf -- '$work'" EXIT
-  curl -fsSL --retry 3 --connect-timeout 10 --max-time 60 -o "$work/key" "$TOOLKIT_KEY" ||
-    fail "NVIDIA's package repository can't be reached: $TOOLKIT_KEY" "let the server reach it, or install nvidia-container-toolkit above $TOOLKIT_ABOVE by hand"
+  fetching curl -fsSL --retry 3 --connect-timeout 10 --max-time 60 -o "$work/key" "$TOOLKIT_KEY" ||
+    fail "NVIDIA's package repository can't be reached: $TOOLKIT_KEY" "let the server reach it, $directly, or install nvidia-container-toolkit above $TOOLKIT_ABOVE by hand"
   # All primary keys in the file: a second one would be trusted too.
   fingerprints=$(GNUPGHOME=$work gpg --batch --quiet --with-colons --show-keys "$work/key" 2>/dev/null |
     awk -F: '$1 == "pub" { primary = 1 } $1 == "fpr" && primary { print $10; primary = 0 }') || true
@@ -58,7 +58,7 @@ PREFERENCES
   apt_update -o APT::Update::Error-Mode=any -o "Dir::Etc::sourcelist=$list" \
     -o Dir::Etc::sourceparts=- -o APT::Get::List-Cleanup=0 ||
     fail "NVIDIA's package repository can't be read: $TOOLKIT_REPOSITORY" "look at apt's lines above, then run the update again"
-  DEBIAN_FRONTEND=noninteractive apt-get install "${apt_options[@]}" --allow-change-held-packages \
+  apt_get install --allow-change-held-packages \
     "${toolkit_packages[@]/%/=$TOOLKIT_VERSION}" ||
     fail "could not install NVIDIA's container toolkit $TOOLKIT_VERSION" "look at apt's lines above, then run the update again"
   toolkit_is_enough || fail "NVIDIA's container toolkit $TOOLKIT_VERSION is installed, but does not work" "see: nvidia-ctk --version"

@@ -1,7 +1,7 @@
 # True afterwards: this server can take the endpoint. Reads only.
 # shellcheck shell=bash
 : "${ENGINE:?}" "${LOGIN:?}" "${PREFIX:?}" "${PORT:?}" "${IPV6:?}" "${WEIGHTS:?}" "${WEIGHTS_GB:?}" "${WEIGHTS_ON_HOST:?}" "${IMAGES:?}" "${IMAGES_GB:?}"
-: "${BUNDLED_IMAGES_MB?}" "${STORE:?}"
+: "${BUNDLED_IMAGES_MB?}" "${STORE:?}" "${PROXIED_IMAGES?}"
 
 # Free disk in GB (10^9 bytes) below the nearest directory that exists.
 free_gb() {
@@ -76,6 +76,7 @@ for image in $IMAGES; do
   case $image in
   localhost/*) fail "image $image is not on the server (vllmImage, nginxImage)" "load it there: $ENGINE load" ;;
   esac
+  case " $PROXIED_IMAGES " in *" $image "*) need_engine_proxy "$image" ;; esac
   need_disk "$images_directory" "$IMAGES_GB" "container images" "move $images_setting to a larger disk"
 done
 echo "checked: port $PORT, disk and rights of this server are fine"

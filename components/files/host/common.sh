@@ -7,10 +7,41 @@ fail() {
   printf 'elastic-vllm: %s\n  fix: %s\n' "$1" "$2" >&2
   exit 1
 }
+# DOWNLOADS is a directory that says how this server fetches (configure-downloads.sh): empty or absent where it just does.
+directly="directly${DOWNLOADS:+, or through a proxy (downloadProxy)}"
+# Has the file hold the CAs of the system, as they are now, and those of the stack.
+trust_downloads() {
+  local new
+  [ -s "$DOWNLOADS/ca.pem" ] || return 0
+  new=$(mktemp "$DOWNLOADS/trusted.XXXXXX")
+  cat /etc/ssl/certs/ca-certificates.crt "$DOWNLOADS/ca.pem" >"$new" 2>/dev/null || true
+  chmod 0644 "$new"
+  mv -- "$new" "$DOWNLOADS/trusted.pem"
+}
+# Runs a command with the variables for what it fetches; they may hold a password.
+fetching() (
+  if [ -e "${DOWNLOADS:-}/environment" ]; then
+    trust_downloads
+    while IFS= read -r each; do export "${each?}"; done <"$DOWNLOADS/environment"
+  fi
+  exec "$@"
+)
+# apt-get, without those variables: services that a package starts would inherit them. The server's own settings of apt
+# come first.
+apt_get() (
+  export DEBIAN_FRONTEND=noninteractive
+  if [ -z "${PACKAGES:-}" ] && [ -e "${DOWNLOADS:-}/apt.conf" ]; then
+    trust_downloads
+    export APT_CONFIG=$DOWNLOADS/apt.conf
+    no_proxy=$(cat "$DOWNLOADS/exceptions")
+    export no_proxy
+  fi
+  exec apt-get "${apt_options[@]}" "$@"
+)
 # Packages come from the distribution's repositories as configured here, or, with PACKAGES, from that directory of
 # them alone: a list of sources and a state of apt's own, so nothing that is configured is asked or changed.
 apt_options=(-q -y --no-install-recommends -o DPkg::Lock::Timeout=300)
-apt_advice="look at apt's lines above: the server must reach its package repositories"
+apt_advice="look at apt's lines above: the server must reach its package repositories, $directly"
 if [ -n "${PACKAGES:-}" ]; then
   apt_state=/var/lib/elastic-vllm/apt
   apt_options+=(-o "Dir::Etc::sourcelist=$apt_state/bundle.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$apt_state/lists"
@@ -39,14 +70,14 @@ install_packages() {
   echo "installing $*"
   # shellcheck disable=SC2119 # it takes options
   apt_update </dev/null || fail "the lists of packages can't be read" "$apt_advice"
-  DEBIAN_FRONTEND=noninteractive apt-get install "${apt_options[@]}" "$@" </dev/null ||
+  apt_get install "$@" </dev/null ||
     fail "could not install $*" "$apt_advice"
 }
 # apt's own patience does not hold for `update`, and a new machine looks for updates by itself.
 # shellcheck disable=SC2120 # gpu-driver.sh gives it options
 apt_update() {
   local end=$((SECONDS + 300)) output
-  until output=$(DEBIAN_FRONTEND=noninteractive apt-get update "${apt_options[@]}" "$@" 2>&1); do
+  until output=$(apt_get update "$@" 2>&1); do
     if [ "$SECONDS" -ge "$end" ] || ! grep 'Could not get lock' <<<"$output" >/dev/null; then
       [ -z "$output" ] || echo "$output" >&2
       return 1

@@ -1,5 +1,6 @@
 # A Python client in a separate directory, for the server itself: `install_client DIRECTORY NAME REQUIREMENTS FIX`.
 # shellcheck shell=bash
+: "${directly?}"
 install_client() (
   client=$1 name=$2 requirements=$3 fix=$4
   umask 022
@@ -17,8 +18,8 @@ install_client() (
   fi
   "$python" -m venv --clear "$client"
   # Wheels only: no hash covers what building a source distribution fetches.
-  "$client/bin/pip" install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
+  fetching "$client/bin/pip" install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
     --requirement <(echo "$requirements") </dev/null ||
-    fail "$name could not be installed" "the server must reach PyPI, or a mirror named in /etc/pip.conf; $fix"
+    fail "$name could not be installed" "the server must reach PyPI, or a mirror named in /etc/pip.conf, $directly; $fix"
   echo "$requirements" >"$client/requirements.txt"
 )

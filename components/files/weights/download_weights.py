@@ -1,11 +1,13 @@
 """Download a model's weights into a directory, resume interrupted files, and check every file.
 
 Arguments: MODEL REVISION DIRECTORY UNNEEDED(JSON list of patterns) NAME(to find this process by). The hub's token, if
-any, comes on standard input. The hub's address is in HF_ENDPOINT.
+any, comes on standard input. The hub's address is in HF_ENDPOINT. WAY_OUT, if set, is a descriptor from which variables
+come that name a proxy and CAs: there nobody else sees them.
 """
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 import threading
@@ -85,11 +87,26 @@ def size_of(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
+def fix_for(error: Exception) -> str:
+    """Return what to do about an error of the network or the disk."""
+    text = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return "set downloadCa to the CA that signs for this hub or for the proxy in between"
+    if "407" in text:
+        return "set downloadProxy to http://USER:PASSWORD@HOST:PORT, as the proxy asks for it"
+    return "check hfEndpoint, disk, and whether the server reaches it only through a proxy (downloadProxy)"
+
+
 def main() -> None:
     """Run the download; exit with one line for errors that users can correct."""
     model, revision, directory = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     patterns = [*IGNORED, *json.loads(sys.argv[4])]
     token = sys.stdin.read().strip() or False
+    if "WAY_OUT" in os.environ:
+        with os.fdopen(int(os.environ["WAY_OUT"]), encoding="utf-8") as lines:
+            for line in lines:
+                name, _, value = line.rstrip("\n").partition("=")
+                os.environ[name] = value
     disable_progress_bars()
     marker, parts = directory / MARKER, directory / PARTS
     try:
@@ -123,7 +140,7 @@ def main() -> None:
     except DamagedError as error:
         sys.exit(f"{error} arrived damaged and was removed; fix: run the update again to fetch it again")
     except Exception as error:  # a network's errors come from whichever HTTP library this hub client uses
-        sys.exit(f"download failed: {type(error).__name__}: {str(error)[:300]}; fix: check hfEndpoint and disk")
+        sys.exit(f"download failed: {type(error).__name__}: {str(error)[:300]}; fix: {fix_for(error)}")
     done.set()
     shutil.rmtree(parts)
     # The server's user must be able to read them.

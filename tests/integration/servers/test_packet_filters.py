@@ -18,6 +18,8 @@ IN_CONTAINER = f"nsenter --net --target $(docker inspect --format '{{{{.State.Pi
 PORT = 9999
 TARGETS = (f"{SERVER}:{PORT}", f"172.17.0.1:{PORT}")
 """The server itself, which a container can reach by any of its addresses."""
+FIREWALLD = "/etc/firewalld/firewalld.conf"
+NFTABLES, IPTABLES = "FirewallBackend=nftables", "FirewallBackend=iptables"
 LISTEN = f"import socket, time; server = socket.create_server(('', {PORT})); time.sleep(9999)"
 
 
@@ -106,7 +108,10 @@ def test_no_packet_that_would_begin_anything_leaves_the_container(server: Server
         "firewall-cmd --quiet --reload",
         "firewall-cmd --quiet --complete-reload",
         "systemctl stop firewalld",
+        f"sed -i 's/{NFTABLES}/{IPTABLES}/' {FIREWALLD}; systemctl restart firewalld; firewall-cmd --quiet --reload; "
+        f"systemctl stop firewalld; sed -i 's/{IPTABLES}/{NFTABLES}/' {FIREWALLD}",
         "iptables -F; iptables -X; iptables -t nat -F",
+        "iptables-legacy -P FORWARD ACCEPT; iptables-legacy -A INPUT -j ACCEPT; iptables-legacy -F",
         "systemctl restart docker",
         f"systemctl restart docker && docker restart {PREFIX}-nginx",
         f"docker kill {PREFIX}-nginx && docker start {PREFIX}-nginx",
@@ -119,6 +124,31 @@ def test_nginx_opens_no_connection_after(flush: str, server: Server) -> None:
     assert server.opened_by_nginx(*TARGETS) == set()
     wait_until(lambda: hosts_table(server) and containers_table(server), 10)
     assert server.opened_by_nginx(*TARGETS) == set()
+
+
+def test_firewalld_flushes_what_it_finds_with_nftables(server: Server) -> None:
+    """As Debian ships it; otherwise the tests above would show less."""
+    settings = server.shell(f"cat {FIREWALLD}").splitlines()
+    assert NFTABLES in settings
+    assert "FlushAllOnReload=no" not in settings
+
+
+def test_nginx_opens_no_connection_with_docker_on_legacy_iptables(server: Server) -> None:
+    """Beside the walls' own nftables: both kinds of rules are in the kernel at once."""
+    server.shell("update-alternatives --set iptables /usr/sbin/iptables-legacy && systemctl restart docker")
+    try:
+        server.wait_for_nginx()
+        assert "DOCKER" in server.shell("iptables-legacy --list-rules")
+        assert server.opened_by_nginx(*TARGETS) == set()
+        server.shell("iptables-legacy -F; iptables-legacy -t nat -F; nft flush ruleset")
+        assert server.opened_by_nginx(*TARGETS) == set()
+        wait_until(lambda: hosts_table(server) and containers_table(server), 10)
+    finally:
+        server.shell(
+            "iptables-legacy -F; iptables-legacy -X; iptables-legacy -t nat -F; iptables-legacy -t nat -X; "
+            "update-alternatives --auto iptables && systemctl restart docker"
+        )
+        server.wait_for_nginx()
 
 
 def test_nginx_opens_no_connection_after_a_reboot(server: Server) -> None:

@@ -284,7 +284,9 @@ def test_what_cleans_up_is_never_replaced(on_server: Program) -> None:
 
 def test_what_is_made_on_the_host_is_removed_with_the_stack(on_server: Program) -> None:
     cleaning = {command.name for command in on_server.commands if command.cleanup}
-    assert cleaning == {"vllm-directories", "nginx-egress-guard", "nginx-config"}
+    bundled = "bundle-check" in on_server.resources
+    assert cleaning - {"host-downloads"} == {"vllm-directories", "nginx-egress-guard", "nginx-config"}
+    assert ("host-downloads" in cleaning) != bundled
 
 
 def test_nothing_is_cleaned_up_on_a_machine_that_goes_away(private_key: Path) -> None:

@@ -81,14 +81,21 @@ Check = Callable[..., Result]
 def check(tmp_path: Path) -> Check:
     """Run the check with an engine that answers so."""
 
-    def run(answer: dict[str, Any], *, engine: str = "docker", path: str = "", **environment: str) -> Result:
+    def run(
+        answer: dict[str, Any],
+        *,
+        engine: str = "docker",
+        path: str = "",
+        then: str = "check_engine\nimages_place",
+        **environment: str,
+    ) -> Result:
         for name in ("docker", "podman"):
             client = tmp_path / name
             client.write_text(CLIENT)
             client.chmod(0o755)
         script = render.script("containers/check-engine.sh", engine=engine, login="root")
         return bash(
-            f"{script}check_engine\nimages_place\n",
+            f"{script}{then}\n",
             PATH=path or f"{tmp_path}:{os.environ['PATH']}",
             ANSWER=json.dumps(answer),
             **environment,
@@ -172,4 +179,66 @@ def test_podman_on_another_machine_is_refused(check: Check) -> None:
 def test_every_answer_has_the_fields_that_the_check_asks_for() -> None:
     text = (render.FILES / "containers" / "check-engine.sh").read_text()
     asked = {name for name in re.findall(r"\{\{\.([A-Za-z]+)\}\}", text) if name != "Address"}
-    assert asked == {*DEBIAN}
+    assert asked == {*DEBIAN, "HTTPSProxy"}
+
+
+IMAGE, PROXY_IN_DOCKER = "vllm/vllm-openai:v0.32.0@sha256:0", {"HTTPSProxy": "http://xxxxx:xxxxx@proxy.example:3128"}
+NO_MIRROR: dict[str, Any] = {"HTTPSProxy": "", "RegistryConfig": {"Mirrors": []}}
+MIRROR: dict[str, Any] = {"HTTPSProxy": "", "RegistryConfig": {"Mirrors": ["https://mirror.corp.example/"]}}
+
+
+@pytest.mark.parametrize(
+    ("answer", "image", "refused"),
+    [
+        (NO_MIRROR, IMAGE, True),
+        (NO_MIRROR | PROXY_IN_DOCKER, IMAGE, False),
+        (MIRROR, IMAGE, False),
+        (MIRROR, "nginx:1.29@sha256:0", False),
+        (MIRROR, "nvcr.io/nvidia/k8s/dcgm-exporter:4@sha256:0", True),
+    ],
+    ids=["no proxy", "a proxy", "a mirror", "a mirror, short name", "a mirror, another registry"],
+)
+def test_docker_without_a_proxy_is_refused_where_it_must_pull_through_one(
+    answer: dict[str, Any], image: str, refused: bool, check: Check
+) -> None:
+    result = check(DEBIAN | answer, then=f"need_engine_proxy '{image}'")
+    if refused:
+        assert failed(result, f"docker must pull {image}", "docker.service.d/proxy.conf", "downloadNoProxy")
+    else:
+        assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("engine", "file", "text"),
+    [
+        (
+            "docker",
+            "etc/systemd/system/docker.service.d/proxy.conf",
+            '[Service]\nEnvironment="HTTPS_PROXY=http://p:1"\n',
+        ),
+        ("docker", "etc/docker/daemon.json", '{\n  "proxies": {"https-proxy": "http://p:1"}\n}\n'),
+        ("docker", "etc/default/docker", 'export https_proxy="http://p:1"\n'),
+        ("podman", "etc/containers/containers.conf", '[engine]\nenv = ["https_proxy=http://p:1"]\n'),
+        ("podman", "etc/systemd/system/podman.service.d/proxy.conf", "[Service]\nEnvironment=HTTPS_PROXY=http://p:1\n"),
+    ],
+)
+def test_an_engine_that_is_not_installed_yet_needs_files_with_its_proxy(
+    engine: str, file: str, text: str, tmp_path: Path
+) -> None:
+    script = render.script("containers/check-engine.sh", engine=engine, login="root").replace(
+        " /etc/", f" {tmp_path}/etc/"
+    )
+    script = script.replace("(/etc/", f"({tmp_path}/etc/").replace(
+        "/{etc,run,usr/lib}", f"{tmp_path}/{{etc,run,usr/lib}}"
+    )
+    script += "engine_has_proxy || fail 'no proxy' 'x'\n"
+    path = f"{tmp_path}/bin"
+    (tmp_path / "bin").mkdir()
+    for tool in ("bash", "grep"):
+        (tmp_path / "bin" / tool).symlink_to(f"/bin/{tool}")
+    assert failed(bash(script, PATH=path), "no proxy")
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text("# HTTPS_PROXY=http://old:1\n")
+    assert failed(bash(script, PATH=path), "no proxy")
+    (tmp_path / file).write_text(text)
+    assert bash(script, PATH=path).returncode == 0

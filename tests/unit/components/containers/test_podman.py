@@ -249,7 +249,7 @@ def check_host(machine: Machine, port: int = 1) -> Result:
     machine.stand_in("uname", "echo Linux")
     sizes = {"port": port, "weights_gb": 1, "images_gb": 1}
     names = {"engine": "podman", "login": "root", "prefix": "elastic-vllm-x", "weights": "/x", "weights_on_host": "no"}
-    no_bundle = {"bundled_images_mb": "", "store": "/x", "ipv6": "no"}
+    no_bundle = {"bundled_images_mb": "", "proxied_images": "", "store": "/x", "ipv6": "no"}
     return machine.run(
         render.script(
             "weights/check-weights.sh",

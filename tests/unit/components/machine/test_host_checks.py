@@ -256,6 +256,7 @@ def check_host(weights: Path, without_docker: str) -> Callable[..., Result]:
             "images": "docker.io/a:1 docker.io/b:1",
             "images_gb": 0,
             "bundled_images_mb": "",
+            "proxied_images": "",
             "store": "/var/lib/elastic-vllm/bundle",
         }
         return bash(render.script(*SCRIPTS, **fine | variables), under=under, PATH=without_docker)
@@ -341,6 +342,7 @@ def test_a_user_without_root_rights_is_refused(
         images="a",
         images_gb=1,
         bundled_images_mb="",
+        proxied_images="",
         store="/nonexistent",
     )
     assert failed(bash(script, PATH=f"{tmp_path}:{without_docker}"), "user ops has no root rights (sshUser)")

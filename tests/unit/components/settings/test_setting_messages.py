@@ -12,6 +12,7 @@ from tests.support.program import PINS
 from tests.unit.components.settings import (
     test_acme_settings,
     test_bundle_settings,
+    test_download_settings,
     test_elastic_settings,
     test_gcp_settings,
     test_settings,
@@ -30,6 +31,7 @@ def wrong_settings(bundle: Path, directory: Path) -> Iterator[tuple[str, dict[st
         *test_settings.CONTRADICTIONS,
         *test_gcp_settings.CONTRADICTIONS,
         *test_bundle_settings.WRONG,
+        *test_download_settings.WRONG,
     ]:
         yield base, overrides
     for overrides, *_ in [*test_elastic_settings.WRONG, *test_acme_settings.WRONG]:
