@@ -1,4 +1,4 @@
-"""What is behind the proxy of behind_proxy.py, and squid itself: `python -m tests.support.internet DIRECTORY`."""
+"""Hosts behind the proxy of behind_proxy.py, and Squid itself: `python -m tests.support.internet DIRECTORY`."""
 
 import signal
 import socket

@@ -55,7 +55,7 @@ WRONG: list[Any] = [
     ),
     ("gpu", {"downloadProxy": PROXY, "downloadNoProxy": ["*"]}, "downloadNoProxy", "neither a name nor", NAMES_FIX),
     ("gpu", {"downloadCa": "/no/such.pem"}, "downloadCa", "neither PEM nor a file that can be read", "the file's path"),
-    ("gpu", {"downloadCa": "@binary"}, "downloadCa", "a file that is not text", "convert it to PEM"),
+    ("gpu", {"downloadCa": "@binary"}, "downloadCa", "is a binary file, not PEM", "give a file with"),
     ("gpu", {"downloadCa": "@plain"}, "downloadCa", "holds no certificate in PEM", "give -----BEGIN CERTIFICATE-----"),
     ("airgap", {"downloadProxy": PROXY}, "downloadProxy", "nothing is downloaded with a bundle", "remove it"),
     (
@@ -131,7 +131,7 @@ def test_a_ca_in_binary_form_and_a_servers_certificate_are_refused(
     authority = new_authority()
     (tmp_path / "der").write_bytes(authority.certificate.public_bytes(serialization.Encoding.DER))
     (problem,) = found(lambda: settle("gpu", {"downloadCa": str(tmp_path / "der")}))
-    assert "a file that is not text; convert it to PEM: openssl x509 -inform DER" in problem
+    assert "is a certificate in DER, not in PEM; convert it: openssl x509 -inform DER" in problem
     leaf = issue(authority, tmp_path / "leaf")
     (problem,) = found(lambda: settle("gpu", {"downloadCa": str(leaf)}))
     assert "the certificate CN=server is no CA's; give the CA's own" in problem
