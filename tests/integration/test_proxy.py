@@ -26,7 +26,7 @@ from tests.support.program import HOST_KEY, Program, configuration, run
 from tests.support.registered import Secret
 from tests.support.shell import Result
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("machine")]
+pytestmark = pytest.mark.slow
 
 STACK = "behind"
 CLIENT, ACME_CLIENT = "/var/lib/elastic-vllm/hub-client", "/var/lib/elastic-vllm/acme-client"
@@ -41,6 +41,8 @@ def wheels() -> Path:
     requirements = [render.FILES / name for name in CLIENTS.values()]
     mark = hashlib.sha256(b"".join(file.read_bytes() for file in requirements)).hexdigest()[:12]
     made = debian_roots.DIRECTORY / f"client-wheels-{mark}"
+    if made.exists():
+        return made
     with debian_roots.alone():
         if not made.exists():
             half_made = debian_roots.DIRECTORY / "client-wheels"
@@ -62,7 +64,7 @@ def wheels() -> Path:
 
 
 @pytest.fixture(scope="module")
-def outside(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outside]:
+def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outside]:
     """Proxy and internet, with an index of Python packages and a signed repository of Debian's."""
     contents = tmp_path_factory.mktemp("internet")
     shutil.copytree(wheels(), contents / "packages")

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -220,13 +220,14 @@ def _ip(pid: int, *words: str) -> None:
     subprocess.run(["nsenter", "--target", str(pid), "--net", "--", "ip", *words], check=True)
 
 
-def waited_for(address: tuple[str, int], seconds: float = 20) -> None:
+def waited_for(address: tuple[str, int], seconds: float = 60) -> None:
     """Return once something answers there."""
     limit = time.monotonic() + seconds
-    with socket.socket() as connection:
-        while connection.connect_ex(address):
-            assert time.monotonic() < limit, f"nothing answers at {address}"
-            time.sleep(0.05)
+    while True:
+        with suppress(OSError), socket.create_connection(address, 1):
+            return
+        assert time.monotonic() < limit, f"nothing answers at {address}"
+        time.sleep(0.05)
 
 
 def quiet(**variables: str) -> Mapping[str, str]:
