@@ -24,8 +24,6 @@ UBUNTU_KEYS = (
 )
 """Debian's package of the keys that sign Ubuntu's, and its SHA-256 digest."""
 RELEASES = {
-    "debian 11": "bullseye",
-    "debian 12": "bookworm",
     "debian 13": "trixie",
     "ubuntu 22.04": "jammy",
     "ubuntu 24.04": "noble",

@@ -4,7 +4,7 @@ Each configuration with Debian's own Docker. Kinds of Docker that Debian does no
 unit/components/containers/test_check_engine.py, by recorded answers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 
@@ -52,13 +52,17 @@ def as_before(bare: Server) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", FINE)
 def test_a_second_and_third_update_change_nothing(name: str, bare: Server) -> None:
-    daemon, elsewhere = FINE[name]
-    bare.configure_docker(daemon, load=elsewhere)
-    bare.up()
-    assert set(bare.up().values()) == UNCHANGED
-    assert set(bare.up().values()) == UNCHANGED
-    assert "all " in bare.verify()
-    bare.down()
+    comes_up_and_stays(bare, *FINE[name])
+
+
+def comes_up_and_stays(server: Server, daemon: Mapping[str, object], elsewhere: bool) -> None:
+    """Bring the stack up with this daemon.json, update it twice, and take it down."""
+    server.configure_docker(daemon, load=elsewhere)
+    server.up()
+    assert set(server.up().values()) == UNCHANGED
+    assert set(server.up().values()) == UNCHANGED
+    assert "all " in server.verify()
+    server.down()
 
 
 def test_the_daemons_defaults_are_really_there(bare: Server) -> None:
