@@ -29,6 +29,8 @@ ENFORCER_NAME = "network-policies"
 
 def kubeadm(coredns_tag: str) -> str:
     """Return what kubeadm makes certificates, kubeconfigs and the control plane's command lines from."""
+    # Each runs once, and would end where a busy machine makes it late to renew its lease.
+    alone = {"extraArgs": [{"name": "leader-elect", "value": "false"}]}
     return _yaml(
         {
             "apiVersion": "kubeadm.k8s.io/v1beta4",
@@ -43,6 +45,8 @@ def kubeadm(coredns_tag: str) -> str:
             "kubernetesVersion": f"v{VERSION}",
             "controlPlaneEndpoint": f"{CONTROL.address}:6443",
             "networking": {"serviceSubnet": SERVICES, "podSubnet": PODS, "dnsDomain": DNS_DOMAIN},
+            "controllerManager": alone,
+            "scheduler": alone,
             "dns": {"imageRepository": IMAGES, "imageTag": coredns_tag},
             # Nothing in the laboratory has to outlive a crash of the machine.
             "etcd": {"local": {"extraArgs": [{"name": "unsafe-no-fsync", "value": "true"}]}},
