@@ -7,6 +7,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 NAMESPACE = "tried"
 BUSYBOX = f"{IMAGES}/busybox:debian"
-METADATA_URL = f"http://{METADATA_ADDRESS}/computeMetadata/v1/project/project-id"
+PROJECT = "/computeMetadata/v1/project/project-id"
 SECONDS = 120
 
 
@@ -102,8 +103,11 @@ def in_pod(app: str, script: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def get(url: str) -> str:
-    return f"/busybox wget -T 3 -q -O - --header 'Metadata-Flavor: Google' {url}"
+def asked(app: str, host: str, path: str = "/") -> str:
+    """Return the last line of what a web server answers to a pod, or nothing."""
+    request = f"printf 'GET {path} HTTP/1.0\\r\\nMetadata-Flavor: Google\\r\\n\\r\\n'"
+    code, output = in_pod(app, f"{request} | /busybox nc -w 3 {host} 80")
+    return output.rstrip("\n").rpartition("\n")[2] if code == 0 else ""
 
 
 def eventually(holds: Callable[[], bool]) -> None:
@@ -150,14 +154,14 @@ def test_a_pod_with_more_rights_than_restricted_gives_is_refused(two_nodes: None
 
 
 def test_a_pod_reaches_a_service_by_its_name_and_the_api_server(server: None) -> None:
-    assert in_pod("client", get("http://server")) == (0, "answer\n")
+    assert asked("client", "server") == "answer"
     code, output = in_pod("client", "/busybox nc -w 3 kubernetes.default.svc.cluster.local 443 </dev/null")
     assert code == 0, output
 
 
 def test_a_pod_reaches_the_stand_in_for_the_metadata_server(server: None) -> None:
-    assert in_pod("client", get(METADATA_URL)) == (0, "stand-in")
-    assert in_pod("client", get(METADATA_URL.replace(METADATA_ADDRESS, "metadata.google.internal"))) == (0, "stand-in")
+    for host in (METADATA_ADDRESS, "metadata.google.internal"):
+        assert asked("client", host, PROJECT) == "stand-in"
 
 
 def test_this_machine_reaches_a_service_by_its_address_and_by_a_port_of_each_node(server: None) -> None:
@@ -176,13 +180,13 @@ def test_a_policy_shuts_what_it_does_not_name_and_nothing_once_it_is_gone(server
         "spec": {"podSelector": {"matchLabels": {"app": "client"}}, "policyTypes": ["Egress"]},
     }
     apply(policy)
-    for url in ("http://server", METADATA_URL):
-        eventually(lambda url=url: in_pod("client", get(url))[0] != 0)  # type: ignore[misc]
+    for host, path in (("server", "/"), (METADATA_ADDRESS, PROJECT)):
+        eventually(partial(lambda host, path: not asked("client", host, path), host, path))
     apply(deployment("control", WAIT))
     wait_for_rollout("control")
-    assert in_pod("control", get("http://server")) == (0, "answer\n")
+    assert asked("control", "server") == "answer"
     cluster.kubectl("delete", "networkpolicy", "shut", f"--namespace={NAMESPACE}")
-    eventually(lambda: in_pod("client", get("http://server")) == (0, "answer\n"))
+    eventually(lambda: asked("client", "server") == "answer")
 
 
 def test_pods_of_both_nodes_share_a_volume(server: None) -> None:
@@ -237,7 +241,7 @@ def test_without_an_enforcer_a_policy_shuts_nothing(server: None) -> None:
             "spec": {"podSelector": {}, "policyTypes": ["Egress"]},
         }
     )
-    eventually(lambda: in_pod("client", get(METADATA_URL)) == (0, "stand-in"))
+    eventually(lambda: asked("client", METADATA_ADDRESS, PROJECT) == "stand-in")
     cluster.kubectl("delete", "networkpolicy", "shut", f"--namespace={NAMESPACE}")
     up("--nodes", "2")
 
@@ -245,7 +249,7 @@ def test_without_an_enforcer_a_policy_shuts_nothing(server: None) -> None:
 def test_after_a_killed_node_up_brings_it_back_with_its_pods(server: None) -> None:
     machines.end(NODES[1])
     up("--nodes", "2")
-    eventually(lambda: in_pod("client", get("http://server")) == (0, "answer\n"))
+    eventually(lambda: asked("client", "server") == "answer")
 
 
 def test_down_leaves_nothing(two_nodes: None) -> None:

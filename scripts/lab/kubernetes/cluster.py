@@ -85,9 +85,8 @@ def up(nodes: int, image_names: Sequence[str], display: Display, *, enforce: boo
             )
             _wait_for("the cluster's DNS", POD_SECONDS, task.say, _dns_not_ready)
         for name in image_names:
-            for node in wanted:
-                with display.task(f"{name.rpartition('/')[2]} on {node.name}", "cluster") as task:
-                    task.outcome = "imported" if images.import_from_docker(node, name, task.say) else "unchanged"
+            with display.task(f"image {name.rpartition('/')[2]}", "cluster") as task:
+                task.outcome = "imported" if images.import_from_docker(wanted, name, task.say) else "unchanged"
 
 
 def down(display: Display) -> bool:

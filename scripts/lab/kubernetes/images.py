@@ -4,7 +4,7 @@ import io
 import json
 import subprocess
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -55,35 +55,41 @@ def import_program(node: Machine, name: str, program: Path) -> bool:
     return True
 
 
-def import_from_docker(node: Machine, name: str, say: Callable[[str], None]) -> bool:
-    """Give a node an image that Docker has on this machine; return False if it has it. Raises UserError.
+def import_from_docker(nodes: Sequence[Machine], name: str, say: Callable[[str], None]) -> bool:
+    """Give every node an image that Docker has on this machine; return False if all have it. Raises UserError.
 
-    The vLLM image takes a minute or two on two cores.
+    The vLLM image (5 GB) takes some minutes on two cores. Docker writes an image slowly, so it does that once, for the
+    first node, and the others take it from there.
     """
-    found = subprocess.run(
-        ["docker", "image", "inspect", "--format", "{{.Id}}", name], capture_output=True, text=True, check=False
-    )
+    inspect = ["docker", "image", "inspect", "--format", "{{.Id}}", name]
+    found = subprocess.run(inspect, capture_output=True, text=True, check=False)
     if found.returncode:
-        if name in _record(node):
+        if all(name in _record(node) for node in nodes):
             return False  # Docker may have ended meanwhile
-        raise UserError(
-            f"Docker has no image {name} here: {found.stderr.strip()}", "scripts/rehearse setup makes the images"
-        )
+        fix = "scripts/rehearse setup makes the images"
+        raise UserError(f"Docker has no image {name} here: {found.stderr.strip()}", fix)
     identity = found.stdout.strip()
-    if _record(node).get(name) == identity:
-        return False
-    say("importing it from Docker")
-    with subprocess.Popen(["docker", "save", name], stdout=subprocess.PIPE) as save:
-        load = subprocess.run(
-            _import(node), stdin=save.stdout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-        )
-    _check(node, name, load.returncode or save.returncode, load.stdout)
-    _note(node, name, identity)
-    return True
+    lacking = [node for node in nodes if _record(node).get(name) != identity]
+    having = [node for node in nodes if node not in lacking]
+    for node in lacking:
+        source = [*_ctr(having[0]), "export", "-", name] if having else ["docker", "save", name]
+        say(f"importing it on {node.name} from {having[0].name if having else 'Docker'}")
+        with subprocess.Popen(source, stdout=subprocess.PIPE) as save:
+            load = subprocess.run(
+                _import(node), stdin=save.stdout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+            )
+        _check(node, name, load.returncode or save.returncode, load.stdout)
+        _note(node, name, identity)
+        having.append(node)
+    return bool(lacking)
+
+
+def _ctr(node: Machine) -> list[str]:
+    return [*machines.enter(node), str(PROGRAMS / "ctr"), "--namespace=k8s.io", "images"]
 
 
 def _import(node: Machine) -> list[str]:
-    return [*machines.enter(node), str(PROGRAMS / "ctr"), "--namespace=k8s.io", "images", "import", "-"]
+    return [*_ctr(node), "import", "-"]
 
 
 def _check(node: Machine, name: str, code: int, output: bytes) -> None:
