@@ -54,6 +54,8 @@ NEEDS = {
     "sudo cp company-ca.pem": "a company's CA",
     "git diff": "a change",
     "make pins": "the internet",
+    "make kubernetes": "a build of Kubernetes: tests/integration/test_cluster.py",
+    "scripts/rehearse cluster": "a build of Kubernetes: tests/integration/test_cluster.py",
     "make bench": "minutes",
     "make prove": "hours",
     "make drills": "minutes",

@@ -31,7 +31,7 @@ def up(
     ] = [],  # noqa: B006 (typer copies it)
     enforce: Annotated[bool, typer.Option(help="Enforce NetworkPolicies, with kube-router.")] = True,
 ) -> None:
-    """Build Kubernetes, which takes ten minutes the first time, and bring the cluster up, or up to date."""
+    """Build Kubernetes, which takes ten minutes or more the first time, and bring the cluster up, or up to date."""
     with _user_errors():
         machine.require_root()
         with Display() as display:

@@ -36,7 +36,7 @@ _STAMP = " ".join(
 BUILDS = {".": f"-s -w {_STAMP}", "./pause": "-s -w", "./coredns": "-s -w", "tool": "-s -w"}
 """Go packages and the linker's flags; `tool` stands for the programs that go.mod names so."""
 NEED_GIB = 8
-"""Free space for modules, compiled packages and programs: measured, and rounded up."""
+"""Free space for the modules (1.1 GiB and their archives), the compiled packages (less than 5.5) and the programs."""
 _GIB = 2**30
 
 Say = Callable[[str], None]
@@ -67,7 +67,7 @@ def module_version(module: str) -> str:
 def build(say: Say) -> bool:
     """Build the programs unless they are there; return True if it built them.
 
-    It takes about ten minutes on two cores. Raises UserError.
+    With an empty cache that takes ten minutes or more on two cores. Raises UserError.
     """
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:
