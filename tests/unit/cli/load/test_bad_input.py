@@ -1,5 +1,6 @@
 """Bad input of `load` is one clear error, before any load."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,3 +80,25 @@ def test_a_profile_with_tools_is_refused_for_a_model_without(files: Path) -> Non
         message = refused(files, url, "--profile", "agent")
     assert "profile agent needs tool calls, and the model has none" in message
     assert "use --profile attack-discovery" in message
+
+
+def outputs(files: Path, url: str, **changed: Any) -> str:
+    """The outputs of a stack whose own key is another one's."""
+    own = {"connectorUrl": url, "connectorApiKey": "w" * 32, "model": MODEL, "apiKeys": {"load": KEY, "siem": "s" * 32}}
+    document = own | {"caCertificate": (files / "ca.pem").read_text()} | changed
+    return json.dumps(document)
+
+
+def test_a_stacks_key_named_load_is_taken(files: Path, endpoint: str) -> None:
+    result = invoke("load", "--outputs", "-", "--scale", "100", input=outputs(files, endpoint))
+    assert result.exit_code == 2
+    assert "needs a context of" in result.output  # so the endpoint accepted the key
+
+
+def test_no_rate_is_tried_that_the_gateway_refuses(files: Path, endpoint: str) -> None:
+    limited = outputs(files, endpoint, _internal={"limits": {"maxRequestsPerMinute": 30}})
+    arguments = ["--profile", "assistant", "--scale", "0.005", "--from", "36000"]
+    result = invoke("load", "--outputs", "-", *arguments, input=limited)
+    assert result.exit_code == 1
+    assert "it ended there: the gateway allows 30 requests a minute with one key" in result.output
+    assert "the requests stand in the access log under the key load" in result.output
