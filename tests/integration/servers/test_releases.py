@@ -15,7 +15,8 @@ DOCKER = {"debian 13": "26.1", "ubuntu 22.04": "29.1", "ubuntu 24.04": "29.1"}
 """Release -> the version of Docker that its packages have."""
 CONTAINERD = "driver-type io.containerd.snapshotter.v1"
 """Description of Docker 29's storage by itself: images are in containerd's directory."""
-CONFIGURED = {name: each for name, each in FINE.items() if each[0] is not DEFAULTS} | {
+CONFIGURED: dict[str, tuple[dict[str, object], bool]] = {
+    **{name: each for name, each in FINE.items() if each[0] is not DEFAULTS},
     "defaults of logs, limits, networks and more": (NEWER_DEFAULTS, False),
     "containerd's image store": ({"features": {"containerd-snapshotter": True}}, True),
     "no containerd's image store": ({"features": {"containerd-snapshotter": False}}, True),
