@@ -55,7 +55,8 @@ def computed(model: Model) -> str:
             Layers(kind="full", count=1, kv_heads=1, head_size=64, element_bytes=4),
             Layers(kind="sliding", count=1, kv_heads=2, head_size=32, window=window, element_bytes=4),
         ]
-    sizing = Sizing(layers, 1, GIB, batch_tokens=2048, least_block=128)
+    # On a CPU vLLM schedules no batch ahead (vllm/platforms/cpu.py).
+    sizing = Sizing(layers, 1, GIB, batch_tokens=2048, least_block=128, batches=1)
     contexts = sizing.contexts(8192)
     size = f"KV cache size: {int(contexts * 8192):,} tokens"
     return f"{size}, Maximum concurrency for 8,192 tokens per request: {contexts:.2f}x"
