@@ -58,8 +58,8 @@ def import_program(node: Machine, name: str, program: Path) -> bool:
 def import_from_docker(nodes: Sequence[Machine], name: str, say: Callable[[str], None]) -> bool:
     """Give every node an image that Docker has on this machine; return False if all have it. Raises UserError.
 
-    The vLLM image (5 GB) takes some minutes on two cores. Docker writes an image slowly, so it does that once, for the
-    first node, and the others take it from there.
+    The vLLM image (5 GB) takes some minutes on two cores. Docker writes all of an image to the disk before it sends the
+    first byte, so it does that once, for the first node, and the others take the image from there.
     """
     inspect = ["docker", "image", "inspect", "--format", "{{.Id}}", name]
     found = subprocess.run(inspect, capture_output=True, text=True, check=False)
