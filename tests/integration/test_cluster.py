@@ -215,6 +215,18 @@ def test_pods_of_both_nodes_share_a_volume(server: None) -> None:
         assert in_pod(f"reader-{node.name}", "/busybox cat /files/file") == (0, "shared\n")
 
 
+def test_an_image_is_a_volume_that_nobody_can_write_to(two_nodes: None) -> None:
+    volumes = [{"name": "files", "image": {"reference": BUSYBOX, "pullPolicy": "Never"}}]
+    reader = deployment("image-reader", WAIT, volumes=volumes)
+    reader["spec"]["template"]["spec"]["containers"][0]["volumeMounts"] = [{"name": "files", "mountPath": "/files"}]
+    apply(reader)
+    wait_for_rollout("image-reader")
+    assert in_pod("image-reader", "/busybox ls /files") == (0, "busybox\n")
+    code, output = in_pod("image-reader", "/busybox touch /files/new")
+    assert code != 0
+    assert "Read-only file system" in output
+
+
 def test_a_drained_node_gives_its_pods_to_the_other(server: None) -> None:
     apply(deployment("moved", WAIT, 2))
     wait_for_rollout("moved")
