@@ -53,6 +53,7 @@ NEEDS = {
     "sudo systemctl daemon-reload": "a server of one's own",
     "sudo cp company-ca.pem": "a company's CA",
     "git diff": "a change",
+    "git lfs pull": "a repository with Git LFS",
     "make pins": "the internet",
     "make kubernetes": "a build of Kubernetes: tests/integration/test_cluster.py",
     "scripts/rehearse cluster": "a build of Kubernetes: tests/integration/test_cluster.py",
