@@ -16,7 +16,7 @@ from components.machine.network import Network
 from components.machine.packet_filter import PacketFilter
 from components.machine.ssh import STANDARD_SSH_PORT, SshKey
 from components.serving.model_weights import DOWNLOAD_UID
-from components.serving.vllm_server import NGINX_UID, VLLM_UID
+from components.serving.vllm_process import NGINX_UID, VLLM_UID
 from components.settings.gcp import GcpSettings
 
 # How long the provider waits for a flex-start VM, where Google waits for capacity; its own time-out is 20 minutes.

@@ -1,7 +1,7 @@
 """Nginx: the only thing that listens."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,16 +14,17 @@ from components.elastic import agent as elastic_agent
 from components.elastic.agent import Observed
 from components.machine.host import Host
 from components.machine.packet_filter import PacketFilter, filter_script
-from components.serving import gateway_errors
-from components.serving.vllm_server import NGINX_UID, SOCKET, SOCKET_DIRECTORY, SOCKET_GID
+from components.serving.nginx_config import (
+    CONFIG_DIRECTORY,
+    CONTAINER_PORT,
+    METRICS_DIRECTORY,
+    START_SCRIPT,
+    keys_conf,
+    nginx_conf,
+)
+from components.serving.vllm_process import NGINX_UID, SOCKET, SOCKET_DIRECTORY, SOCKET_GID
 from components.settings.limits import Limits
-from components.tls import client_certificates
-from components.tls.acme_certificate import ACME_FILE, AcmeCertificate
-
-CONTAINER_PORT = 8443
-CONFIG_DIRECTORY = "/etc/elastic-vllm"
-START_SCRIPT = "start-nginx.sh"
-METRICS_DIRECTORY = "/run/elastic-vllm-metrics"
+from components.tls.acme_certificate import AcmeCertificate
 
 INTERFACE_LENGTH = 15  # Linux: IFNAMSIZ less the closing zero
 
@@ -231,32 +232,6 @@ def _confinement(host: Host) -> dict[str, Any]:
 def interface_name(prefix: str) -> str:
     """Name of the network's bridge on the host, so that the packet filter can name it before it exists."""
     return "ev" + hashlib.sha256(prefix.encode()).hexdigest()[: INTERFACE_LENGTH - 2]
-
-
-def nginx_conf(upstreams: Sequence[str], clients: Sequence[str] = (), *, limits: Limits, acme: bool = False) -> str:
-    """Nginx's configuration; `upstreams` are sockets or addresses, never names; `clients` have a certificate each.
-
-    Beyond `limits` it refuses. `acme`: certificate and key are in one file, which is not the program's.
-    """
-    issued = f"{CONFIG_DIRECTORY}/{ACME_FILE}"
-    return render.template(
-        "nginx/nginx.conf.j2",
-        upstreams=upstreams,
-        port=CONTAINER_PORT,
-        limits=limits,
-        errors=gateway_errors.errors(limits),
-        retry_seconds=gateway_errors.RETRY_SECONDS,
-        too_many_at_once=gateway_errors.too_many_at_once(limits),
-        keys_file="keys.conf",
-        certificate_file=issued if acme else "certificate.pem",
-        private_key_file=issued if acme else "private-key.pem",
-        client_subjects=[client_certificates.subject(client) for client in clients],
-    )
-
-
-def keys_conf(keys: Mapping[str, str]) -> str:
-    """The keys that Nginx accepts: label -> key."""
-    return render.template("nginx/nginx-keys.conf.j2", keys=keys)
 
 
 def _config_files(args: NginxGatewayArgs) -> pulumi.Output[str]:

@@ -9,7 +9,7 @@ from cryptography import x509
 
 from components import render
 from components.machine.host import Host
-from components.serving.vllm_server import NGINX_UID, SOCKET_GID
+from components.serving.vllm_process import NGINX_UID, SOCKET_GID
 from components.settings.acme import LETS_ENCRYPT, AcmeSettings
 
 ACME_FILE = "acme/certificate-and-key.pem"

@@ -39,6 +39,7 @@ MODULES = (
     "settings/ssh",
     "settings/tls",
     "serving/nginx_gateway",
+    "serving/vllm_process",
     "serving/vllm_server",
 )
 TESTS = (

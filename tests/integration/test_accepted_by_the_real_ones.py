@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from components.render import FILES
-from components.serving.nginx_gateway import METRICS_DIRECTORY
-from components.serving.vllm_server import NGINX_UID, SOCKET_GID
+from components.serving.nginx_config import METRICS_DIRECTORY
+from components.serving.vllm_process import NGINX_UID, SOCKET_GID
 from tests.integration.conftest import ROOT, Deployment
 
 GOLDEN = ROOT / "tests" / "golden"

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from components.render import FILES
-from components.serving.nginx_gateway import nginx_conf
+from components.serving.nginx_config import nginx_conf
 from tests.conftest import GOLDEN, LIMITS
 from tests.integration.conftest import Deployment
 from tests.integration.hostile import twin

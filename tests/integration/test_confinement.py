@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from components.serving.vllm_server import NGINX_UID, SOCKET_GID, VLLM_UID
+from components.serving.vllm_process import NGINX_UID, SOCKET_GID, VLLM_UID
 from tests.integration.conftest import PREFIX, STACK_DIRECTORY, Deployment
 
 ROLES = {"nginx": NGINX_UID, "vllm": VLLM_UID}

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from components.serving.model_weights import DOWNLOAD_UID
-from components.serving.vllm_server import NGINX_UID, VLLM_UID
+from components.serving.vllm_process import NGINX_UID, VLLM_UID
 from scripts.lab import simulated_vm
 from tests.integration.conftest import PROVE, ROOT, Deployment, deployment, rehearse, rehearse_up
 from tests.support import local_sshd, vllm_stand_in

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from docker.models.containers import Container
 
-from components.serving.vllm_server import NGINX_UID, SOCKET_GID, VLLM_UID
+from components.serving.vllm_process import NGINX_UID, SOCKET_GID, VLLM_UID
 from tests.integration.conftest import PREFIX, ROOT, STACK, VLLM_SOCKET, Deployment, rehearse_up, tcp_listeners
 from tests.support import packet_filters
 from tests.support.netns_machine import outcomes

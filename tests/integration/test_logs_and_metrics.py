@@ -10,7 +10,7 @@ import httpx2
 import pytest
 import yaml
 
-from components.serving.vllm_server import NGINX_UID, SOCKET_GID
+from components.serving.vllm_process import NGINX_UID, SOCKET_GID
 from tests.integration.conftest import ROOT, Deployment, deployment, identity, rehearse, rehearse_up
 from tests.support import local_sshd, vllm_stand_in
 from tests.support.made_stacks import stack_file

@@ -22,7 +22,7 @@ from docker.models.containers import Container
 
 from components import render
 from components.containers import podman
-from components.serving.vllm_server import NGINX_UID, SOCKET_GID, VLLM_UID
+from components.serving.vllm_process import NGINX_UID, SOCKET_GID, VLLM_UID
 from tests.integration.conftest import REHEARSAL, ROOT, Deployment, deployment, identity, rehearse, rehearse_up
 from tests.integration.test_isolation import LOOK_AROUND, OPEN_TCP, SEND_UDP, Listeners, output_in, own_address
 from tests.support import local_sshd, packet_filters

@@ -12,8 +12,8 @@ import openai
 import pytest
 
 from components import render
-from components.serving.nginx_gateway import CONFIG_DIRECTORY
-from components.serving.vllm_server import NGINX_UID, SOCKET_GID
+from components.serving.nginx_config import CONFIG_DIRECTORY
+from components.serving.vllm_process import NGINX_UID, SOCKET_GID
 from tests.integration.conftest import PREFIX, STACK_DIRECTORY, Deployment, deployment, identity, rehearse_up
 from tests.support.netns_machine import wait_until
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from components.serving.vllm_server import NGINX_UID
+from components.serving.vllm_process import NGINX_UID
 from tests.integration.conftest import REHEARSAL, STACK, STACK_DIRECTORY, Deployment, rehearse, rehearse_up
 from tests.support import process_trace
 from tests.support.canaries import changed_files, in_base64

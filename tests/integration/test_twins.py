@@ -14,7 +14,7 @@ from components.catalogue.models import Model, load_catalogue
 from components.catalogue.sizing import GIB, Layers, Sizing
 from components.elastic.corpus import all_forms, needed_forms
 from components.files.vllm import ask_vllm
-from components.serving.vllm_server import ASK, SOCKET, questions
+from components.serving.vllm_process import ASK, SOCKET, questions
 from components.settings.stack import defaults
 from tests.support import twins
 from tests.support.shell import Result, bash

@@ -14,19 +14,18 @@ from docker.models.containers import Container
 from docker.types import Mount
 
 from components.catalogue.models import Model
-from components.serving.vllm_server import (
+from components.serving.vllm_process import (
     MODEL_DIRECTORY,
     SOCKET_DIRECTORY,
     SOCKET_GID,
     SOCKET_NAME,
-    TMPFS,
     VLLM_UID,
-    VllmServerArgs,
     entrypoint,
     environment,
     needs_longer_ids,
     serve_arguments,
 )
+from components.serving.vllm_server import TMPFS, VllmServerArgs
 from tests.support.vllm_sources import vllm_sources
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,7 +19,7 @@ import docker
 import typer
 from rich.console import Console
 
-from components.serving.nginx_gateway import CONTAINER_PORT
+from components.serving.nginx_config import CONTAINER_PORT
 from scripts.maintain.price import document, real, ways
 from scripts.maintain.price.figures import bars
 from scripts.maintain.price.traffic import Lags, Way, latencies, stream_lags

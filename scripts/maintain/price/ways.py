@@ -17,8 +17,8 @@ from pathlib import Path
 import docker
 from docker.models.containers import Container
 
-from components.serving.nginx_gateway import CONFIG_DIRECTORY, CONTAINER_PORT, START_SCRIPT
-from components.serving.vllm_server import SOCKET_DIRECTORY, SOCKET_NAME
+from components.serving.nginx_config import CONFIG_DIRECTORY, CONTAINER_PORT, START_SCRIPT
+from components.serving.vllm_process import SOCKET_DIRECTORY, SOCKET_NAME
 from scripts.maintain.price.traffic import Way
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -14,7 +14,7 @@ import docker
 from docker.models.containers import Container
 
 from components import render
-from components.serving.nginx_gateway import (
+from components.serving.nginx_config import (
     CONFIG_DIRECTORY,
     CONTAINER_PORT,
     METRICS_DIRECTORY,
@@ -22,7 +22,7 @@ from components.serving.nginx_gateway import (
     keys_conf,
     nginx_conf,
 )
-from components.serving.vllm_server import NGINX_UID, SOCKET, SOCKET_DIRECTORY, SOCKET_GID, SOCKET_NAME
+from components.serving.vllm_process import NGINX_UID, SOCKET, SOCKET_DIRECTORY, SOCKET_GID, SOCKET_NAME
 from components.settings.limits import Limits
 from tests.integration.hostile.recorder import Recorder, recording
 from tests.integration.hostile.wire import Server, answers, exchange

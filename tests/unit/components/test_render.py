@@ -15,8 +15,9 @@ from components import render
 from components.catalogue.models import Model, extended, load_catalogue
 from components.render import FILES
 from components.serving.gateway_errors import errors
-from components.serving.nginx_gateway import CONTAINER_PORT, keys_conf, nginx_conf
-from components.serving.vllm_server import SOCKET, VllmServerArgs, entrypoint, needs_longer_ids, serve_arguments
+from components.serving.nginx_config import CONTAINER_PORT, keys_conf, nginx_conf
+from components.serving.vllm_process import SOCKET, entrypoint, needs_longer_ids, serve_arguments
+from components.serving.vllm_server import VllmServerArgs
 from tests.conftest import LIMITS
 from tests.support.nginx_syntax import Directive, parse
 from tests.support.program import ROOT, Program

@@ -9,7 +9,7 @@ import pytest
 
 from components import render
 from components.elastic.corpus import all_forms
-from components.serving.vllm_server import ASK, READY_TOKENS
+from components.serving.vllm_process import ASK, READY_TOKENS
 from tests.support.gpu_machine import succeeded
 from tests.support.program import Program
 from tests.support.shell import Result, bash, failed

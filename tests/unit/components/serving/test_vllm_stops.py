@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from components.serving import vllm_server
+from components.serving import vllm_process
 
 Start = Callable[..., subprocess.Popen[str]]
 LONG = 10.0
@@ -26,11 +26,11 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     groups = []
 
     def started(vllm: str, abort_seconds: float, *extra_args: str) -> subprocess.Popen[str]:
-        monkeypatch.setattr(vllm_server, "ABORT_SECONDS", abort_seconds)
+        monkeypatch.setattr(vllm_process, "ABORT_SECONDS", abort_seconds)
         program = tmp_path / "python3"
         program.write_text(f'#!/bin/sh\n[ "$1" != -c ] || exit 0\n{vllm}\n')
         program.chmod(0o755)
-        *shell, _ = vllm_server.entrypoint(extra_args)
+        *shell, _ = vllm_process.entrypoint(extra_args)
         path = f"{tmp_path}:{os.environ['PATH']}"
         command = [*shell, str(tmp_path / "vllm.sock"), "--model", "/model"]
         process = subprocess.Popen(
@@ -105,7 +105,7 @@ def test_an_image_without_the_module_starts_vllm_by_its_command(
     (tmp_path / "python3").write_text(f'#!/bin/sh\n[ "$1" != -c ] || exec {sys.executable} "$@"\necho "$@"\n')
     for name in ("vllm", "python3"):
         (tmp_path / name).chmod(0o755)
-    *shell, _ = vllm_server.entrypoint(())
+    *shell, _ = vllm_process.entrypoint(())
     done = subprocess.run(
         [*shell, str(tmp_path / "vllm.sock"), "--model", "/model", "-x"],
         env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(tmp_path / "packages")},

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from components.serving.gateway_errors import errors, too_many_at_once
-from components.serving.nginx_gateway import nginx_conf
+from components.serving.nginx_config import nginx_conf
 from components.settings.limits import Limits
 from tests.conftest import LIMITS
 from tests.support.nginx_syntax import Directive, parse

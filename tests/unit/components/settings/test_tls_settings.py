@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
-from components.serving.nginx_gateway import nginx_conf
+from components.serving.nginx_config import nginx_conf
 from components.settings.stack import Settings
 from components.settings.tls import ProvidedCertificate
 from components.tls.certificate import Certificate, CertificateArgs
