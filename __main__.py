@@ -49,7 +49,7 @@ settings = read_settings()
 hold_until_exit(settings.ssh_key)
 tls = settings.tls
 access = ElasticAccess("elastic", ElasticAccessArgs(elastic=settings.elastic, client_certificates=bool(tls.clients)))
-machine: ExistingHost | GpuVm
+machine: ExistingHost | GpuVm | None = None
 if settings.gcp:
     network = Network(
         "network", NetworkArgs(settings=settings.gcp, https_port=settings.https_port, acme=tls.acme is not None)
@@ -67,7 +67,7 @@ if settings.gcp:
             after=access.checks,
         ),
     )
-else:
+elif not settings.kubernetes:
     machine = ExistingHost(
         "host",
         ExistingHostArgs(
@@ -84,13 +84,24 @@ else:
             after=access.checks,
         ),
     )
-address = settings.endpoint_host or machine.address
+address = settings.endpoint_host or (machine.address if machine else "")
 secret = SharedSecret("key", SharedSecretArgs(versions=settings.key_versions))
 certificate = Certificate("certificate", CertificateArgs(host=address, provided=tls.provided, acme=tls.acme))
 clients = ClientCertificates("clients", ClientCertificatesArgs(names=tls.clients))
+forms = forms_to_prove(
+    settings.elastic,
+    native_function_calling=settings.model.native_function_calling,
+    client_certificates=bool(tls.clients),
+)
 ready: tuple[pulumi.Resource, ...] = ()
 observed: Observed | None = None
-if not settings.parked:
+if settings.kubernetes:
+    from components.kubernetes import endpoint  # the other targets need none of its libraries
+
+    cluster = endpoint.existing_cluster(settings, settings.kubernetes, tuple(access.checks))
+    known = endpoint.Clients(keys=secret.accepted, certificate=certificate, clients=clients)
+    ready = endpoint.serve(settings, settings.kubernetes, cluster, forms, known)
+elif machine and not settings.parked:
     host, bundle = machine.host, None
     if settings.bundle:
         bundle = ArtifactBundle(
@@ -137,11 +148,7 @@ if not settings.parked:
             gpu_memory_utilization=settings.gpus.memory_utilization,
             max_model_len=settings.max_model_len,
             extra_args=settings.vllm_extra_args,
-            forms=forms_to_prove(
-                settings.elastic,
-                native_function_calling=settings.model.native_function_calling,
-                client_certificates=bool(tls.clients),
-            ),
+            forms=forms,
         ),
     )
     acme = None
@@ -221,7 +228,8 @@ pulumi.export(
         "limits": settings.limits.as_output(),
         "containerRuntime": settings.container_runtime,
         "containers": {"vllm": f"{settings.prefix}-vllm", "nginx": f"{settings.prefix}-nginx"},
-        "ssh": None if settings.parked else machine.host.ssh_server(),
+        "kubernetes": settings.kubernetes and settings.kubernetes.as_output(),
+        "ssh": machine.host.ssh_server() if machine and not settings.parked else None,
         "sshPrivateKeyPassword": pulumi.Output.secret(settings.ssh_key.passphrase),
         "parked": settings.parked,
         "refuses": dict(settings.model.refuses),

@@ -18,6 +18,17 @@ if TYPE_CHECKING:
     from components.elastic.access import ElasticAccessArgs as ElasticAccessArgs
     from components.elastic.connector import ElasticConnector as ElasticConnector
     from components.elastic.connector import ElasticConnectorArgs as ElasticConnectorArgs
+    from components.kubernetes.existing_cluster import ExistingCluster as ExistingCluster
+    from components.kubernetes.existing_cluster import ExistingClusterArgs as ExistingClusterArgs
+    from components.kubernetes.gateway import Gateway as Gateway
+    from components.kubernetes.gateway import GatewayArgs as GatewayArgs
+    from components.kubernetes.internal_certificates import InternalCertificates as InternalCertificates
+    from components.kubernetes.isolation import Isolation as Isolation
+    from components.kubernetes.isolation import IsolationArgs as IsolationArgs
+    from components.kubernetes.vllm_replicas import VllmReplicas as VllmReplicas
+    from components.kubernetes.vllm_replicas import VllmReplicasArgs as VllmReplicasArgs
+    from components.kubernetes.weights import ClusterWeights as ClusterWeights
+    from components.kubernetes.weights import ClusterWeightsArgs as ClusterWeightsArgs
     from components.machine.existing_host import ExistingHost as ExistingHost
     from components.machine.existing_host import ExistingHostArgs as ExistingHostArgs
     from components.machine.gpu_driver import GpuDriver as GpuDriver
@@ -57,6 +68,12 @@ MODULES = {
     "AcmeCertificate": "tls.acme_certificate",
     "NginxGateway": "serving.nginx_gateway",
     "DcgmExporter": "containers.dcgm_exporter",
+    "ExistingCluster": "kubernetes.existing_cluster",
+    "InternalCertificates": "kubernetes.internal_certificates",
+    "Gateway": "kubernetes.gateway",
+    "Isolation": "kubernetes.isolation",
+    "ClusterWeights": "kubernetes.weights",
+    "VllmReplicas": "kubernetes.vllm_replicas",
     "ElasticConnector": "elastic.connector",
 }
 """Module of each component, and of its arguments."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from components.catalogue.machine_types import MachineType, load_machine_types
 from components.machine.host import Bastion
 from components.machine.ssh import STANDARD_SSH_PORT, SshKey
-from components.settings import downloads, ssh
+from components.settings import ssh
 from components.settings.problems import USER, Problems
 
 # Older projects of a domain have it in front: example.com:llm.
@@ -60,7 +60,6 @@ KEYS = frozenset(
         "network",
         "subnetwork",
         "externalAddress",
-        "httpsSourceRanges",
         "sshVia",
         "sshSourceRanges",
         "bastion",
@@ -74,12 +73,9 @@ KEYS = frozenset(
         "labels",
         "deletionProtection",
         "serviceAccount",
-        "parked",
     }
 )
 """Settings that only target gcp has."""
-OTHERS = frozenset({"host", "sshPort", "sshHostKey", "gpuCount", "gpuMemoryGib", *downloads.KEYS})
-"""Settings that target gcp decides itself, or that it has no use for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,9 +144,9 @@ def gcp_settings(problems: Problems, stack: str, ssh_key: SshKey, project_direct
         network=_name_or_link(problems, "network", "use the name of a VPC in gcpProject, or its self link"),
         subnetwork=_subnetwork(problems),
         external_address=boolean("externalAddress"),
-        https_source_ranges=_sources(problems, "httpsSourceRanges", f"for everyone write {EVERYONE}"),
+        https_source_ranges=sources(problems, "httpsSourceRanges", f"for everyone write {EVERYONE}"),
         ssh_via=problems.choice("sshVia", ("address", "bastion", "iap")),
-        ssh_source_ranges=_sources(problems, "sshSourceRanges", "use a bastion, or sshVia: iap"),
+        ssh_source_ranges=sources(problems, "sshSourceRanges", "use a bastion, or sshVia: iap"),
         bastion=_bastion(problems, project_directory),
         tunnel_port=integer("tunnelPort", 1024, 65535),
         cloud_nat=boolean("cloudNat"),
@@ -216,7 +212,7 @@ def _service_account(problems: Problems) -> str:
     return _optional(problems, "serviceAccount", SERVICE_ACCOUNT, fix)
 
 
-def _sources(problems: Problems, key: str, instead: str) -> tuple[str, ...]:
+def sources(problems: Problems, key: str, instead: str) -> tuple[str, ...]:
     """CIDR ranges of IPv4, none of them too wide; for HTTPS also everyone, in these words only."""
     fix = 'write ["203.0.113.0/24"]'
     ranges = []

@@ -1,6 +1,7 @@
 """Limits that Nginx enforces for each client."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from components.settings.problems import Problems
 
@@ -27,6 +28,14 @@ class Limits:
     def burst(self) -> int:
         """Requests that may come at once beyond the even rate: ten seconds' worth."""
         return self.requests_per_minute // 6
+
+    def shared_by(self, replicas: int) -> "Limits":
+        """Return one replica's share, rounded up: each counts for itself."""
+        return replace(
+            self,
+            concurrent_requests=math.ceil(self.concurrent_requests / replicas),
+            requests_per_minute=math.ceil(self.requests_per_minute / replicas),
+        )
 
     def as_output(self) -> dict[str, int]:
         """The limits that clients have to know, by the names of their settings."""

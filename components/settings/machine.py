@@ -9,9 +9,11 @@ from components.containers.podman import PODMAN
 from components.machine.host import Host
 from components.machine.ssh import SshKey
 from components.settings import gcp as gcp_settings
+from components.settings import kubernetes as kubernetes_settings
 from components.settings import problems as check
-from components.settings import ssh
-from components.settings.gcp import GcpSettings
+from components.settings import ssh, targets
+from components.settings.gcp import EVERYONE, GcpSettings
+from components.settings.kubernetes import KubernetesSettings
 from components.settings.problems import Problems
 
 STATE_DIRECTORY = "/var/lib/elastic-vllm"
@@ -21,7 +23,7 @@ LEAST_UTILIZATION, MOST_UTILIZATION = 0.1, 0.99
 
 @dataclass(frozen=True)
 class Gpus:
-    """The GPUs of the machine."""
+    """The GPUs of the machine, or those of each replica on Kubernetes."""
 
     count: int
     """0 without GPUs."""
@@ -33,10 +35,10 @@ class Gpus:
 
 @dataclass(frozen=True, kw_only=True)
 class MachineSettings:
-    """The machine that the endpoint runs on."""
+    """What the endpoint runs on."""
 
-    target: Host | GcpSettings
-    """A server that exists, or the VM to create."""
+    target: Host | GcpSettings | KubernetesSettings
+    """A server that exists, the VM to create, or a cluster's namespace."""
     ssh_user: str
     ssh_key: SshKey
     container_runtime: str
@@ -46,13 +48,26 @@ class MachineSettings:
 
 def machine_settings(problems: Problems, stack: str, project_directory: Path) -> MachineSettings:
     """Read and check them; a relative path counts from `project_directory`."""
-    target = problems.choice("target", ("existing", "gcp"))
+    target = problems.choice("target", targets.TARGETS)
     accelerator = problems.choice("accelerator", ("nvidia", "none"))
     runtime = problems.choice("containerRuntime", ("docker", PODMAN))
+    if target == targets.KUBERNETES:
+        gpus = _gpus(problems, None)
+        return MachineSettings(
+            target=kubernetes_settings.kubernetes_settings(
+                problems,
+                gcp_settings.sources(problems, "httpsSourceRanges", f"for everyone write {EVERYONE}"),
+                project_directory,
+            ),
+            ssh_user="",
+            ssh_key=SshKey(path=None),
+            container_runtime=runtime,
+            gpus=gpus if accelerator == "nvidia" else replace(gpus, count=0),
+        )
     user = problems.text("sshUser", check.USER, "use a Linux user name")
     ssh_key = ssh.ssh_key(problems, stack, project_directory)
     machine: Host | GcpSettings
-    if target == "gcp":
+    if target == targets.GCP:
         machine = gcp_settings.gcp_settings(problems, stack, ssh_key, project_directory)
         gpus = _gpus(problems, machine.machine_type)
     else:

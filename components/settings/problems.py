@@ -159,6 +159,14 @@ class Problems:
             return {}
         return value
 
+    def objects(self, key: str, fix: str) -> list[dict[str, Any]]:
+        """A list of objects; empty where it is anything else."""
+        value = self._json(key)
+        if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+            self.add(key, "not a list of objects", fix)
+            return []
+        return value
+
     def _json(self, key: str) -> object:
         try:
             return json.loads(self.values[key])

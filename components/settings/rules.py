@@ -13,9 +13,11 @@ from components.catalogue.sizing import GB, GIB
 from components.containers.podman import PODMAN
 from components.machine.ssh import STANDARD_SSH_PORT
 from components.settings import downloads
-from components.settings.gcp import DELETED_BY_GOOGLE, KEYS, OTHERS, PROVISIONING_OF, GcpSettings
+from components.settings.gcp import DELETED_BY_GOOGLE, PROVISIONING_OF, GcpSettings
+from components.settings.kubernetes import NODE_PORTS, KubernetesSettings
 from components.settings.model import REVISION
 from components.settings.problems import LOCAL_IMAGE, PINNED_IMAGE, Problems
+from components.settings.targets import EXISTING, TARGETS_OF
 from components.settings.tls import USED_BY
 
 if TYPE_CHECKING:
@@ -42,6 +44,11 @@ class Facts:
         return cast(GcpSettings, self.settings.gcp)
 
     @property
+    def kubernetes(self) -> KubernetesSettings:
+        """The settings of target kubernetes; only rules for it ask for them."""
+        return cast(KubernetesSettings, self.settings.kubernetes)
+
+    @property
     def needed_gib(self) -> float:
         """GPU memory that the model's weights take."""
         return self.settings.model.weights_gb * GB / GIB
@@ -65,14 +72,26 @@ class Facts:
     @property
     def memory_settings(self) -> str:
         """The settings that decide how much GPU memory there is."""
+        if self.settings.kubernetes:
+            return "gpuCount, gpuMemoryGib: each replica has the whole model on one node"
         return "machineType" if self.settings.gcp else "gpuCount, gpuMemoryGib"
+
+    @property
+    def brought_by(self) -> str:
+        """The setting by which the weights are there already."""
+        if not self.settings.kubernetes:
+            return "modelSource host"
+        return "weightsImage" if self.kubernetes.weights_image else "weightsClaim"
 
     @property
     def vllm_version(self) -> tuple[int, ...] | None:
         """Version in the vLLM image's tag; empty if it is no released one, None if the image is wrong anyway."""
-        value = self.values["vllmImage"]
-        match = PINNED_IMAGE.fullmatch(value) or LOCAL_IMAGE.fullmatch(value)
-        return version(match["tag"]) if match else None
+        return _image_version(self.values["vllmImage"])
+
+    @property
+    def nginx_version(self) -> tuple[int, ...] | None:
+        """The same for the Nginx image."""
+        return _image_version(self.values["nginxImage"])
 
     @property
     def least_vllm(self) -> tuple[int, ...]:
@@ -130,7 +149,8 @@ class Rule:
 def check(problems: Problems, settings: Settings) -> None:
     """Record every contradiction."""
     facts = Facts(settings, problems.values, problems.given)
-    for rule in (*RULES, *(GOOGLE_RULES if settings.gcp else ())):
+    of_target = GOOGLE_RULES if settings.gcp else KUBERNETES_RULES if settings.kubernetes else ()
+    for rule in (*RULES, *of_target):
         if not problems.keys.intersection(rule.unless) and rule.when(facts):
             problems.add(rule.key, rule.cause.format(f=facts), rule.fix.format(f=facts))
 
@@ -141,10 +161,20 @@ def version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in match.groups()[:3]) if match else ()
 
 
+def _image_version(image: str) -> tuple[int, ...] | None:
+    match = PINNED_IMAGE.fullmatch(image) or LOCAL_IMAGE.fullmatch(image)
+    return version(match["tag"]) if match else None
+
+
 def _of_other_target(key: str) -> Rule:
-    target, fix = ("gcp", "remove it") if key in OTHERS else ("existing", "remove it, or set target to gcp")
+    targets = TARGETS_OF[key]
+    fix = "remove it" if EXISTING in targets else f"remove it, or set target to {' or '.join(targets)}"
     return Rule(
-        key, lambda f: f.values["target"] == target and f.given(key), f"has no effect with target {target}", fix
+        key,
+        lambda f: f.values["target"] not in targets and f.given(key),
+        "has no effect with target {f.values[target]}",
+        fix,
+        ("target",),
     )
 
 
@@ -189,7 +219,7 @@ def _only_without_bundle(key: str) -> Rule:
 
 
 def _only_for_download(key: str) -> Rule:
-    cause = "set, but nothing is downloaded with modelSource host"
+    cause = "set, but nothing is downloaded with {f.brought_by}"
     return Rule(key, lambda f: f.settings.model_source == "host" and f.values[key], cause, "remove it")
 
 
@@ -204,7 +234,7 @@ def _only_for_own_disk(key: str) -> Rule:
 
 
 RULES: Sequence[Rule] = (
-    *map(_of_other_target, sorted(KEYS | OTHERS)),
+    *map(_of_other_target, sorted(TARGETS_OF)),
     # Containers
     Rule(
         "containerRuntime",
@@ -214,7 +244,9 @@ RULES: Sequence[Rule] = (
     ),
     Rule(
         "sshUser",
-        lambda f: f.settings.container_runtime == PODMAN and not f.settings.gcp and f.values["sshUser"] != "root",
+        lambda f: (
+            f.settings.container_runtime == PODMAN and f.values["target"] == EXISTING and f.values["sshUser"] != "root"
+        ),
         "only root can use Podman's API (containerRuntime)",
         "set it to root, or use docker",
     ),
@@ -360,6 +392,82 @@ RULES: Sequence[Rule] = (
         ),
         "set, but Kibana on serverless can't be configured to trust a private CA",
         PUBLIC_FIX,
+    ),
+)
+
+LEAST_NGINX = (1, 27, 4)
+"""The first Nginx whose upstreams follow names, and whose reload loses no idle connection."""
+KUBERNETES_RULES: Sequence[Rule] = (
+    Rule(
+        "containerRuntime",
+        lambda f: f.settings.container_runtime == PODMAN,
+        "the cluster's nodes have their own",
+        "remove it",
+    ),
+    Rule(
+        "bundle",
+        lambda f: f.values["bundle"],
+        "set, but target is kubernetes",
+        "remove it: copy the images to the site's registry, and name them in vllmImage, nginxImage and weightsImage",
+    ),
+    Rule(
+        "nginxImage",
+        lambda f: f.nginx_version and f.nginx_version < LEAST_NGINX,
+        "an Nginx before 1.27.4 can't follow pods that come and go",
+        "use 1.27.4 or newer",
+    ),
+    Rule(
+        "nginxImage",
+        lambda f: f.nginx_version == () and not f.values["nginxImage"].startswith("localhost/"),
+        "its tag does not say the version of Nginx",
+        "tag it like 1.30.2",
+    ),
+    Rule(
+        "tls",
+        lambda f: f.values["tls"] == "letsencrypt",
+        "no ACME client runs in the cluster",
+        "use private-ca or provided",
+    ),
+    Rule(
+        "ipv6",
+        lambda f: f.values["ipv6"] == "true",
+        "the cluster decides which addresses Services have",
+        "remove it",
+    ),
+    Rule(
+        "endpointHost",
+        lambda f: f.kubernetes.service_type != "ClusterIP" and not f.values["endpointHost"],
+        "not set, but clients connect from outside the cluster (serviceType {f.kubernetes.service_type})",
+        "set it to the name that clients will use, and point that at the load balancer or the nodes",
+        ("serviceType",),
+    ),
+    Rule(
+        "httpsPort",
+        lambda f: f.kubernetes.service_type == "NodePort" and f.settings.https_port not in NODE_PORTS,
+        "no port that a node may open for serviceType NodePort",
+        "use 30000 to 32767",
+        ("serviceType", "httpsPort"),
+    ),
+    Rule(
+        "httpsSourceRanges",
+        lambda f: f.kubernetes.service_type == "LoadBalancer" and not f.kubernetes.source_ranges,
+        "empty: the load balancer would let nobody in",
+        "give the CIDR ranges that Elastic connects from",
+        ("httpsSourceRanges", "serviceType"),
+    ),
+    Rule(
+        "httpsSourceRanges",
+        lambda f: f.kubernetes.service_type != "LoadBalancer" and f.kubernetes.source_ranges,
+        "set, but serviceType is {f.kubernetes.service_type}",
+        "remove it: a NetworkPolicy of yours can restrict who reaches the gateway",
+        ("serviceType",),
+    ),
+    Rule(
+        "maxSurge",
+        lambda f: f.kubernetes.max_surge > f.kubernetes.replicas,
+        "more than replicas",
+        "use {f.kubernetes.replicas} or less",
+        ("replicas", "maxSurge"),
     ),
 )
 

@@ -27,6 +27,7 @@ from components.settings.bundle import BundleSettings
 from components.settings.downloads import DownloadSettings
 from components.settings.elastic import ElasticSettings
 from components.settings.gcp import GcpSettings
+from components.settings.kubernetes import KubernetesSettings, endpoint_name
 from components.settings.limits import Limits
 from components.settings.machine import STATE_DIRECTORY, Gpus, machine_settings
 from components.settings.tls import TlsSettings
@@ -49,8 +50,8 @@ class Settings:
     """A stack's settings, checked. Pulumi.yaml describes each setting and holds its default."""
 
     stack: str
-    target: Host | GcpSettings
-    """The server that exists, or the VM to create."""
+    target: Host | GcpSettings | KubernetesSettings
+    """The server that exists, the VM to create, or a cluster's namespace."""
     ssh_user: str
     ssh_key: SshKey
     container_runtime: str
@@ -74,7 +75,7 @@ class Settings:
     bundle: BundleSettings | None
     """None: images, weights and packages come from the network."""
     endpoint_host: str
-    """Empty: the server's own address."""
+    """Empty: the server's own address. On Kubernetes, by default the name of the Service."""
     ipv6: bool
     """True if the endpoint has IPv6 addresses besides its IPv4 ones."""
     https_port: int
@@ -90,13 +91,18 @@ class Settings:
         return self.target if isinstance(self.target, GcpSettings) else None
 
     @property
+    def kubernetes(self) -> KubernetesSettings | None:
+        """The settings of target kubernetes; None for servers."""
+        return self.target if isinstance(self.target, KubernetesSettings) else None
+
+    @property
     def server(self) -> Host:
         """The server that exists; only with target existing."""
         return cast(Host, self.target)
 
     @property
     def gpu_count(self) -> int:
-        """GPUs of the machine; 0 without any."""
+        """GPUs of the machine, or of each replica; 0 without any."""
         return self.gpus.count
 
     @property
@@ -112,7 +118,7 @@ class Settings:
     @property
     def parked(self) -> bool:
         """True if nothing is to run now."""
-        return self.gcp is not None and self.gcp.parked
+        return not isinstance(self.target, Host) and self.target.parked
 
     @property
     def vllm_gpu_count(self) -> int:
@@ -180,7 +186,7 @@ def parse_settings(
     problems.plain_secrets(plain)
     check.stack_name(problems, stack)
     machine = machine_settings(problems, stack, PROJECT_DIRECTORY)
-    if agent_socket is not None:
+    if agent_socket is not None and not isinstance(machine.target, KubernetesSettings):
         ssh.agent(problems, machine.ssh_key, agent_socket)
     bundle = bundle_settings.bundle_settings(problems, contents.manifest, PROJECT_DIRECTORY)
     arguments = model_checks.vllm_extra_args(problems)
@@ -195,7 +201,7 @@ def parse_settings(
         gpus=machine.gpus,
         model=model_checks.model(problems, catalogue, arguments),
         served_model_name=model_checks.alias(problems),
-        model_source=_model_source(problems, bundle),
+        model_source=_model_source(problems, machine.target, bundle),
         model_revision=values["modelRevision"],
         weights_directory=text("weightsDirectory", check.DIRECTORY, "give an absolute path without spaces"),
         hf_endpoint=text("hfEndpoint", check.URL, "give an https:// address without user and password"),
@@ -205,12 +211,12 @@ def parse_settings(
         vllm_extra_args=arguments,
         images={**check.images(problems), **(bundle.images if bundle else {})},
         bundle=bundle,
-        endpoint_host=problems.address("endpointHost") if values["endpointHost"] else "",
+        endpoint_host=_endpoint_host(problems, machine.target, stack),
         ipv6=problems.boolean("ipv6") or ":" in f"{values['host']}{values['endpointHost']}",
         https_port=integer("httpsPort", 1, 65535),
         key_versions=keys.key_versions(problems),
         limits=limit_settings.limits(problems),
-        tls=tls_settings.tls_settings(problems, PROJECT_DIRECTORY),
+        tls=tls_settings.tls_settings(problems, PROJECT_DIRECTORY, stack),
         elastic=elastic_settings.elastic_settings(problems, secrets, PROJECT_DIRECTORY),
     )
     rules.check(problems, settings)
@@ -219,7 +225,15 @@ def parse_settings(
     return settings
 
 
-def _model_source(problems: check.Problems, bundle: BundleSettings | None) -> str:
+def _endpoint_host(problems: check.Problems, target: object, stack: str) -> str:
+    if problems.values["endpointHost"]:
+        return problems.address("endpointHost")
+    return endpoint_name(problems.values, stack) if isinstance(target, KubernetesSettings) else ""
+
+
+def _model_source(problems: check.Problems, target: object, bundle: BundleSettings | None) -> str:
+    if isinstance(target, KubernetesSettings):
+        return "hub" if target.weights_storage_class else "host"
     source = problems.choice("modelSource", ("hub", "host"))
     return "bundle" if bundle and bundle.weights_gb else source
 

@@ -15,7 +15,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from components.settings import pem as pem_checks
+from components.settings import targets
 from components.settings.acme import AcmeSettings, acme_settings
+from components.settings.kubernetes import endpoint_name
 from components.settings.problems import ENCRYPTED, Problems
 
 CLIENT = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
@@ -55,17 +57,23 @@ class TlsSettings:
     """Names of client certificates; none: no client needs one."""
 
 
-def tls_settings(problems: Problems, project_directory: Path) -> TlsSettings:
+def tls_settings(problems: Problems, project_directory: Path, stack: str) -> TlsSettings:
     """Read and check them; a relative path counts from `project_directory`."""
-    values = problems.values
-    # The VM's own address is not known yet.
-    host = values["endpointHost"] or ("" if values["target"] == "gcp" else values["host"])
+    host = problems.values["endpointHost"] or _default_host(problems, stack)
     mode = problems.choice("tls", MODES)
     return TlsSettings(
         provided=_provided(problems, host, project_directory) if mode == "provided" else None,
         acme=acme_settings(problems, host, project_directory) if mode == "letsencrypt" else None,
         clients=_clients(problems),
     )
+
+
+def _default_host(problems: Problems, stack: str) -> str:
+    """Name or address of the endpoint; empty for a VM, whose own address is not known yet."""
+    values = problems.values
+    if values["target"] == targets.KUBERNETES:
+        return endpoint_name(values, stack)
+    return "" if values["target"] == targets.GCP else values["host"]
 
 
 def _clients(problems: Problems) -> tuple[str, ...]:

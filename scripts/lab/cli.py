@@ -14,7 +14,7 @@ import pulumi
 import typer
 
 from components.errors import UserError
-from scripts.lab import RehearsalError, machine, podman, pulumi_engine, simulated_vm
+from scripts.lab import RehearsalError, in_a_cluster, machine, podman, pulumi_engine, simulated_vm
 from scripts.lab.emulator import (
     command_adapter,
     docker_adapters,
@@ -22,6 +22,7 @@ from scripts.lab.emulator import (
     dynamic_adapter,
     engine,
     google_adapters,
+    kubernetes_adapters,
     local_adapter,
     tls_adapters,
 )
@@ -42,6 +43,7 @@ ADAPTERS = {
     "command:local:Command": local_adapter.COMMAND,
     **docker_adapters.ADAPTERS,
     **dynamic_adapter.ADAPTERS,
+    **kubernetes_adapters.ADAPTERS,
     **tls_adapters.ADAPTERS,
 }
 INTERRUPTED = 130
@@ -142,7 +144,7 @@ def setup(*, stack: Stack = "local", sets: Sets = []) -> None:  # noqa: B006
     with _user_errors():
         machine.require_root()
         config = _config(stack, sets, [])
-        if not _is_here(config):
+        if not _is_here(config) and not in_a_cluster.is_wanted(config):
             raise BadInputError(f"stack {stack} runs on its own host ({config.get('host')})", "set that up by hand")
         with locked(ROOT, stack) as interrupted, _cut_off(stack), Display() as display:
             _set_up(config, load(ROOT, stack), display, interrupted=interrupted, check_first=False)
@@ -242,6 +244,11 @@ def _adapters(config: StackConfig) -> dict[str, Adapter]:
 
 
 def _note_what_is_kept(config: StackConfig, state: State) -> None:
+    if in_a_cluster.is_wanted(config):
+        state.kept[f"the tiny model in {MODELS}"] = f"rm -r {MODELS}"
+        return
+    if str(config.get("target")) == "kubernetes":
+        return
     if not is_for_google(config):
         directory = config.get("weightsDirectory")
         state.kept[f"weights in {directory} on {config.get('host')}"] = f"rm -r {directory}"
@@ -268,7 +275,9 @@ def _set_up(config: StackConfig, state: State, display: Display, *, interrupted:
     if check_first:
         # Images take minutes: report a bad setting before that.
         with display.task("settings", "set-up"):
-            engine.check(PROJECT, config)
+            engine.check(PROJECT, in_a_cluster.without_cluster(config) if in_a_cluster.is_wanted(config) else config)
+    if in_a_cluster.is_wanted(config):
+        in_a_cluster.set_up(config, state, display)
     if here:
         if interrupted:
             machine.end_sessions(config.stack)
@@ -308,10 +317,13 @@ def _destroy(stack: str, state: State, interrupted: bool) -> None:
             for removed in docker_adapters.remove_leftovers(record.inputs, stack):
                 display.line(f"{'deleted':<10} {removed}, left by an interrupted run")
 
+    namespaces = in_a_cluster.namespaces(state)
     config = StackConfig(project="", stack=stack, values={}, secrets=frozenset())
     with docker_ssh.key_held(state.resources.values()), Display() as display:
         _prepare_to_destroy(stack, state, state.resources, display, interrupted)
         engine.destroy(config, state, _adapters(config), display, remove_leftovers)
+        for namespace in namespaces:
+            in_a_cluster.tear_down(namespace, display)
     display.line(display.counts())
 
 
@@ -319,6 +331,7 @@ def _prepare_to_destroy(
     stack: str, state: State, resources: Mapping[str, Record], display: Display, interrupted: bool
 ) -> None:
     """Start what the resources are reached through, and note what will be left of them."""
+    in_a_cluster.forget_if_gone(state)
     if state.on_this_machine and resources:
         if interrupted:
             machine.end_sessions(stack)

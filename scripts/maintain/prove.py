@@ -29,7 +29,7 @@ ELSEWHERE = [
     *LONG,
     "tests/integration/engine",
     "tests/integration/hostile",
-    *(f"tests/integration/test_{name}.py" for name in ("canary", "drills", "soak", "twins")),
+    *(f"tests/integration/test_{name}.py" for name in ("canary", "cluster", "drills", "kubernetes", "soak", "twins")),
 ]
 LEFT_OUT = [f"--ignore={path}" for path in ELSEWHERE]
 """Tests with their own proofs."""
@@ -68,6 +68,10 @@ PROOFS = {
     "audit": Proof(
         "sslyze and gixy, containers as the engine and the kernel have them",
         (*PYTEST, "tests/integration/test_audit.py", "tests/integration/test_confinement.py"),
+    ),
+    "kubernetes": Proof(
+        "target kubernetes on a real cluster of two nodes: verified, rotated, taken down",
+        (*PYTEST, "--timeout", "10800", "tests/integration/test_cluster.py", "tests/integration/test_kubernetes.py"),
     ),
     "canary": Proof(
         "canaries in every secret setting, and the key through two rotations",

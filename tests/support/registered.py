@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from components.elastic import resources as elastic_resources
+from components.kubernetes import existing_cluster, isolation, loaded
 from components.machine import packet_filter
 from components.machine.host import RAN_TO_ITS_END
 
@@ -26,6 +27,14 @@ REPLACING = {
     "gcp:compute/routerNat:RouterNat": ("name", "project", "region", "router"),
     # A range that holds the old one is changed in place.
     "gcp:compute/subnetwork:Subnetwork": ("name", "project", "region", "network", "ipCidrRange"),
+}
+# The same for Kubernetes' provider (provider/pkg/provider/diff.go of its version 4.32), with mutable Secrets and
+# ConfigMaps.
+REPLACING_OBJECTS = {
+    "Deployment": ("spec.selector",),
+    "Job": ("spec.template",),
+    "PersistentVolumeClaim": ("spec",),
+    "Secret": ("type",),
 }
 
 
@@ -64,13 +73,21 @@ class Registered:
         return self.type.startswith("gcp:")
 
     @property
+    def is_kubernetes(self) -> bool:
+        return self.type.startswith("kubernetes:")
+
+    @property
     def identity(self) -> Any:
         """Return the inputs whose change makes it another resource."""
+        if self.is_kubernetes:
+            paths = ("metadata.name", "metadata.namespace", *REPLACING_OBJECTS.get(self.inputs["kind"], ()))
+            return {path: _at(self.inputs, path) for path in paths}
         if self.is_google:
             return {path: _at(self.inputs, path) for path in (*REPLACING[self.type], *self.replace_on_changes)}
         if self.type.startswith("pulumi-python:"):
-            module = packet_filter if ":dynamic/host:" in self.type else elastic_resources
-            provider = getattr(module, f"{self.type.rpartition(':')[2]}Provider")
+            name = f"{self.type.rpartition(':')[2]}Provider"
+            modules = (elastic_resources, packet_filter, existing_cluster, isolation, loaded)
+            provider = next(getattr(module, name) for module in modules if hasattr(module, name))
             return {name: self.inputs.get(name) for name in provider.replaced_by}
         # Of these providers, every input that a setting can change forces replacement, unless it is ignored.
         seen = {name: value for name, value in self.inputs.items() if name not in self.ignore_changes}

@@ -13,6 +13,7 @@ import socketserver
 import subprocess
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,6 +60,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._whole(200 if known else 404, bodies.get(self.path, "{}"))
 
     def do_POST(self) -> None:
+        assert isinstance(self.server, _Server)
+        self.server.requests += 1
+        try:
+            self._chat()
+        finally:
+            self.server.requests -= 1
+
+    def _chat(self) -> None:
         asked = json.loads(self._body())
         model = asked.get("model", NAMES[0])
         if model not in NAMES:
@@ -129,6 +138,16 @@ class _Handler(BaseHTTPRequestHandler):
 class _Server(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
     request_queue_size = 256
+    requests = 0  # of chats that are under way
+
+    def end_when_idle(self, seconds: int) -> None:
+        """End as vLLM does with --shutdown-timeout: take no more connections, and let what is under way end."""
+        self.socket.close()
+        Path(str(self.server_address)).unlink()
+        end = time.monotonic() + seconds
+        while self.requests and time.monotonic() < end:
+            time.sleep(0.05)
+        os._exit(0)
 
 
 def serve() -> None:
@@ -136,11 +155,15 @@ def serve() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--uds", required=True)
     parser.add_argument("--served-model-name", nargs="+", default=[])
+    parser.add_argument("--shutdown-timeout", type=int, default=0)
     arguments, _ = parser.parse_known_args()
     NAMES.extend(arguments.served_model_name)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # the first process of a container has no default
     time.sleep(START_SECONDS)
-    _Server(arguments.uds, _Handler).serve_forever()
+    server = _Server(arguments.uds, _Handler)
+    if seconds := arguments.shutdown_timeout:
+        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.end_when_idle, args=[seconds]).start())
+    server.serve_forever()
 
 
 @contextmanager

@@ -16,8 +16,9 @@ from tests.conftest import GOLDEN
 from tests.support import empty_bundle
 from tests.support.program import FILLED_IN, GPU, HOST_KEY, PINS, STACKS, VM_IMAGE, Program, configuration, run, written
 
-BASES = [*STACKS, "gpu"]
-"""Bases of the tests: each stack file, and a server with GPUs."""
+ON_KUBERNETES = [stack for stack in STACKS if written(stack).get("target") == "kubernetes"]
+BASES = [*(stack for stack in STACKS if stack not in ON_KUBERNETES), "gpu"]
+"""Bases of the tests: each stack file for a server, and a server with GPUs."""
 ON_GOOGLE = [stack for stack in STACKS if written(stack).get("target") == "gcp"]
 ON_SERVERS = [base for base in BASES if base not in ON_GOOGLE]
 
@@ -68,7 +69,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def values_of(private_key: Path, bundle: Path) -> Callable[..., dict[str, str]]:
+def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("kubernetes") / "kubeconfig"
+    path.write_text("contexts: []\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def values_of(private_key: Path, bundle: Path, kubeconfig: Path) -> Callable[..., dict[str, str]]:
     """Function that returns the values of a base, with replacements; empty values are filled in as users would."""
 
     def values(base: str, **overrides: Any) -> dict[str, str]:
@@ -78,6 +86,8 @@ def values_of(private_key: Path, bundle: Path) -> Callable[..., dict[str, str]]:
                 name: FILLED_IN[name] for name, value in written(base).items() if not value and value is not False
             }
             return configuration(base, {**filled_in, **PINS, "vmImage": VM_IMAGE, **key, **overrides})
+        if base in ON_KUBERNETES:
+            return configuration(base, {"kubeconfig": str(kubeconfig), **overrides})
         if base == "airgap":
             key |= {"bundle": str(bundle), "bundleKey": str(bundle / "signer.pub"), "host": "llm.example"}
         if base == "gpu":

@@ -8,6 +8,7 @@ import dill  # type: ignore[import-untyped]
 from pulumi.dynamic import ResourceProvider
 
 from components.elastic.api import ElasticError
+from components.kubernetes.api import ClusterError
 from components.machine.packet_filter import PacketFilterError
 from scripts.lab import RehearsalError
 from scripts.lab.emulator.resource import Adapter, Resource, Seen
@@ -25,7 +26,7 @@ def _provider(inputs: dict[str, Any]) -> tuple[ResourceProvider, dict[str, Any]]
 def _told(act: Callable[[], Any]) -> Any:
     try:
         return act()
-    except (ElasticError, PacketFilterError) as error:
+    except (ElasticError, PacketFilterError, ClusterError) as error:
         raise RehearsalError(str(error)) from error
 
 
@@ -73,6 +74,7 @@ def _adapter(inputs: set[str], replaced_by: set[str]) -> Adapter:
     )
 
 
+_CLUSTER = {"kubeconfig", "context", "namespace"}
 _ELASTIC = {"url", "key", "ca", "id", "body"}
 ADAPTERS = {
     "pulumi-python:dynamic/elastic:KibanaAccess": _adapter({"url", "key", "ca", "space", "pki", "version"}, set()),
@@ -82,5 +84,8 @@ ADAPTERS = {
     ),
     "pulumi-python:dynamic/elastic:KibanaConnector": _adapter(_ELASTIC | {"space"}, {"url", "space", "id"}),
     "pulumi-python:dynamic/elastic:InferenceEndpoint": _adapter(_ELASTIC, {"url", "id"}),
+    "pulumi-python:dynamic/kubernetes:ClusterCheck": _adapter({*_CLUSTER, "needs"}, set()),
+    "pulumi-python:dynamic/kubernetes:IsolationCheck": _adapter({*_CLUSTER, "service", "pods", "accept"}, set()),
+    "pulumi-python:dynamic/kubernetes:Loaded": _adapter({*_CLUSTER, "selector", "container", "digest"}, set()),
     "pulumi-python:dynamic/host:PacketFilter": _adapter({"ssh", "check", "set", "on"}, set()),
 }

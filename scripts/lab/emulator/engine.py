@@ -160,7 +160,7 @@ class Monitor(mocks.MockMonitor):
         compared = {*old.inputs, *wanted.inputs} - options["ignored"]
         changed = {key for key in compared if old.inputs.get(key) != wanted.inputs.get(key)}
         moved = old.provider != options["provider"] or old.trigger != options["trigger"]
-        if moved or (changed and adapter.replaces(changed)):
+        if moved or (changed and (adapter.replaces(changed) or adapter.remakes(old.inputs, wanted.inputs))):
             return remake("replaced", before)
         if changed:
             kept = {key: value for key, value in old.inputs.items() if key in options["ignored"]}

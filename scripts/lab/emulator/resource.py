@@ -36,6 +36,11 @@ def all_changes_replace(_changed: set[str]) -> bool:
     return True
 
 
+def nothing_replaces(_old: dict[str, Any], _new: dict[str, Any]) -> bool:
+    """Return False: no part of an input decides."""
+    return False
+
+
 def always_there(_resource: Resource) -> Seen:
     """Report the resource as present: nothing outside the state could have changed."""
     return "same"
@@ -51,7 +56,8 @@ class Adapter:
 
     `create` makes or adopts it and returns (id, outputs); `update` changes it in place and returns the outputs;
     `read` examines the real resource and may repair it; `delete` accepts that it is gone already;
-    `replaces` returns True if these changed inputs force a replacement. An input not in `inputs` is refused.
+    `replaces` returns True if these changed inputs force a replacement, and `remakes` if the old and new inputs do,
+    where a part of one decides. An input not in `inputs` is refused.
     Each raises RehearsalError for errors that the user can correct.
     """
 
@@ -61,3 +67,4 @@ class Adapter:
     read: Callable[[Resource], Seen] = always_there
     delete: Callable[[Resource], None] = nothing_to_delete
     replaces: Callable[[set[str]], bool] = all_changes_replace
+    remakes: Callable[[dict[str, Any], dict[str, Any]], bool] = nothing_replaces

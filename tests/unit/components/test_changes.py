@@ -16,7 +16,7 @@ from tests.conftest import GOLDEN
 from tests.support import empty_bundle
 from tests.support.program import PROJECT, ROOT, Program, changes, run
 from tests.support.verify_server import issue, new_authority
-from tests.unit.conftest import ON_GOOGLE
+from tests.unit.conftest import ON_GOOGLE, ON_KUBERNETES
 
 FILE = GOLDEN / "changes.yaml"
 HEADER = """\
@@ -93,6 +93,7 @@ def settled(
             "ANOTHER KEY": str(another_key),
             "ENCRYPTED KEY": str(encrypted_key),
             "ANOTHER BUNDLE": str(another_bundle),
+            "ANOTHER KUBECONFIG": "/dev/null",
             **pem_files,
         }
         with pytest.MonkeyPatch.context() as patch:
@@ -160,7 +161,12 @@ def test_every_change_on_google_cloud_is_documented() -> None:
 
 
 def test_every_change_on_a_server_is_documented() -> None:
-    assert _documented("On any server") == {row["setting"] for row in TABLE if row["base"] not in ON_GOOGLE}
+    elsewhere = {*ON_GOOGLE, *ON_KUBERNETES}
+    assert _documented("On any server") == {row["setting"] for row in TABLE if row["base"] not in elsewhere}
+
+
+def test_every_change_on_kubernetes_is_documented() -> None:
+    assert _documented("On Kubernetes") == {row["setting"] for row in TABLE if row["base"] in ON_KUBERNETES}
 
 
 def test_nothing_changed_touches_nothing(values_of: Values, program_of: Callable[..., Program]) -> None:

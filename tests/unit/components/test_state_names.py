@@ -31,6 +31,8 @@ STACKS: list[tuple[str, dict[str, Any]]] = [
     ("gpu", {"modelSource": "host", "modelRevision": "", "hfToken": ""}),
     ("airgap", {"bundleOnHost": "/media/bundle"}),
     ("prod", NAMED),
+    ("k8s", {}),
+    ("k8s", {"createNamespace": True, "weightsClaim": "", "weightsStorageClass": "s", "modelRevision": "a" * 40}),
     ("prod", {"network": "shared", "subnetwork": "llm"}),
 ]
 """Settings that enable every feature with resources."""

@@ -4,14 +4,18 @@ import re
 
 import pytest
 
-from components.settings.gcp import KEYS, OTHERS
-from components.settings.rules import GOOGLE_RULES, RULES, Rule, version
+from components.settings.rules import GOOGLE_RULES, KUBERNETES_RULES, RULES, Rule, version
+from components.settings.targets import TARGETS_OF
 from tests.conftest import GOLDEN
 from tests.support.program import PROJECT
 
 MESSAGES = (GOLDEN / "setting-messages.txt").read_text().splitlines()
 # The rules for another target are the same for each setting.
-SINGLE = [rule for rule in (*RULES, *GOOGLE_RULES) if not rule.cause.startswith("has no effect with target")]
+SINGLE = [
+    rule
+    for rule in (*RULES, *GOOGLE_RULES, *KUBERNETES_RULES)
+    if not rule.cause.startswith("has no effect with target")
+]
 
 
 def pattern(template: str) -> str:
@@ -26,13 +30,13 @@ def test_a_rule_has_a_reviewed_message(rule: Rule) -> None:
 
 
 def test_rules_name_settings_that_exist() -> None:
-    named = {name for rule in (*RULES, *GOOGLE_RULES) for name in (rule.key, *rule.unless)}
+    named = {name for rule in (*RULES, *GOOGLE_RULES, *KUBERNETES_RULES) for name in (rule.key, *rule.unless)}
     assert named <= set(PROJECT["config"])
 
 
 def test_each_setting_of_one_target_alone_has_a_rule() -> None:
     rules = {rule.key for rule in RULES if rule not in SINGLE}
-    assert rules == KEYS | OTHERS
+    assert rules == set(TARGETS_OF)
 
 
 @pytest.mark.parametrize(

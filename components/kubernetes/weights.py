@@ -1,0 +1,169 @@
+"""The model's weights as a volume of vLLM's pods."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pulumi
+
+from components import render
+from components.catalogue.models import Model
+from components.kubernetes import objects
+from components.kubernetes.objects import WEIGHTS, Cluster
+from components.serving.model_weights import DOWNLOAD_UID
+
+MOUNTED_AT = "/models"
+DOWNLOAD_HOURS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Volume:
+    """Where a pod finds the weights."""
+
+    source: Mapping[str, Any]
+    """The volume, without its name."""
+    sub_path: str
+    """The model's directory in it; empty for its root."""
+    ready: Sequence[pulumi.Resource]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterWeightsArgs:
+    """Which weights, and where they are; one of claim, image and storage class is given."""
+
+    cluster: Cluster
+    claim: str
+    image: str
+    storage_class: str
+    replicas: int
+    model: Model
+    directory: str
+    """The model's directory in a claim."""
+    weights_gb: float
+    loader_image: str
+    """Image with the hub's client: vLLM's own."""
+    hf_endpoint: str
+    revision: str
+    hf_token: pulumi.Input[str]
+    """Secret; empty where none is needed."""
+    placement: Mapping[str, Any]
+    """Where the pods that read the weights run: the volume must be there as well."""
+
+
+class ClusterWeights(pulumi.ComponentResource):
+    """The weights are in a volume that vLLM's pods mount read-only.
+
+    With a storage class, a Job has downloaded them from the hub into a claim of the stack's own, complete and of the
+    pinned revision; the token is known to that Job alone. Claims and images of others are left as they are.
+    """
+
+    volume: Volume
+
+    def __init__(self, name: str, args: ClusterWeightsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("elastic-vllm:index:ClusterWeights", name, None, opts)
+        if args.image:
+            source = {"image": {"reference": args.image, "pullPolicy": objects.image_pull_policy(args.image)}}
+            self.volume = Volume(source=source, sub_path="", ready=())
+        elif args.claim:
+            self.volume = Volume(source=_claim(args.claim), sub_path=args.directory, ready=())
+        else:
+            ready = self._download(name, args)
+            claim = claim_manifest(args)["metadata"]["name"]
+            self.volume = Volume(source=_claim(claim), sub_path=args.directory, ready=(ready,))
+        self.register_outputs({})
+
+    def _download(self, name: str, args: ClusterWeightsArgs) -> pulumi.Resource:
+        cluster = args.cluster
+        # A class that binds with the first pod would be waited for before the Job exists.
+        claim = cluster.declare(f"{name}-claim", claim_manifest(args), parent=self)
+        token = cluster.declare(
+            f"{name}-token",
+            objects.secret(
+                cluster,
+                WEIGHTS,
+                pulumi.Output.secret(pulumi.Output.from_input(args.hf_token).apply(lambda token: {"token": token})),
+            ),
+            parent=self,
+        )
+        return cluster.declare(
+            f"{name}-download",
+            job_manifest(args),
+            parent=self,
+            depends_on=[claim, token],
+            custom_timeouts=pulumi.CustomTimeouts(create=f"{DOWNLOAD_HOURS}h"),
+        )
+
+
+def claim_manifest(args: ClusterWeightsArgs) -> dict[str, Any]:
+    """The claim that the Job fills."""
+    mode = "ReadWriteMany" if args.replicas > 1 else "ReadWriteOnce"
+    return {
+        **args.cluster.object("v1", "PersistentVolumeClaim", WEIGHTS, annotations={"pulumi.com/skipAwait": "true"}),
+        "spec": {
+            "storageClassName": args.storage_class,
+            "accessModes": [mode],
+            # Another model beside it, so that a change of the model has a way back.
+            "resources": {"requests": {"storage": f"{math.ceil(2.2 * args.weights_gb) + 1}G"}},
+        },
+    }
+
+
+def job_manifest(args: ClusterWeightsArgs) -> dict[str, Any]:
+    """The Job that downloads one revision of one model; another one is another Job."""
+    cluster = args.cluster
+    container = {
+        "name": "download",
+        "image": args.loader_image,
+        "imagePullPolicy": objects.image_pull_policy(args.loader_image),
+        "command": objects.shell(
+            'mkdir -p "$DIRECTORY" && '
+            'exec python3 -I -c "$PROGRAM" "$MODEL" "$REVISION" "$DIRECTORY" "$UNNEEDED" download '
+            "</run/elastic-vllm/token"
+        ),
+        "env": [
+            {"name": key, "value": value}
+            for key, value in {
+                "PROGRAM": (render.FILES / "weights/download_weights.py").read_text("utf-8"),
+                "MODEL": args.model.name,
+                "REVISION": args.revision,
+                "DIRECTORY": f"{MOUNTED_AT}/{args.directory}",
+                "UNNEEDED": json.dumps(list(args.model.unneeded_files)),
+                "HF_ENDPOINT": args.hf_endpoint,
+                "HF_HUB_DISABLE_TELEMETRY": "1",
+                "HF_HOME": "/tmp/hub",  # noqa: S108 - inside the container
+            }.items()
+        ],
+        "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "8Gi"}},
+        "securityContext": objects.container_security(cluster, DOWNLOAD_UID),
+        "volumeMounts": [
+            {"name": "weights", "mountPath": MOUNTED_AT},
+            {"name": "token", "mountPath": "/run/elastic-vllm", "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
+        ],
+    }
+    return {
+        **cluster.object("batch/v1", "Job", WEIGHTS, f"{cluster.prefix}-{WEIGHTS}-{args.revision[:12]}"),
+        "spec": {
+            "backoffLimit": 4,
+            "template": {
+                "metadata": {"labels": {**cluster.labels(WEIGHTS), objects.NETWORK: WEIGHTS}},
+                "spec": {
+                    **objects.pod(cluster, DOWNLOAD_UID),
+                    **args.placement,
+                    "restartPolicy": "Never",
+                    "containers": [container],
+                    "volumes": [
+                        {"name": "weights", "persistentVolumeClaim": {"claimName": f"{cluster.prefix}-{WEIGHTS}"}},
+                        {"name": "token", "secret": {"secretName": f"{cluster.prefix}-{WEIGHTS}"}},
+                        {"name": "tmp", "emptyDir": {}},
+                    ],
+                },
+            },
+        },
+    }
+
+
+def _claim(name: str) -> dict[str, Any]:
+    return {"persistentVolumeClaim": {"claimName": name, "readOnly": True}}
