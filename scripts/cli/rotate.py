@@ -21,6 +21,7 @@ from components.settings.keys import DEFAULT
 from components.settings.problems import Problems
 from components.settings.stack import as_text, defaults
 from scripts.lib.errors import BadInputError, ExitCode, report
+from scripts.lib.pods import gateway_logs
 from scripts.lib.ssh import SshError, run_script
 from scripts.lib.stack_file import PREFIX, StackFile
 from scripts.lib.stack_outputs import Rehearsal, first_client, internal, stack_outputs
@@ -213,6 +214,8 @@ def _uses(
 ) -> tuple[datetime, datetime, dict[str, datetime]]:
     """The server's time, how far its log reaches back, and of each client that used this version when it did last."""
     about = internal(outputs)
+    if about.get("kubernetes"):
+        return _uses_in_pods(rotation, key_settings.label(rotation.key, version), about["kubernetes"])
     ssh = about.get("ssh")
     if not isinstance(ssh, dict):
         raise BadInputError(f"--stack {rotation.stack}: its outputs name no server (is it parked?)", "run up first")
@@ -227,6 +230,23 @@ def _uses(
         raise UserError(f"cannot read Nginx's log on {where}: {error}", f"is SSH open, and {engine} up") from error
     times = {client: _time(text) for client, text in (line.split() for line in printed.splitlines())}
     return times.pop("now"), times.pop("since"), times
+
+
+def _uses_in_pods(
+    rotation: Rotation, label: str, about: Mapping[str, str]
+) -> tuple[datetime, datetime, dict[str, datetime]]:
+    """The same on Kubernetes, where each gateway pod has its own log, and takes it along when it ends."""
+    since, uses = [], dict[str, datetime]()
+    for start, lines in gateway_logs(about, rotation.stack.rpartition("/")[2]):
+        since.append(_time(start))
+        for line in lines:
+            # TIME CLIENT - LABEL [...
+            words = line.split(maxsplit=4)
+            if len(words) > 3 and words[3] == label:  # noqa: PLR2004
+                uses[words[1]] = max(_time(words[0]), uses.get(words[1], since[-1]))
+    if not since:
+        raise UserError(f"no gateway pod is in the namespace {about['namespace']}", "run up first")
+    return datetime.now(UTC), max(since), uses
 
 
 def _time(text: str) -> datetime:

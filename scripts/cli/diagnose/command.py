@@ -12,7 +12,7 @@ import typer
 
 from components.elastic import payloads
 from components.elastic.api import Product
-from scripts.cli.diagnose import archive, outside, server
+from scripts.cli.diagnose import archive, cluster, outside, server
 from scripts.cli.diagnose import kibana as kibana_looks
 from scripts.cli.diagnose.finding import Finding, Look, Rank
 from scripts.lib.errors import BadInputError, ExitCode
@@ -104,7 +104,11 @@ def _server_looks(
     say: Callable[[str], None],
     survey: dict[str, Sequence[str]],
 ) -> Iterator[Look]:
-    ssh = internal(about).get("ssh")
+    ssh, kubernetes = internal(about).get("ssh"), internal(about).get("kubernetes")
+    if stack and isinstance(kubernetes, dict):
+        say("the pods")
+        yield from cluster.looks(kubernetes, stack.rpartition("/")[2])
+        return
     if not (stack and isinstance(ssh, dict)):
         yield Look("server", "not looked at: that takes --stack")
         return

@@ -17,7 +17,9 @@ from tests.support.google_stand_in import HUB_TOKEN, TOKEN, Cloud
 
 @cache
 def loaded(*overrides: str) -> tuple[Settings, GcpSettings]:
-    return command.load("cloud", list(overrides))
+    settings, target = command.load("cloud", list(overrides))
+    assert isinstance(target, GcpSettings)
+    return settings, target
 
 
 def report(cloud: Cloud, *only: str, **changes: Any) -> dict[str, Outcome]:

@@ -175,7 +175,7 @@ def test_a_virtual_machines_own_account_has_no_name_yet(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("stack", "arguments", "exit_code", "words"),
     [
-        ("here", [], 2, "--stack here: its target is not gcp"),
+        ("here", [], 2, "--stack here: its target is existing"),
         ("nowhere", [], 2, "there is no stack nowhere"),
         ("cloud", ["--set", "zone"], 2, "write --set KEY=VALUE"),
         (
