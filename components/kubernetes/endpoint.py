@@ -21,7 +21,7 @@ from components.tls.client_certificates import ClientCertificates
 
 @dataclass(frozen=True, kw_only=True)
 class Clients:
-    """What the endpoint knows its clients by, and they it."""
+    """Keys and certificates by which the endpoint and its clients know each other."""
 
     keys: Mapping[str, pulumi.Input[str]]
     """Label -> key. Secrets."""

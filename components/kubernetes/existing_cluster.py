@@ -32,7 +32,7 @@ Props = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What the stack needs of the cluster, besides the rights."""
+    """Needs of the stack in the cluster, besides the rights."""
 
     creates_namespace: bool
     claim: str
@@ -56,7 +56,7 @@ class Needs:
 
 @dataclass(frozen=True, kw_only=True)
 class ExistingClusterArgs:
-    """Where the cluster is, and what is asked of it."""
+    """Access to the cluster, and what is asked of it."""
 
     kubeconfig: str
     context: str

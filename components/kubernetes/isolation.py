@@ -1,4 +1,4 @@
-"""What the stack's pods may reach and who may reach them, and the proof that the cluster's network enforces it."""
+"""Walls around the stack's pods, and the proof that the cluster's network enforces them."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ NAME_SERVERS = [
     {"ipBlock": {"cidr": "169.254.20.10/32"}},  # NodeLocal DNSCache
 ]
 METADATA = ("169.254.169.254", 80)
-"""Where clouds answer any pod that asks for the node's credentials."""
+"""Address at which clouds answer any pod that asks for the node's credentials."""
 CONTROL = "control"
 GATEWAY_ADDRESS = "GATEWAY-ADDRESS"
 """Stands for the Service's address, which is known when the probes run."""
@@ -51,7 +51,7 @@ Props = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class IsolationArgs:
-    """Whose pods are walled in."""
+    """The pods that are walled in."""
 
     cluster: Cluster
     downloads: bool
@@ -59,14 +59,14 @@ class IsolationArgs:
     image: str
     """Image with Python, for the probes: vLLM's own, which the nodes need anyway."""
     placement: Mapping[str, Any]
-    """Where vLLM's pods run, and so the probes."""
+    """Nodes of vLLM's pods, and so of the probes."""
     service: str
     """Name of the gateway's Service."""
     https_port: int
     accept: bool
     """True if a network that enforces no policies is accepted."""
     after: Sequence[pulumi.Resource]
-    """What the probes try to reach."""
+    """Resources that the probes try to reach."""
 
 
 class Isolation(pulumi.ComponentResource):

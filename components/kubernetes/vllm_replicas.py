@@ -65,12 +65,12 @@ class VllmReplicasArgs(ServedModel):
     """Pods that a rolling change may start before it ends old ones; 0: it ends one first."""
     gpu_resource: str
     placement: Mapping[str, Any]
-    """What a pod's specification says of the nodes where it may run."""
+    """Fields of a pod's specification that choose its nodes."""
     weights: Volume
     door: Pair
     internal_ca_pem: pulumi.Output[str]
     after: Sequence[pulumi.Resource]
-    """What must be true before a pod may serve."""
+    """Conditions for a pod to serve."""
 
 
 class VllmReplicas(pulumi.ComponentResource):

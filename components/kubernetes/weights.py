@@ -20,7 +20,7 @@ DOWNLOAD_HOURS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Volume:
-    """Where a pod finds the weights."""
+    """Volume in which a pod finds the weights."""
 
     source: Mapping[str, Any]
     """The volume, without its name."""
@@ -31,7 +31,7 @@ class Volume:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterWeightsArgs:
-    """Which weights, and where they are; one of claim, image and storage class is given."""
+    """The weights, and their place; one of claim, image and storage class is given."""
 
     cluster: Cluster
     claim: str
@@ -49,7 +49,7 @@ class ClusterWeightsArgs:
     hf_token: pulumi.Input[str]
     """Secret; empty where none is needed."""
     placement: Mapping[str, Any]
-    """Where the pods that read the weights run: the volume must be there as well."""
+    """Nodes of the pods that read the weights: the volume must be there as well."""
 
 
 class ClusterWeights(pulumi.ComponentResource):

@@ -66,7 +66,7 @@ ABORT_SECONDS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """What one vLLM serves, and on how many GPUs."""
+    """A model that one vLLM serves, and its GPUs."""
 
     model: Model
     alias: str

@@ -35,7 +35,7 @@ class Gpus:
 
 @dataclass(frozen=True, kw_only=True)
 class MachineSettings:
-    """What the endpoint runs on."""
+    """The machine or cluster that the endpoint runs on."""
 
     target: Host | GcpSettings | KubernetesSettings
     """A server that exists, the VM to create, or a cluster's namespace."""

@@ -1,4 +1,4 @@
-"""Where the endpoint can run, and which settings have an effect there."""
+"""Targets that the endpoint can run on, and the settings that have an effect there."""
 
 from collections.abc import Mapping, Sequence
 

@@ -314,6 +314,8 @@ def _destroy(stack: str, state: State, interrupted: bool) -> None:
             simulated_vm.destroy(stack)  # with everything on it
             return
         for record in list(state.resources.values()):
+            if record.type == in_a_cluster.PROVIDER:
+                continue  # there is no Docker behind it
             for removed in docker_adapters.remove_leftovers(record.inputs, stack):
                 display.line(f"{'deleted':<10} {removed}, left by an interrupted run")
 

@@ -29,7 +29,7 @@ def rehearse(*arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[str]:
-    """What the first `up` prints; the stack is taken down at the end, whatever happens."""
+    """Output of the first `up`; the stack is taken down at the end, whatever happens."""
     yield rehearse("up", "--engine", "embedded", "--verify")
     rehearse("down")
 

@@ -1,4 +1,4 @@
-"""What `diagnose` sees of a stack on Kubernetes: its pods, and why they are not ready."""
+"""Looks of `diagnose` at a stack on Kubernetes: its pods, and why they are not ready."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -26,7 +26,7 @@ MANAGER = "elastic-vllm-rehearsal"
 POLL_SECONDS = 0.5
 SAY_SECONDS = 5
 SECONDS = 600
-"""How long Pulumi's provider waits unless the program names another time."""
+"""Time that Pulumi's provider waits unless the program names another."""
 SKIP_AWAIT = "pulumi.com/skipAwait"
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""What the isolation check makes of its probes' reports."""
+"""Conclusions of the isolation check from its probes' reports."""
 
 import json
 from typing import Any

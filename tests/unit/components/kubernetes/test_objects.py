@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from components.kubernetes.rights import RIGHTS
+from components.render import FILES
 from tests.support.program import Program, changes
 from tests.support.registered import Registered, Secret
 
@@ -267,3 +268,13 @@ def test_readiness_never_asks_the_model(program_of: Callable[..., Program]) -> N
     assert "vllm_healthy.py" in str(vllm["readinessProbe"])
     assert "ask_vllm.py" in str(vllm["startupProbe"])
     assert "vllm_watch.py" in str(vllm["livenessProbe"])
+
+
+def test_every_file_for_pods_gets_there(program_of: Callable[..., Program]) -> None:
+    program = program_of("k8s")
+    secrets = [value for each in objects(program, "Secret") for value in each["data"].values()]
+    sent = str([base64.b64decode(value).decode() for value in secrets]) + str(objects(program, "ConfigMap"))
+    sent += str(program.resources["isolation-check"].inputs["pods"])
+    for path in sorted((FILES / "kubernetes").iterdir()):
+        words = path.read_text().splitlines()[0].strip("#\"' ")
+        assert words.split("'")[0] in sent, path.name
