@@ -77,7 +77,8 @@ def project(server: Cloud, private_key: Path, tmp_path_factory: pytest.TempPathF
     config = {f"elastic-vllm:{key}": value for key, value in {**STACK, **keys}.items()}
     secret = {"elastic-vllm:hfToken": {"secure": "v1:AAAA"}}
     (directory / "stacks" / "Pulumi.cloud.yaml").write_text(json.dumps({"config": config | secret}))
-    elsewhere = {key: value for key, value in config.items() if key.rpartition(":")[2] not in GCP_KEYS | {"target"}}
+    left_out = GCP_KEYS | {"target", "httpsSourceRanges"}
+    elsewhere = {key: value for key, value in config.items() if key.rpartition(":")[2] not in left_out}
     here = elsewhere | {"elastic-vllm:host": "llm.example.com", "elastic-vllm:sshHostKey": HOST_KEY}
     (directory / "stacks" / "Pulumi.here.yaml").write_text(json.dumps({"config": here}))
     return directory
