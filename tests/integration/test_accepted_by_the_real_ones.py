@@ -14,11 +14,10 @@ from components.serving.vllm_process import NGINX_UID, SOCKET_GID
 from tests.integration.conftest import ROOT, Deployment
 
 GOLDEN = ROOT / "tests" / "golden"
+ENTRYPOINT = 4  # /bin/sh -c PROGRAM SOCKET; the program takes several lines
 COMMAND_LINES = {
-    title.removeprefix("# "): shlex.split(" ".join(arguments))
-    for title, _entrypoint, *arguments in map(
-        str.splitlines, (GOLDEN / "vllm-command-lines.txt").read_text().strip().split("\n\n")
-    )
+    title.removeprefix("# "): shlex.split(" ".join(lines))[ENTRYPOINT:]
+    for title, *lines in map(str.splitlines, (GOLDEN / "vllm-command-lines.txt").read_text().strip().split("\n\n"))
 }
 WRONG_ARGUMENTS = {
     "no such argument": ["--no-such-argument"],

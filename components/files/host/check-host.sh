@@ -41,7 +41,8 @@ publisher() {
 }
 
 holder=""
-for engine in docker podman; do
+# The stack's own engine first: the command docker may be Podman's.
+for engine in "$ENGINE" docker podman; do
   holder=$(publisher "$engine")
   if [ -n "$holder" ]; then break; fi
 done

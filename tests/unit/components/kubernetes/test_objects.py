@@ -216,7 +216,10 @@ def test_the_hubs_token_reaches_the_download_alone(program_of: Callable[..., Pro
     holding = [each["metadata"]["name"] for each in objects(program) if token in str(each)]
     assert holding == ["elastic-vllm-k8s-weights"]
     mounting = [
-        name for name, pod in pods(program) if "elastic-vllm-k8s-weights'}" in str(pod["spec"].get("volumes", [])[1:])
+        name
+        for name, pod in pods(program)
+        for volume in pod["spec"].get("volumes", [])
+        if volume.get("secret", {}).get("secretName") == "elastic-vllm-k8s-weights"
     ]
     assert mounting == ["elastic-vllm-k8s-weights-aaaaaaaaaaaa"]
 
