@@ -25,9 +25,9 @@ class ClusterError(Exception):
 
 def connect(kubeconfig: str, context: str) -> ApiClient:
     """Return a client for `context` of a kubeconfig, which is a file's path or its content. Raises ClusterError."""
-    import yaml  # noqa: PLC0415
-    from kubernetes import config  # noqa: PLC0415
-    from kubernetes.config.config_exception import ConfigException  # noqa: PLC0415
+    import yaml
+    from kubernetes import config
+    from kubernetes.config.config_exception import ConfigException
 
     where = kubeconfig if "\n" not in kubeconfig else "the kubeconfig"
     try:
@@ -53,15 +53,15 @@ def connect(kubeconfig: str, context: str) -> ApiClient:
 
 def request_errors() -> tuple[type[Exception], ...]:
     """Return what a request may raise: a refusal, or no answer."""
-    from kubernetes.client import ApiException  # noqa: PLC0415
-    from urllib3.exceptions import HTTPError  # noqa: PLC0415
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
 
     return (ApiException, HTTPError)
 
 
 def explained(error: Exception, what: str) -> ClusterError:
     """Return the error of a request to `what` as one that a user can correct."""
-    from kubernetes.client import ApiException  # noqa: PLC0415
+    from kubernetes.client import ApiException
 
     if not isinstance(error, ApiException):
         reason = getattr(error, "reason", None) or error
@@ -96,7 +96,7 @@ def is_status(error: Exception, status: HTTPStatus) -> bool:
 @contextmanager
 def tolerated(status: HTTPStatus) -> Iterator[None]:
     """End the block without an error where the API server answers with this status."""
-    from kubernetes.client import ApiException  # noqa: PLC0415
+    from kubernetes.client import ApiException
 
     try:
         yield

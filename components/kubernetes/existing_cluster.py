@@ -167,7 +167,7 @@ def require(props: Props, *, in_use: bool) -> None:
 
 
 def _version(client: Any, needs: Needs) -> Iterator[str]:
-    from kubernetes.client import VersionApi  # noqa: PLC0415
+    from kubernetes.client import VersionApi
 
     found = VersionApi(client).get_code()
     version = (int(found.major), int("".join(filter(str.isdigit, found.minor))))
@@ -181,7 +181,7 @@ def _version(client: Any, needs: Needs) -> Iterator[str]:
 
 
 def _rights(client: Any, namespace: str, needs: Needs) -> Iterator[str]:
-    from kubernetes.client import AuthorizationV1Api  # noqa: PLC0415
+    from kubernetes.client import AuthorizationV1Api
 
     reviews = AuthorizationV1Api(client)
 
@@ -232,7 +232,7 @@ def _rights(client: Any, namespace: str, needs: Needs) -> Iterator[str]:
 
 
 def _namespace(client: Any, namespace: str, needs: Needs) -> Iterator[str]:
-    from kubernetes.client import CoreV1Api  # noqa: PLC0415
+    from kubernetes.client import CoreV1Api
 
     core = CoreV1Api(client)
     if not _exists(lambda: core.read_namespace(namespace)):
@@ -251,7 +251,7 @@ def _namespace(client: Any, namespace: str, needs: Needs) -> Iterator[str]:
 
 def _nodes(client: Any, needs: Needs) -> Iterator[str]:
     """Look at what belongs to the whole cluster, as far as a namespace's admin may see it."""
-    from kubernetes.client import CoreV1Api, NodeV1Api, StorageV1Api  # noqa: PLC0415
+    from kubernetes.client import CoreV1Api, NodeV1Api, StorageV1Api
 
     storage_class, runtime_class = needs.storage_class, needs.runtime_class
     if storage_class and not _exists(lambda: StorageV1Api(client).read_storage_class(storage_class)):
@@ -280,7 +280,7 @@ def _nodes(client: Any, needs: Needs) -> Iterator[str]:
 
 
 def _quota(client: Any, namespace: str, needs: Needs, *, in_use: bool) -> Iterator[str]:
-    from kubernetes.client import CoreV1Api  # noqa: PLC0415
+    from kubernetes.client import CoreV1Api
 
     core = CoreV1Api(client)
     memory = quantity(needs.requests["memory"])

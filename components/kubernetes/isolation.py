@@ -250,7 +250,7 @@ def flaws_of(reached: Mapping[str, Mapping[str, bool]]) -> list[str]:
 
 def run_probes(props: Props) -> dict[str, dict[str, bool]]:
     """Run all probes, and return what each has reached. Raises ClusterError."""
-    from kubernetes.client import CoreV1Api  # noqa: PLC0415
+    from kubernetes.client import CoreV1Api
 
     core = CoreV1Api(api.connect(props["kubeconfig"], props["context"]))
     namespace = props["namespace"]

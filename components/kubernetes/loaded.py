@@ -72,7 +72,7 @@ class Loaded(dynamic.Resource, module="kubernetes", name="Loaded"):
 
 def wait(props: Props) -> None:
     """Wait until each pod has logged the digest. Raises ClusterError."""
-    from kubernetes.client import CoreV1Api  # noqa: PLC0415
+    from kubernetes.client import CoreV1Api
 
     core, end = CoreV1Api(api.connect(props["kubeconfig"], props["context"])), time.monotonic() + SECONDS
     last: dict[str, str] = {}

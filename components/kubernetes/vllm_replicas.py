@@ -1,4 +1,4 @@
-"""vLLM's pods, each with the whole model and with Nginx as its only listener."""
+"""vLLM's pods, each with the whole model, and with Nginx as the only way to its API."""
 
 import hashlib
 import json

@@ -5,15 +5,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import pulumi
-import pulumi_tls as tls
 
 from components.settings.acme import AcmeSettings
 from components.settings.tls import ProvidedCertificate
+from components.tls.authority import issue, make_authority
 
-CA_HOURS = 10 * 365 * 24
-# The maximum in Mozilla's guideline; some clients check private CAs like public ones, and refuse more than 397 days.
-SERVER_HOURS = 366 * 24
-RENEWAL_HOURS = 30 * 24
 WARNING_DAYS = 30
 
 
@@ -67,41 +63,21 @@ class Certificate(pulumi.ComponentResource):
 
     def _make(self, name: str, args: CertificateArgs) -> None:
         child = pulumi.ResourceOptions(parent=self)
-        ca_key = tls.PrivateKey(f"{name}-ca-key", algorithm="ECDSA", ecdsa_curve="P256", opts=child)
-        ca = tls.SelfSignedCert(
-            f"{name}-ca",
-            private_key_pem=ca_key.private_key_pem,
-            subject=tls.SelfSignedCertSubjectArgs(common_name="elastic-vllm CA", organization="elastic-vllm"),
-            is_ca_certificate=True,
-            set_subject_key_id=True,
-            validity_period_hours=CA_HOURS,
-            allowed_uses=["cert_signing", "crl_signing"],
-            opts=child,
-        )
-        key = tls.PrivateKey(f"{name}-key", algorithm="ECDSA", ecdsa_curve="P256", opts=child)
+        ca = make_authority(name, "elastic-vllm CA", child)
         host = pulumi.Output.from_input(args.host)
-        request = tls.CertRequest(
-            f"{name}-request",
-            private_key_pem=key.private_key_pem,
-            subject=tls.CertRequestSubjectArgs(common_name=host.apply(lambda name: name[:64])),
+        server = issue(
+            name,
+            ca,
+            child,
+            common_name=host.apply(lambda name: name[:64]),
+            use="server_auth",
             dns_names=host.apply(lambda name: None if _is_ip_address(name) else [name]),
             ip_addresses=host.apply(lambda name: [name] if _is_ip_address(name) else None),
-            opts=child,
+            role="server",
         )
-        server = tls.LocallySignedCert(
-            f"{name}-server",
-            cert_request_pem=request.cert_request_pem,
-            ca_private_key_pem=ca_key.private_key_pem,
-            ca_cert_pem=ca.cert_pem,
-            set_subject_key_id=True,
-            validity_period_hours=SERVER_HOURS,
-            early_renewal_hours=RENEWAL_HOURS,
-            allowed_uses=["digital_signature", "server_auth"],
-            opts=child,
-        )
-        self.certificate_pem = pulumi.Output.concat(server.cert_pem, ca.cert_pem)
-        self.private_key_pem = key.private_key_pem
-        self.ca_certificate_pem = ca.cert_pem
+        self.certificate_pem = pulumi.Output.concat(server.certificate.cert_pem, ca.certificate.cert_pem)
+        self.private_key_pem = server.key.private_key_pem
+        self.ca_certificate_pem = ca.certificate.cert_pem
 
 
 def _is_ip_address(host: str) -> bool:

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 import pulumi
-import pulumi_tls as tls
 
-from components.tls.certificate import CA_HOURS, RENEWAL_HOURS, SERVER_HOURS
+from components.tls.authority import issue, make_authority
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,20 +39,13 @@ class ClientCertificates(pulumi.ComponentResource):
         child = pulumi.ResourceOptions(parent=self)
         self.ca_pem, self.of = None, {}
         if args.names:
-            ca_key = tls.PrivateKey(f"{name}-ca-key", algorithm="ECDSA", ecdsa_curve="P256", opts=child)
-            ca = tls.SelfSignedCert(
-                f"{name}-ca",
-                private_key_pem=ca_key.private_key_pem,
-                subject=tls.SelfSignedCertSubjectArgs(common_name="elastic-vllm clients", organization="elastic-vllm"),
-                is_ca_certificate=True,
-                set_subject_key_id=True,
-                validity_period_hours=CA_HOURS,
-                allowed_uses=["cert_signing", "crl_signing"],
-                opts=child,
-            )
-            self.ca_pem = ca.cert_pem
+            ca = make_authority(name, "elastic-vllm clients", child)
+            self.ca_pem = ca.certificate.cert_pem
             for client in args.names:
-                self.of[client] = _issue(f"{name}-of-{client}", client, ca_key, ca, child)
+                issued = issue(f"{name}-of-{client}", ca, child, common_name=client, use="client_auth")
+                self.of[client] = ClientCertificate(
+                    certificate=issued.certificate.cert_pem, private_key=issued.key.private_key_pem_pkcs8
+                )
         certificates = {name: client.certificate for name, client in self.of.items()}
         self.register_outputs({"caPem": self.ca_pem, "certificates": certificates})
 
@@ -61,27 +53,3 @@ class ClientCertificates(pulumi.ComponentResource):
 def subject(name: str) -> str:
     """Return a certificate's subject in the form that Nginx uses (RFC 2253)."""
     return f"CN={name}"
-
-
-def _issue(
-    name: str, client: str, ca_key: tls.PrivateKey, ca: tls.SelfSignedCert, child: pulumi.ResourceOptions
-) -> ClientCertificate:
-    key = tls.PrivateKey(f"{name}-key", algorithm="ECDSA", ecdsa_curve="P256", opts=child)
-    request = tls.CertRequest(
-        f"{name}-request",
-        private_key_pem=key.private_key_pem,
-        subject=tls.CertRequestSubjectArgs(common_name=client),
-        opts=child,
-    )
-    certificate = tls.LocallySignedCert(
-        f"{name}-certificate",
-        cert_request_pem=request.cert_request_pem,
-        ca_private_key_pem=ca_key.private_key_pem,
-        ca_cert_pem=ca.cert_pem,
-        set_subject_key_id=True,
-        validity_period_hours=SERVER_HOURS,
-        early_renewal_hours=RENEWAL_HOURS,
-        allowed_uses=["digital_signature", "client_auth"],
-        opts=child,
-    )
-    return ClientCertificate(certificate=certificate.cert_pem, private_key=key.private_key_pem_pkcs8)

@@ -1,6 +1,6 @@
 """kubernetes:* with the official client, by server-side apply, as Pulumi's provider does it.
 
-The provider's own rules are kept (pulumi-kubernetes 4.34: provider/pkg/await, provider/pkg/provider/diff.go): creation
+The provider's own rules are kept (pulumi-kubernetes 4.32: provider/pkg/await, provider/pkg/provider/diff.go): creation
 fails where another has made the object, a changed name or namespace replaces it, and it waits for what it has changed.
 """
 

@@ -248,7 +248,7 @@ def _connect_pods(nodes: Sequence[Machine]) -> None:
 
 def _pod_subnet(node: Machine) -> str:
     found = kubectl("get", "node", node.name, "--ignore-not-found", "--output=jsonpath={.spec.podCIDR}")
-    if found and not ipaddress.ip_network(found).subnet_of(ipaddress.ip_network(PODS)):  # type: ignore[arg-type]
+    if found and not ipaddress.IPv4Network(found).subnet_of(ipaddress.IPv4Network(PODS)):
         raise UserError(
             f"{node.name} has the pods' network {found}, which is not of {PODS}",
             "scripts/rehearse cluster down, then up",

@@ -29,13 +29,13 @@ from scripts.lab.kubernetes.layout import (
     VERSION,
 )
 
-NETWORKS = [ipaddress.ip_network(each) for each in (f"{LAN}/{LAN_BITS}", SERVICES, PODS)]
-FOR_TESTS = ipaddress.ip_network("198.18.0.0/15")
+NETWORKS = [ipaddress.IPv4Network(each) for each in (f"{LAN}/{LAN_BITS}", SERVICES, PODS)]
+FOR_TESTS = ipaddress.IPv4Network("198.18.0.0/15")
 
 
 def test_the_clusters_networks_are_apart_and_are_of_the_range_for_tests() -> None:
     for number, network in enumerate(NETWORKS):
-        assert network.subnet_of(FOR_TESTS)  # type: ignore[arg-type]
+        assert network.subnet_of(FOR_TESTS)
         assert not any(network.overlaps(other) for other in NETWORKS[number + 1 :])
 
 
@@ -95,19 +95,25 @@ def test_the_control_planes_commands_are_those_of_kubeadms_manifests(tmp_path: P
     }
 
 
+def content(archive: tarfile.TarFile, name: str) -> bytes:
+    file = archive.extractfile(name)
+    assert file
+    return file.read()
+
+
 def test_an_images_archive_has_the_program_and_the_digest_of_its_layer(tmp_path: Path) -> None:
     program = tmp_path / "pause"
     program.write_bytes(b"\x7fELF")
     with tarfile.open(fileobj=io.BytesIO(images.archive("localhost/pause:1", program))) as archive:
-        [manifest] = json.load(archive.extractfile("manifest.json"))  # type: ignore[arg-type]
-        config = json.load(archive.extractfile(manifest["Config"]))  # type: ignore[arg-type]
-        layer = archive.extractfile(manifest["Layers"][0]).read()  # type: ignore[union-attr]
+        [manifest] = json.loads(content(archive, "manifest.json"))
+        config = json.loads(content(archive, manifest["Config"]))
+        layer = content(archive, manifest["Layers"][0])
     assert manifest["RepoTags"] == ["localhost/pause:1"]
     assert config["config"]["Entrypoint"] == ["/pause"]
     assert config["rootfs"]["diff_ids"] == [f"sha256:{sha256(layer).hexdigest()}"]
     with tarfile.open(fileobj=io.BytesIO(layer)) as files:
         assert files.getmember("pause").mode == 0o755
-        assert files.extractfile("pause").read() == b"\x7fELF"  # type: ignore[union-attr]
+        assert content(files, "pause") == b"\x7fELF"
 
 
 @pytest.fixture

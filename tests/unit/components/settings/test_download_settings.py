@@ -1,6 +1,7 @@
 """Settings of a server's way out: proxies, exceptions and CAs as companies have them."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_a_proxy_that_companies_have_is_accepted(address: str, settle: Callable[
 
 def test_no_message_shows_the_password(settle: Callable[..., Settings]) -> None:
     for address in ("http://ops:hunter2@proxy", "http://ops:hunter2 @proxy:1", "ops:hunter2@proxy:3128"):
-        problems = found(lambda given=address: settle("gpu", {"downloadProxy": given}))  # type: ignore[misc]
+        problems = found(partial(settle, "gpu", {"downloadProxy": address}))
         assert problems
         assert "hunter2" not in "\n".join(problems)
 
