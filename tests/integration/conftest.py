@@ -147,8 +147,12 @@ def identity(container: Container) -> tuple[str, str]:
 
 
 def tcp_listeners() -> set[int]:
-    """Return the ports that processes on this machine listen on, on any address."""
-    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    """Return the ports that processes on this machine listen on, on any address.
+
+    One reading can miss a socket, because the kernel lists them in pieces while others come and go.
+    """
+    readings = [Path(f"/proc/net/{name}").read_text() for _ in range(3) for name in ("tcp", "tcp6")]
+    lines = [line.split() for reading in readings for line in reading.splitlines()]
     return {int(fields[1].rpartition(":")[2], 16) for fields in lines if fields[3] == TCP_LISTEN}
 
 

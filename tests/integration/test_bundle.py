@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from secrets import token_hex
 
 import docker
 import pytest
@@ -33,7 +34,7 @@ from tests.unit.cli.bundle.releases import Mirror
 pytestmark = pytest.mark.usefixtures("machine")
 
 STACK = "site"
-TOKEN = "hf_OnlyForTheHubAndTheDownload"
+TOKEN = f"hf_{token_hex(16)}"
 LOCAL = "localhost/elastic-vllm/bundled:1.30.6"
 WEIGHTS = "model.safetensors"
 FILES = {WEIGHTS: bytes(range(250)) * 100_000, "config.json": b"{}", "tokenizer.json": b"{}", "LICENSE": b""}

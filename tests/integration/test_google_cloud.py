@@ -20,6 +20,8 @@ from tests.support.netns_machine import outcomes
 
 STACK = "google"
 NOOP_SECONDS = 10
+TRIES = 3
+"""The machine may be busy with something else during one or two of them."""
 DISK = f"elastic-vllm-{STACK}-weights"
 MOUNTED_AT = Path(f"/mnt/elastic-vllm-{STACK}")
 METADATA = "169.254.169.254"
@@ -73,12 +75,16 @@ def test_the_first_line_names_what_is_simulated(first: str) -> None:
     assert f"rehearsing {STACK}: Google Cloud is simulated, this machine stands for the VM" in first
 
 
+@pytest.mark.alone
 def test_a_second_up_changes_nothing_and_is_quick(first: str, arguments: tuple[str, ...]) -> None:
-    done = rehearse("up", *arguments, stack=STACK)
-    assert set(outcomes(done.stdout).values()) == {"unchanged"}
-    seconds = re.search(r"^total ([\d.]+) s$", done.stdout, re.MULTILINE)
-    assert seconds
-    assert float(seconds[1]) < NOOP_SECONDS
+    seconds: list[float] = []
+    while not seconds or (min(seconds) >= NOOP_SECONDS and len(seconds) < TRIES):
+        done = rehearse("up", *arguments, stack=STACK)
+        assert set(outcomes(done.stdout).values()) == {"unchanged"}
+        total = re.search(r"^total ([\d.]+) s$", done.stdout, re.MULTILINE)
+        assert total
+        seconds.append(float(total[1]))
+    assert min(seconds) < NOOP_SECONDS
 
 
 def test_the_weights_are_on_the_disk_that_outlives_the_vm(first: str) -> None:

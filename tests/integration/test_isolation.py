@@ -294,8 +294,10 @@ def test_vllm_answers_nginx_only(user: int, group: int, answer: str, deployed: D
 def test_only_nginxs_port_is_open_on_the_host(first_up: set[int], deployed: Deployment) -> None:
     settings = yaml.safe_load((ROOT / "stacks" / f"Pulumi.{STACK}.yaml").read_text())["config"]
     rehearsals_sshd = settings["elastic-vllm:sshPort"]
-    opened = first_up & tcp_listeners()  # what else this machine does comes and goes
-    assert opened - {rehearsals_sshd} - others_ports(deployed) == {urlsplit(deployed.url).port}, (
+    now, others = tcp_listeners(), others_ports(deployed)
+    opened = first_up & now  # what else this machine does comes and goes
+    assert opened - {rehearsals_sshd} - others == {urlsplit(deployed.url).port}, (
+        f"opened by the first up: {first_up}, open now: {now}, those of other containers: {others}; "
         "the stack must be down before the tests"
     )
 

@@ -23,6 +23,8 @@ from tests.support.netns_machine import Machine, Run, outcomes, wait_until
 
 STACK = "lifecycle"
 NOOP_SECONDS = 15
+TRIES = 3
+"""The machine may be busy with something else during one or two of them."""
 RESTART_SECONDS = 5
 STEPS = 1 if PROVE else 5
 """Number of new steps of an `up` between one kill and the next."""
@@ -30,14 +32,17 @@ STEPS = 1 if PROVE else 5
 # With the real vLLM
 
 
+@pytest.mark.alone
 def test_a_second_up_changes_nothing_and_is_quick(deployed: Deployment) -> None:
     rehearse_up()  # the previous one may have been another test's
-    start = time.monotonic()
-    done = rehearse("up", "--verify")
-    seconds = time.monotonic() - start
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    assert set(outcomes(done.stdout).values()) == {"unchanged"}
-    assert seconds < NOOP_SECONDS
+    seconds: list[float] = []
+    while not seconds or (min(seconds) >= NOOP_SECONDS and len(seconds) < TRIES):
+        start = time.monotonic()
+        done = rehearse("up", "--verify")
+        seconds.append(time.monotonic() - start)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        assert set(outcomes(done.stdout).values()) == {"unchanged"}
+    assert min(seconds) < NOOP_SECONDS
 
 
 def test_only_a_removed_container_is_created_again(deployed: Deployment) -> None:
