@@ -48,6 +48,8 @@ QUESTION_SECONDS = 600
 WATCH_SECONDS = HANG_SECONDS + 30
 MEMORY_GIB = 4
 """Memory of vLLM's processes beside the weights that they read."""
+LIFE_LINE = [*objects.shell('rm -f "$0"; mkfifo -m 0640 "$0"; exec "$@" 9<>"$0"'), f"{SOCKET_DIRECTORY}/alive"]
+"""Runs the command that follows with a named pipe open, whose end tells the door that vLLM's processes have ended."""
 ON_LOOPBACK = {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 """The processes of one vLLM find each other within the pod."""
 
@@ -140,10 +142,9 @@ def deployment_manifest(args: VllmReplicasArgs) -> dict[str, Any]:
     cluster = args.cluster
     files = json.dumps(_files(args), sort_keys=True)
     strategy = {"maxSurge": args.max_surge, "maxUnavailable": 0 if args.max_surge else 1}
-    door = nginx_container(cluster, "door", args.nginx_image) | {"restartPolicy": "Always"}
+    # The door outlives vLLM, which ends its requests first.
+    door = nginx_container(cluster, "door", args.nginx_image, VLLM_SOCKET=SOCKET) | {"restartPolicy": "Always"}
     door["volumeMounts"].append({"name": "socket", "mountPath": SOCKET_DIRECTORY, "readOnly": True})
-    # The door outlives vLLM, which ends its requests first. It is up before vLLM starts.
-    door["startupProbe"] = {**door["readinessProbe"], "periodSeconds": 2, "failureThreshold": 30}
     return {
         **cluster.object("apps/v1", "Deployment", VLLM),
         "spec": {
@@ -208,7 +209,10 @@ def vllm_container(args: VllmReplicasArgs) -> dict[str, Any]:
         "name": VLLM,
         "image": args.image,
         "imagePullPolicy": objects.image_pull_policy(args.image),
-        "command": entrypoint(model.extra_args, longer_ids=needs_longer_ids(model), stop_seconds=STOP_SECONDS),
+        "command": [
+            *LIFE_LINE,
+            *entrypoint(model.extra_args, longer_ids=needs_longer_ids(model), stop_seconds=STOP_SECONDS),
+        ],
         "args": serve_arguments(model),
         "env": [{"name": key, "value": value} for key, value in sorted(variables.items())],
         "startupProbe": {

@@ -1,8 +1,12 @@
 """Target kubernetes on the laboratory's cluster of two nodes: from nothing to a verified endpoint, and back."""
 
 import json
+import os
+import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -10,14 +14,23 @@ import pytest
 
 from scripts.lab.emulator import engine
 from scripts.lab.kubernetes import cluster
+from scripts.lab.kubernetes.layout import NODES
 from scripts.lib.verification.endpoint import CHAT_PATH, Endpoint
 from tests.integration.conftest import ROOT
+from tests.support.steady_clients import asking, flaws
 
 pytestmark = pytest.mark.slow
 
 NAMESPACE = "elastic-vllm"
 SECONDS = 5400
 """Limit for an `up`; the first builds Kubernetes and vLLM's image."""
+
+CHANGE_SECONDS = 900
+"""Limit for pods to come and go."""
+MOMENT = 1
+"""Seconds in which a kill reaches everybody, on a busy machine."""
+GATEWAY_SECONDS = 20
+"""Limit for a node to notice that its gateway is gone, and for Nginx to be back."""
 
 
 def rehearse(*arguments: str) -> str:
@@ -42,6 +55,47 @@ def pods(component: str) -> dict[str, Any]:
     selector = f"--selector=app.kubernetes.io/component={component}"
     listed = cluster.kubectl("get", "pods", f"--namespace={NAMESPACE}", selector, "--output=json")
     return {pod["metadata"]["name"]: pod for pod in json.loads(listed)["items"]}
+
+
+def ready(component: str) -> int:
+    """Return the number of a component's pods that are ready and not about to end."""
+    found = [pod for pod in pods(component).values() if "deletionTimestamp" not in pod["metadata"]]
+    return sum(
+        {"type": "Ready", "status": "True"}.items() <= each.items()
+        for pod in found
+        for each in pod["status"]["conditions"]
+    )
+
+
+def restarts(name: str) -> int:
+    found = {**pods("vllm"), **pods("gateway")}[name]["status"]["containerStatuses"]
+    return sum(int(each["restartCount"]) for each in found)
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + CHANGE_SECONDS
+    while not true():
+        assert time.monotonic() < end, cluster.kubectl("get", "pods", "--all-namespaces", "--output=wide")
+        time.sleep(1)
+
+
+def kill_all_of(pod: dict[str, Any], command: str) -> None:
+    """Kill the processes of a pod whose command line has this word, as the kernel does where memory is short."""
+    group = pod["metadata"]["uid"]
+    found = 0
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            of_pod = group in (path / "cgroup").read_text().replace("_", "-")
+            if (
+                of_pod
+                and command in (path / "cmdline").read_text()
+                and not (path / "cmdline").read_text().startswith("/bin/sh")
+            ):
+                os.kill(int(path.name), signal.SIGKILL)
+                found += 1
+        except OSError:  # ended meanwhile
+            continue
+    assert found
 
 
 def status_with(key: str) -> int:
@@ -69,15 +123,79 @@ def test_a_second_update_changes_nothing() -> None:
     assert {**pods("vllm"), **pods("gateway")}.keys() == before
 
 
+def test_each_node_has_a_vllm_and_a_gateway(stack: str) -> None:
+    assert stack
+    for component in ("vllm", "gateway"):
+        assert {pod["spec"]["nodeName"] for pod in pods(component).values()} == {node.name for node in NODES}
+
+
+# Under load, by clients that repeat nothing
+
+
 @pytest.mark.usefixtures("stack")
 def test_a_rotated_key_is_loaded_by_the_pods_that_run() -> None:
     old, before = outputs()["connectorApiKey"], pods("gateway").keys()
-    rehearse("up", "--set", "keys={default: [2, 1]}")
+    with asking(outputs()) as answers:
+        rehearse("up", "--set", "keys={default: [2, 1]}")
+    assert flaws(answers) == []
     new = outputs()["connectorApiKey"]
     assert (status_with(old), status_with(new)) == (200, 200)
-    rehearse("up", "--set", "keys={default: [2]}")
+    with asking(outputs()) as answers:
+        rehearse("up", "--set", "keys={default: [2]}")
+    assert flaws(answers) == []
     assert (status_with(old), status_with(new)) == (401, 200)
     assert pods("gateway").keys() == before
+
+
+@pytest.mark.usefixtures("stack")
+def test_a_rolling_change_of_the_model_fails_no_request() -> None:
+    before = pods("vllm").keys()
+    with asking(outputs()) as answers:
+        rehearse("up", "--set", "model=rehearsal/tiny-2")
+    assert outputs()["model"] == "rehearsal/tiny-2"
+    assert not pods("vllm").keys() & before
+    assert flaws(answers) == []
+
+
+@pytest.mark.usefixtures("stack")
+def test_a_drained_node_fails_no_request() -> None:
+    node = NODES[1].name  # clients connect to the first one
+    try:
+        with asking(outputs()) as answers:
+            cluster.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=900s")
+            until(lambda: ready("vllm") == 2 and ready("gateway") == 2)
+    finally:
+        cluster.kubectl("uncordon", node)
+    assert flaws(answers) == []
+
+
+@pytest.mark.usefixtures("stack")
+def test_a_killed_vllm_fails_only_what_it_was_answering() -> None:
+    name, pod = next(iter(pods("vllm").items()))
+    with asking(outputs(), each=4) as answers:
+        time.sleep(5)
+        killed = time.time()
+        kill_all_of(pod, "vllm.entrypoints")
+        until(lambda: restarts(name) == 1)
+        until(lambda: ready("vllm") == 2)
+    wrong = [each for each in answers if each.flaw]
+    assert len(wrong) <= 8, flaws(answers)
+    assert [each for each in wrong if not each.start <= killed + MOMENT <= each.end + MOMENT] == [], flaws(answers)
+
+
+@pytest.mark.usefixtures("stack")
+def test_a_killed_gateway_fails_only_what_it_was_passing_on() -> None:
+    # Both on the first node, whose port clients know: its network forgets the pod that is gone.
+    pod = next(pod for pod in pods("gateway").values() if pod["spec"]["nodeName"] == NODES[0].name)
+    with asking(outputs(), each=4) as answers:
+        time.sleep(5)
+        killed = time.time()
+        kill_all_of(pod, "nginx")
+        until(lambda: ready("gateway") == 2 and restarts(pod["metadata"]["name"]) == 1)
+    wrong = [each for each in answers if each.flaw]
+    last = max((each.end for each in wrong), default=killed) - killed
+    print(f"{len(wrong)} of {len(answers)} requests failed, the last one {last:.1f} s after the kill")
+    assert [each for each in wrong if each.start > killed + GATEWAY_SECONDS] == [], flaws(answers)
 
 
 @pytest.mark.usefixtures("stack")

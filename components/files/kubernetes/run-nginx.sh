@@ -2,6 +2,8 @@
 # it load what has changed in its Secret.
 # shellcheck shell=sh
 set -u
+nginx='' stopping=''
+trap 'stopping=yes; if [ -n "$nginx" ]; then kill -QUIT "$nginx" 2>/dev/null; fi' TERM INT QUIT
 directory=$(dirname "$0")
 conf=$directory/nginx.conf
 
@@ -36,33 +38,62 @@ wait_for_others_than() {
   for _ in $(seq 100); do
     left=''
     for each in $(workers); do case " $1 " in *" $each "*) left=yes ;; esac done
-    if [ -z "$left" ] && [ -n "$(workers)" ]; then return; fi
+    if ! kill -0 "$nginx" 2>/dev/null || { [ -z "$left" ] && [ -n "$(workers)" ]; }; then return; fi
     sleep 0.1
   done
 }
 
-seen=$(readlink "$directory/..data")
-digest=$(cat "$directory/digest")
-sh "$directory/start-nginx.sh" &
-nginx=$!
-trap 'kill -QUIT "$nginx" 2>/dev/null' TERM INT QUIT
-wait_for_others_than ''
-if kill -0 "$nginx" 2>/dev/null; then echo "elastic-vllm: loaded $digest"; fi
-while kill -0 "$nginx" 2>/dev/null; do
-  # A signal ends this wait at once; a sleep in the foreground would delay it.
-  sleep 2 &
+# True while vLLM accepts connections on its socket: the pod's containers share a network, whose sockets are listed there.
+listening() {
+  while read -r _ _ _ flags _ _ _ path; do
+    if [ "$path $flags" = "$VLLM_SOCKET 00010000" ]; then return 0; fi
+  done </proc/net/unix
+  return 1
+}
+# A signal ends this at once; a sleep in the foreground would delay it.
+pause() {
+  sleep "$1" &
   wait $!
-  now=$(readlink "$directory/..data")
-  if [ "$now" != "$seen" ]; then
-    seen=$now digest=$(cat "$directory/digest")
-    if nginx -t -q -e stderr -c "$conf"; then
-      before=$(workers | tr '\n' ' ')
-      kill -HUP "$nginx"
-      wait_for_others_than "$before"
-      echo "elastic-vllm: loaded $digest"
-    else
-      echo "elastic-vllm: refused $digest: Nginx keeps what it had loaded before" >&2
+}
+
+serve() {
+  seen=$(readlink "$directory/..data")
+  digest=$(cat "$directory/digest")
+  sh "$directory/start-nginx.sh" &
+  nginx=$!
+  # vLLM has this pipe open: its end is seen in a moment, however it came.
+  if [ -n "${VLLM_SOCKET:-}" ]; then { read -r _ <"${VLLM_SOCKET%/*}/alive"; kill -QUIT "$nginx" 2>/dev/null; } & fi
+  wait_for_others_than ''
+  if kill -0 "$nginx" 2>/dev/null; then echo "elastic-vllm: loaded $digest"; fi
+  while kill -0 "$nginx" 2>/dev/null; do
+    pause 2
+    if [ -n "${VLLM_SOCKET:-}" ] && ! listening; then kill -QUIT "$nginx" 2>/dev/null; fi
+    now=$(readlink "$directory/..data")
+    if [ "$now" != "$seen" ]; then
+      seen=$now digest=$(cat "$directory/digest")
+      if nginx -t -q -e stderr -c "$conf"; then
+        before=$(workers | tr '\n' ' ')
+        kill -HUP "$nginx"
+        wait_for_others_than "$before"
+        echo "elastic-vllm: loaded $digest"
+      else
+        echo "elastic-vllm: refused $digest: Nginx keeps what it had loaded before" >&2
+      fi
     fi
-  fi
+  done
+  wait "$nginx"
+}
+
+if [ -z "${VLLM_SOCKET:-}" ]; then
+  serve
+  exit
+fi
+# The door listens while vLLM does: a gateway goes to the next pod where a connection is refused, and to no other once it
+# was accepted. One that answered for a vLLM that is gone would be the least busy of all, and get every request.
+while :; do
+  until listening || [ -n "$stopping" ]; do pause 0.2; done
+  if [ -n "$stopping" ]; then exit 0; fi
+  serve
+  code=$?
+  if [ -n "$stopping" ] || [ "$code" != 0 ]; then exit "$code"; fi
 done
-wait "$nginx"

@@ -249,7 +249,7 @@ def test_requests_end_before_their_pod_does(program_of: Callable[..., Program]) 
     template = named(program_of("k8s"), "Deployment", "elastic-vllm-k8s-vllm")["spec"]["template"]["spec"]
     (vllm,) = template["containers"]
     assert vllm["args"][-2:] == ["--shutdown-timeout", "600"]
-    assert "sleep 610; kill -KILL" in vllm["command"][2]
+    assert "sleep 610; kill -KILL" in vllm["command"][-2]
     assert vllm["lifecycle"]["preStop"]["exec"]["command"][-1] == "sleep 15"
     assert template["terminationGracePeriodSeconds"] >= 15 + 610 + 20
     (door,) = template["initContainers"]
