@@ -28,7 +28,7 @@ MODEL = "acme/tiny"
 MARK = "elastic-vllm-hub-download"
 """Pattern that finds the downloading process."""
 TOKEN = f"hf_{token_hex(16)}"
-"""Of this run alone: other tests, which run meanwhile, give theirs to commands that they watch."""
+"""A new one for each run: other tests, which run meanwhile, give theirs to commands that they watch."""
 WEIGHTS = "model.safetensors"
 # The hub's client writes 10 MiB at a time.
 CHUNK = 10 * 2**20

@@ -19,11 +19,10 @@ from scripts.lib.verification.endpoint import CHAT_PATH, Endpoint
 from tests.integration.conftest import ROOT
 from tests.support.steady_clients import asking, flaws
 
-pytestmark = pytest.mark.slow
-
 NAMESPACE = "elastic-vllm"
 SECONDS = 5400
 """Limit for an `up`; the first builds Kubernetes and vLLM's image."""
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * SECONDS)]
 
 CHANGE_SECONDS = 900
 """Limit for pods to come and go."""
