@@ -79,6 +79,7 @@ def serve(
             service_type=kubernetes.service_type,
             https_port=settings.https_port,
             source_ranges=tuple(kubernetes.source_ranges),
+            metrics=bool(kubernetes.metrics_namespace),
             keys=clients.keys,
             certificate_pem=clients.certificate.certificate_pem,
             private_key_pem=clients.certificate.private_key_pem,
@@ -104,6 +105,7 @@ def serve(
         IsolationArgs(
             cluster=cluster,
             downloads=bool(kubernetes.weights_storage_class),
+            metrics_namespace=kubernetes.metrics_namespace,
             image=settings.images["vllm"],
             placement=placement,
             service=cluster.prefix,
@@ -142,6 +144,7 @@ def serve(
             placement=placement,
             weights=weights.volume,
             door=internal.door,
+            metrics=bool(kubernetes.metrics_namespace),
             internal_ca_pem=internal.ca_pem,
             after=[isolation.proven],
             model=settings.model,

@@ -20,6 +20,7 @@ RUN_SCRIPT = "run-nginx.sh"
 GRACE_SECONDS = 660
 """Time for a pod to end: more than a client may wait for an answer."""
 RESOURCES = {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}}
+METRICS_PORT = 9090
 TEMPORARY = {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}}
 
 
@@ -34,6 +35,8 @@ class GatewayArgs:
     https_port: int
     source_ranges: tuple[str, ...]
     """CIDR ranges that a load balancer lets in."""
+    metrics: bool
+    """True if agents read metrics."""
     keys: Mapping[str, pulumi.Input[str]]
     """Label -> key. Secrets."""
     certificate_pem: pulumi.Input[str]
@@ -78,6 +81,11 @@ class Gateway(pulumi.ComponentResource):
             depends_on=[secret, deployment],
         )
         self.register_outputs({})
+
+
+def metrics_conf(nginx: str) -> str:
+    """The part of a configuration that shows metrics on METRICS_PORT, without TLS; `nginx` is gateway or door."""
+    return (render.FILES / f"kubernetes/{nginx}-metrics.conf").read_text(encoding="utf-8")
 
 
 def with_digest(files: Mapping[str, str]) -> dict[str, str]:
@@ -185,6 +193,7 @@ def _files(args: GatewayArgs) -> pulumi.Output[dict[str, str]]:
             {
                 "nginx.conf": nginx_conf([], args.clients, limits=limits, door=args.door_name),
                 "keys.conf": keys_conf(values["keys"]),
+                "metrics.conf": metrics_conf(GATEWAY) if args.metrics else "",
                 "certificate.pem": values["certificate"],
                 "private-key.pem": values["private_key"],
                 "door-client.pem": values["door"],

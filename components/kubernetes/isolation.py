@@ -15,6 +15,7 @@ from pulumi import dynamic
 from components import render
 from components.kubernetes import api, objects
 from components.kubernetes.api import ClusterError
+from components.kubernetes.gateway import METRICS_PORT
 from components.kubernetes.objects import GATEWAY, INSTANCE, NETWORK, VLLM, WEIGHTS, Cluster
 from components.serving.nginx_config import CONTAINER_PORT
 from components.serving.vllm_process import VLLM_UID
@@ -56,6 +57,8 @@ class IsolationArgs:
     cluster: Cluster
     downloads: bool
     """True if a Job of the stack fetches weights."""
+    metrics_namespace: str
+    """Namespace whose pods read metrics; empty for none."""
     image: str
     """Image with Python, for the probes: vLLM's own, which the nodes need anyway."""
     placement: Mapping[str, Any]
@@ -83,13 +86,15 @@ class Isolation(pulumi.ComponentResource):
         super().__init__("elastic-vllm:index:Isolation", name, None, opts)
         self.policies = [
             args.cluster.declare(f"{name}-{role}", manifest, parent=self)
-            for role, manifest in policy_manifests(args.cluster, downloads=args.downloads).items()
+            for role, manifest in policy_manifests(
+                args.cluster, downloads=args.downloads, metrics_namespace=args.metrics_namespace
+            ).items()
         ]
         self.proven = IsolationCheck(f"{name}-check", args, parent=self, depends_on=[*self.policies, *args.after])
         self.register_outputs({})
 
 
-def policy_manifests(cluster: Cluster, *, downloads: bool) -> dict[str, dict[str, Any]]:
+def policy_manifests(cluster: Cluster, *, downloads: bool, metrics_namespace: str = "") -> dict[str, dict[str, Any]]:
     """Role -> NetworkPolicy. All but the first add to what the first one forbids."""
 
     def policy(role: str, selector: Mapping[str, str], **spec: Any) -> dict[str, Any]:
@@ -102,17 +107,23 @@ def policy_manifests(cluster: Cluster, *, downloads: bool) -> dict[str, dict[str
         return {INSTANCE: cluster.stack, NETWORK: role}
 
     door = [{"protocol": "TCP", "port": CONTAINER_PORT}]
+    agents: list[dict[str, Any]] = []
+    if metrics_namespace:
+        namespace = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": metrics_namespace}}}
+        agents.append({"from": [namespace], "ports": [{"protocol": "TCP", "port": METRICS_PORT}]})
     dns = {"to": NAME_SERVERS, "ports": DNS_PORTS}
     policies = {
         "deny": policy("deny", {INSTANCE: cluster.stack}),
         GATEWAY: policy(
             GATEWAY,
             network(GATEWAY),
-            ingress=[{"ports": door}],
+            ingress=[{"ports": door}, *agents],
             egress=[{"to": [{"podSelector": {"matchLabels": network(VLLM)}}], "ports": door}, dns],
         ),
         VLLM: policy(
-            VLLM, network(VLLM), ingress=[{"from": [{"podSelector": {"matchLabels": network(GATEWAY)}}], "ports": door}]
+            VLLM,
+            network(VLLM),
+            ingress=[{"from": [{"podSelector": {"matchLabels": network(GATEWAY)}}], "ports": door}, *agents],
         ),
     }
     if downloads:

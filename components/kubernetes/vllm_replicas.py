@@ -13,7 +13,7 @@ from components import render
 from components.catalogue.models import Model
 from components.catalogue.sizing import GB, GIB
 from components.kubernetes import objects
-from components.kubernetes.gateway import TEMPORARY, nginx_container, with_digest
+from components.kubernetes.gateway import TEMPORARY, metrics_conf, nginx_container, with_digest
 from components.kubernetes.internal_certificates import Pair
 from components.kubernetes.objects import VLLM, Cluster
 from components.kubernetes.weights import Volume
@@ -70,6 +70,8 @@ class VllmReplicasArgs(ServedModel):
     """Fields of a pod's specification that choose its nodes."""
     weights: Volume
     door: Pair
+    metrics: bool
+    """True if agents read metrics."""
     internal_ca_pem: pulumi.Output[str]
     after: Sequence[pulumi.Resource]
     """Conditions for a pod to serve."""
@@ -277,6 +279,7 @@ def _door_files(args: VllmReplicasArgs) -> pulumi.Output[dict[str, str]]:
         return with_digest(
             {
                 "nginx.conf": door_conf(),
+                "metrics.conf": metrics_conf("door") if args.metrics else "",
                 "certificate.pem": values["certificate"],
                 "private-key.pem": values["private_key"],
                 "internal-ca.pem": values["ca"],

@@ -44,6 +44,7 @@ KEYS = frozenset(
         "tolerations",
         "runtimeClass",
         "imagePullSecret",
+        "metricsNamespace",
         "unenforcedNetworkPolicies",
     }
 )
@@ -77,6 +78,8 @@ class KubernetesSettings:
     tolerations: Sequence[Mapping[str, Any]]
     runtime_class: str
     image_pull_secret: str
+    metrics_namespace: str
+    """Namespace whose pods may read metrics; empty for none."""
     accepts_unenforced_policies: bool
     parked: bool
 
@@ -119,6 +122,7 @@ def kubernetes_settings(
         image_pull_secret=_optional(
             problems, "imagePullSecret", SUBDOMAIN, "name a Secret of type kubernetes.io/dockerconfigjson"
         ),
+        metrics_namespace=_optional(problems, "metricsNamespace", LABEL, "name the namespace of the agents' pods"),
         accepts_unenforced_policies=problems.choice("unenforcedNetworkPolicies", ("refuse", "accept")) == "accept",
         parked=problems.boolean("parked"),
     )

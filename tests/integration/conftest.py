@@ -50,6 +50,12 @@ def rehearse(
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
 
 
+def rehearse_cluster(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `scripts/rehearse cluster ARGUMENTS` until it exits, with any status; the first `up` builds Kubernetes."""
+    command = [str(ROOT / "scripts" / "rehearse"), "cluster", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)
+
+
 def rehearse_up(*arguments: str, stack: str = STACK) -> str:
     """Run `up`, which must succeed, and return its output."""
     done = rehearse("up", *arguments, stack=stack)

@@ -18,7 +18,7 @@ from components.errors import UserError
 from scripts.lab.kubernetes import cluster, images, machines
 from scripts.lab.kubernetes.configuration import CGROUP, IMAGES
 from scripts.lab.kubernetes.layout import KUBECONFIG, LINK, MACHINES, METADATA_ADDRESS, NODES, PROGRAMS, SHARED, STATE
-from tests.integration.conftest import ROOT, installed
+from tests.integration.conftest import installed, rehearse_cluster
 
 pytestmark = pytest.mark.slow
 
@@ -26,11 +26,6 @@ NAMESPACE = "tried"
 BUSYBOX = f"{IMAGES}/busybox:debian"
 PROJECT = "/computeMetadata/v1/project/project-id"
 SECONDS = 120
-
-
-def rehearse_cluster(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [str(ROOT / "scripts" / "rehearse"), "cluster", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)
 
 
 def up(*arguments: str) -> str:

@@ -24,8 +24,12 @@ SECONDS = 5400
 """Limit for an `up`; the first builds Kubernetes and vLLM's image."""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * SECONDS)]
 
+UNLIMITED = ("--set", "maxRequestsPerMinute=600000")
+"""One key has all clients here, and one gateway most of them."""
 CHANGE_SECONDS = 900
 """Limit for pods to come and go."""
+LOADED_SECONDS = 120
+"""Limit for a door to load what has changed in its Secret: a node takes it over within 90 s."""
 MOMENT = 1
 """Seconds in which a kill reaches everybody, on a busy machine."""
 GATEWAY_SECONDS = 20
@@ -33,7 +37,8 @@ GATEWAY_SECONDS = 20
 
 
 def rehearse(*arguments: str) -> str:
-    command = [str(ROOT / "scripts" / "rehearse"), *arguments, "--stack", "k8s"]
+    limits = UNLIMITED if arguments[0] == "up" else ()
+    command = [str(ROOT / "scripts" / "rehearse"), *arguments, *limits, "--stack", "k8s"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 0, f"{done.stdout[-5000:]}\n{done.stderr}"
     return done.stdout
@@ -195,6 +200,47 @@ def test_a_killed_gateway_fails_only_what_it_was_passing_on() -> None:
     last = max((each.end for each in wrong), default=killed) - killed
     print(f"{len(wrong)} of {len(answers)} requests failed, the last one {last:.1f} s after the kill")
     assert [each for each in wrong if each.start > killed + GATEWAY_SECONDS] == [], flaws(answers)
+
+
+OBSERVERS = ("observing", "strange")
+READ = """
+import sys, urllib.request
+opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+for url in sys.argv[1:]:
+    try:
+        print(opener.open(url, timeout=5).read().decode())
+    except OSError as error:
+        print("none:", error)
+"""
+
+
+def read_from(namespace: str, *urls: str) -> str:
+    """Return what a pod of a namespace reads there."""
+    image = next(iter(pods("vllm").values()))["spec"]["containers"][0]["image"]
+    pod = ["run", "reader", f"--namespace={namespace}", f"--image={image}", "--image-pull-policy=Never"]
+    cluster.kubectl(*pod, "--restart=Never", "--command", "--", "python3", "-c", READ, *urls)
+    done = ["wait", "pod/reader", f"--namespace={namespace}", "--for=jsonpath={.status.phase}=Succeeded"]
+    cluster.kubectl(*done, "--timeout=120s")
+    return cluster.kubectl("logs", "reader", f"--namespace={namespace}")
+
+
+@pytest.mark.usefixtures("stack")
+def test_only_the_agents_namespace_reads_metrics() -> None:
+    before = {**pods("vllm"), **pods("gateway")}.keys()
+    rehearse("up", "--set", f"metricsNamespace={OBSERVERS[0]}")
+    time.sleep(LOADED_SECONDS)
+    vllm, gateway = (next(iter(pods(component).values()))["status"]["podIP"] for component in ("vllm", "gateway"))
+    urls = f"http://{vllm}:9090/metrics", f"http://{gateway}:9090/stub_status"
+    try:
+        for namespace in OBSERVERS:
+            cluster.kubectl("create", "namespace", namespace)
+        observed, strange = (read_from(namespace, *urls) for namespace in OBSERVERS)
+    finally:
+        cluster.kubectl("delete", "namespace", *OBSERVERS)
+    assert "vllm:num_requests_running" in observed
+    assert "Active connections" in observed
+    assert strange.count("none:") == 2
+    assert {**pods("vllm"), **pods("gateway")}.keys() == before
 
 
 @pytest.mark.usefixtures("stack")

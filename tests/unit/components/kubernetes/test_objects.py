@@ -40,6 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "httpsSourceRanges": ["198.51.100.0/24"],
         "clientCertificates": ["kibana"],
     },
+    "metrics": {"metricsNamespace": "monitoring"},
     "parked": {"parked": True, "gatewayReplicas": 1},
 }
 VERSIONS = ("1.29", "1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37")
@@ -194,10 +195,28 @@ def test_vllm_may_begin_nothing_and_only_gateways_reach_it(variant: Program) -> 
     spec = named(variant, "NetworkPolicy", "elastic-vllm-k8s-vllm")["spec"]
     assert spec["policyTypes"] == ["Ingress", "Egress"]
     assert "egress" not in spec
-    (rule,) = spec["ingress"]
+    rule, *agents = spec["ingress"]
     (peer,) = rule["from"]
     assert peer["podSelector"]["matchLabels"]["elastic-vllm/network"] == "gateway"
     assert rule["ports"] == [{"protocol": "TCP", "port": 8443}]
+    assert agents == agents_of(variant)
+
+
+def agents_of(variant: Program) -> list[dict[str, Any]]:
+    """Return the rule for metrics, if there is one; it is the gateway's as well."""
+    agents: list[dict[str, Any]] = named(variant, "NetworkPolicy", "elastic-vllm-k8s-gateway")["spec"]["ingress"][1:]
+    for rule in agents:
+        (peer,) = rule["from"]
+        assert peer == {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+        assert rule["ports"] == [{"protocol": "TCP", "port": 9090}]
+    return agents
+
+
+def test_metrics_are_shown_to_one_namespace_if_at_all(program_of: Callable[..., Program]) -> None:
+    assert agents_of(program_of("k8s")) == []
+    assert len(agents_of(program_of("k8s", metricsNamespace="monitoring"))) == 1
+    for secret in objects(program_of("k8s"), "Secret"):
+        assert plain(secret["data"])["metrics.conf"] == ""
 
 
 def test_secrets_are_secret_and_nowhere_else(variant: Program) -> None:
@@ -274,7 +293,7 @@ def test_readiness_never_asks_the_model(program_of: Callable[..., Program]) -> N
 
 
 def test_every_file_for_pods_gets_there(program_of: Callable[..., Program]) -> None:
-    program = program_of("k8s")
+    program = program_of("k8s", metricsNamespace="monitoring")
     secrets = [value for each in objects(program, "Secret") for value in each["data"].values()]
     sent = str([base64.b64decode(value).decode() for value in secrets]) + str(objects(program, "ConfigMap"))
     sent += str(program.resources["isolation-check"].inputs["pods"])

@@ -36,6 +36,7 @@ WRONG: list[Any] = [
     ("k8s", "tolerations", '[{"taint": "x"}]', "a toleration has no taint", "write the stack's file as in toler"),
     ("k8s", "runtimeClass", "NVIDIA", "invalid format", "kubectl get runtimeclass"),
     ("k8s", "imagePullSecret", "a b", "invalid format", "kubernetes.io/dockerconfigjson"),
+    ("k8s", "metricsNamespace", "Monitoring", "invalid format", "name the namespace of the agents' pods"),
     ("k8s", "unenforcedNetworkPolicies", "ignore", "unknown value", "use refuse or accept"),
     ("k8s", "containerRuntime", "podman", "the cluster's nodes have their own", "remove it"),
     ("k8s", "ipv6", "true", "the cluster decides which addresses", "remove it"),

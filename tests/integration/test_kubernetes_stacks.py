@@ -1,0 +1,119 @@
+"""Further stacks on the laboratory's cluster: with exactly the Role's rights, and one that comes from a machine."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.kubernetes.existing_cluster import RESTRICTED
+from scripts.lab.kubernetes import cluster
+from scripts.lab.kubernetes.layout import KUBECONFIG, NODES, SHARED
+from scripts.lab.tiny_models import MODELS
+from tests.integration.conftest import ROOT, outputs_of, rehearse, rehearse_cluster, rehearse_up
+from tests.support import local_sshd
+from tests.support.made_stacks import stack_file
+from tests.support.netns_machine import outcomes
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+
+NAMESPACE = "rights"
+USER = "deployer"
+CONTEXT_OF_USER = "deployer@lab"
+VOLUME = 2
+"""Number of the shared volume; the stack k8s has the first one."""
+
+
+def written(name: str) -> dict[str, Any]:
+    """Return the settings of one of the repository's stacks."""
+    config = yaml.safe_load((ROOT / "stacks" / f"Pulumi.{name}.yaml").read_text())["config"]
+    return {key.removeprefix("elastic-vllm:"): value for key, value in config.items()}
+
+
+@pytest.fixture(scope="module")
+def settings(machine: None) -> Iterator[dict[str, Any]]:
+    """Settings of a stack in a namespace that its administrator has made ready."""
+    images = [written("k8s")[key] for key in ("nginxImage", "vllmImage")]
+    done = rehearse_cluster("up", "--nodes", "2", *(part for image in images for part in ("--image", image)))
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    claim = {
+        "storageClassName": "shared",
+        "volumeName": f"shared-{VOLUME}",
+        "accessModes": ["ReadOnlyMany"],
+        "resources": {"requests": {"storage": "1Gi"}},
+    }
+    named = {"name": "models", "namespace": NAMESPACE}
+    labels = {RESTRICTED: "restricted"}
+    apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}})
+    apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": named, "spec": claim})
+    model = written("k8s")["model"].replace("/", "--")
+    shutil.copytree(MODELS / model, SHARED / f"volume-{VOLUME}" / model, dirs_exist_ok=True)
+    yield written("k8s") | {"namespace": NAMESPACE, "httpsPort": 30444, "replicas": 1, "gatewayReplicas": 2}
+    cluster.kubectl("delete", "namespace", NAMESPACE, "--wait")
+
+
+def apply(manifest: dict[str, Any]) -> None:
+    cluster.kubectl("apply", "--server-side", "--filename=-", data=json.dumps(manifest))
+
+
+@pytest.fixture
+def user(settings: dict[str, Any], tmp_path: Path) -> Path:
+    """The kubeconfig of a user with the Role of docs/reference, bound in the namespace, and with nothing else."""
+    role = (ROOT / "docs/reference/kubernetes-role.yaml").read_text().replace("NAMESPACE", NAMESPACE)
+    cluster.kubectl("apply", "--filename=-", data=role)
+    cluster.kubectl("create", "serviceaccount", USER, f"--namespace={NAMESPACE}")
+    name = yaml.safe_load(role)["metadata"]["name"]
+    subject = f"--serviceaccount={NAMESPACE}:{USER}"
+    cluster.kubectl("create", "rolebinding", USER, f"--role={name}", subject, f"--namespace={NAMESPACE}")
+    token = cluster.kubectl("create", "token", USER, f"--namespace={NAMESPACE}", "--duration=2h").strip()
+    config = yaml.safe_load(KUBECONFIG.read_text())
+    config["users"] = [{"name": USER, "user": {"token": token}}]
+    context = {"cluster": config["clusters"][0]["name"], "user": USER}
+    config["contexts"] = [{"name": CONTEXT_OF_USER, "context": context}]
+    config["current-context"] = CONTEXT_OF_USER
+    path = tmp_path / "kubeconfig"
+    path.touch(0o600)
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def left() -> set[str]:
+    """Return what is in the namespace, but what was there before the stack and what every namespace has."""
+    kinds = cluster.kubectl("api-resources", "--namespaced", "--verbs=list", "--output=name").split()
+    wanted = ",".join(kind for kind in kinds if not kind.startswith(("events", "endpoint")))
+    return set(cluster.kubectl("get", wanted, f"--namespace={NAMESPACE}", "--output=name").split())
+
+
+def test_the_roles_rights_are_enough_from_first_to_last(settings: dict[str, Any], user: Path) -> None:
+    before = left()
+    own = settings | {"kubeconfig": str(user), "kubeContext": CONTEXT_OF_USER}
+    with stack_file("rights", own):
+        done = rehearse("up", "--engine", "embedded", "--verify", stack="rights")
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        assert set(outcomes(rehearse_up(stack="rights")).values()) == {"unchanged"}
+        rehearse_up("--set", "keys={default: [2, 1]}", stack="rights")
+        done = rehearse("down", stack="rights")
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        assert left() == before
+
+
+def test_a_stack_comes_from_a_machine_with_its_key_and_its_ca(settings: dict[str, Any]) -> None:
+    """As docs/guides/to-kubernetes.md says."""
+    on_machine = written("test") | {"httpsPort": local_sshd.free_port(), "keys": {"default": [2]}}
+    with stack_file("moving", on_machine) as file:
+        rehearse_up("--engine", "embedded", stack="moving")
+        before = outputs_of("moving")
+        in_cluster = settings | {"keys": {"default": [2]}}
+        file.write_text(yaml.safe_dump({"config": {f"elastic-vllm:{key}": each for key, each in in_cluster.items()}}))
+        moved = outcomes(rehearse_up("--engine", "embedded", "--verify", stack="moving"))
+        after = outputs_of("moving")
+        assert (before["connectorApiKey"], before["caCertificate"]) == (
+            after["connectorApiKey"],
+            after["caCertificate"],
+        )
+        assert after["connectorUrl"].startswith(f"https://{NODES[0].address}:30444/")
+        assert moved["key-v2"] == moved["certificate-ca"] == "unchanged"
+        assert moved["nginx-container"] == moved["vllm-container"] == "deleted"
