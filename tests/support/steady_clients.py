@@ -82,5 +82,7 @@ def asking(outputs: Mapping[str, Any], *, each: int = 2) -> Iterator[list[Answer
 
 def flaws(answers: list[Answer]) -> list[str]:
     """Return what was wrong, with how many answers there were at all."""
+    found = [each.flaw for each in answers if each.flaw]
+    print(f"{len(found)} of {len(answers)} requests failed")
     assert answers
-    return [f"{each.flaw} (of {len(answers)} requests)" for each in answers if each.flaw]
+    return found
