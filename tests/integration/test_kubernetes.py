@@ -1,13 +1,21 @@
 """Target kubernetes on the laboratory's cluster of two nodes: from nothing to a verified endpoint, and back."""
 
+import http.client
 import json
 import os
 import signal
+import ssl
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from http import HTTPStatus
+from itertools import product
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -17,6 +25,11 @@ from scripts.lab.kubernetes import cluster
 from scripts.lab.kubernetes.layout import NODES
 from scripts.lib.verification.endpoint import CHAT_PATH, Endpoint
 from tests.integration.conftest import ROOT
+from tests.integration.hostile.cases import KNOWN
+from tests.integration.hostile.oracle import ALLOWED, BEHIND, HEALTH, REFUSALS, Plain, entitled
+from tests.integration.hostile.test_route_matrix import IN_VLLMS_LOG, METHODS, OTHERS, WATCH
+from tests.integration.hostile.twin import CURRENT
+from tests.integration.hostile.wire import Server, answers, exchange
 from tests.support.steady_clients import asking, flaws
 
 NAMESPACE = "elastic-vllm"
@@ -32,6 +45,8 @@ CHANGE_SECONDS = 900
 """Limit for pods to come and go."""
 LOADED_SECONDS = 120
 """Limit for a door to load what has changed in its Secret: a node takes it over within 90 s."""
+PROBES = Counter({request: 8 * number for request, number in WATCH.items()})
+"""Requests of kubelet's probes in minutes, from two pods."""
 MOMENT = 1
 """Seconds in which a kill reaches everybody, on a busy machine."""
 GATEWAY_SECONDS = 20
@@ -205,6 +220,72 @@ def test_a_killed_gateway_fails_only_what_it_was_passing_on() -> None:
     last = max((each.end for each in wrong), default=killed) - killed
     print(f"{len(wrong)} of {len(answers)} requests failed, the last one {last:.1f} s after the kill")
     assert [each for each in wrong if each.start > killed + GATEWAY_SECONDS] == [], flaws(answers)
+
+
+# What gets through the Service
+
+
+def server() -> Server:
+    values = outputs()
+    address = urlsplit(values["connectorUrl"])
+    context = ssl.create_default_context(cadata=values["caCertificate"])
+    return Server(str(address.hostname), address.port or 443, context)
+
+
+@contextmanager
+def seen_by_vllm() -> Iterator[Counter[tuple[str, str]]]:
+    """Count the requests in the logs of vLLM's pods; kubelet's probes send some, too."""
+    found: Counter[tuple[str, str]] = Counter()
+    since = datetime.now(UTC).isoformat()
+    yield found
+    time.sleep(2)
+    for name in pods("vllm"):
+        log = cluster.kubectl(
+            "logs", name, "--container=vllm", f"--since-time={since}", f"--namespace={NAMESPACE}", "--tail=-1"
+        )
+        found.update((match[1], match[2]) for match in IN_VLLMS_LOG.finditer(log))
+    del found["GET", "/health"]
+
+
+@pytest.mark.usefixtures("stack")
+def test_only_the_allow_list_with_the_right_key_answers() -> None:
+    values, to, wrong, answered = outputs(), server(), list[str](), Counter[tuple[str, str]]()
+    right = values["connectorApiKey"]
+    request = {"model": values["servedModelName"], "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    connection = http.client.HTTPSConnection(to.host, to.port, context=to.context, timeout=60)
+    with seen_by_vllm() as seen:
+        for path, method, key in product((*OTHERS, *ALLOWED, HEALTH), METHODS, (right, right.upper(), "0" * 64, "")):
+            headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+            connection.request(
+                method, path, json.dumps(request) if method in {"POST", "PUT", "PATCH"} else None, headers
+            )
+            answer = connection.getresponse()
+            text = answer.read()
+            if answer.status != (expected := Plain(method, path, key == right, b"").status):
+                wrong.append(f"{method} {path}: {answer.status}, not {expected}: {text[:100]!r}")
+            if answer.status == HTTPStatus.OK and path != HEALTH:
+                answered[method, BEHIND[path]] += 1
+    connection.close()
+    assert not wrong
+    assert answered == {("POST", "/v1/chat/completions"): 1, ("GET", "/v1/models"): 1}
+    assert answered <= seen
+    assert seen - answered <= PROBES
+
+
+@pytest.mark.usefixtures("stack")
+def test_known_attacks_get_no_further_than_promised() -> None:
+    to, key, allowed = server(), outputs()["connectorApiKey"], Counter[tuple[str, str]]()
+    with seen_by_vllm() as seen:
+        for name, written in KNOWN.items():
+            payload = written.replace(CURRENT.encode(), key.encode())
+            payload = payload.replace(CURRENT.upper().encode(), key.upper().encode())
+            permitted = entitled(payload, [key])
+            given = answers(exchange(to, payload))
+            assert {each.status for each in given} <= {0, HTTPStatus.OK, *REFUSALS}, name
+            assert sum(each.status == HTTPStatus.OK for each in given) <= permitted.total(), name
+            allowed += permitted
+    assert seen
+    assert seen - allowed <= PROBES
 
 
 OBSERVERS = ("observing", "strange")

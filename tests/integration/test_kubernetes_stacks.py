@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 NAMESPACE = "rights"
 USER = "deployer"
 CONTEXT_OF_USER = "deployer@lab"
-VOLUME = 2
+VOLUME = 3
 """Number of the shared volume; the stack k8s has the first one."""
 
 
