@@ -76,6 +76,7 @@ NAMES_OF_OTHERS = {
     *("contextWindowLength", "enableNativeFunctionCalling", "verificationMode"),  # fields of Kibana's connector
     "privateKey",  # a field of the output clientCertificates
     "retainOnDelete",  # an option of Pulumi's resources
+    *("apiVersion", "targetPort"),  # fields of Kubernetes' objects
 }
 
 
