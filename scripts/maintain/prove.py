@@ -25,11 +25,12 @@ PYTEST = (sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider")
 SLOW = {"ELASTIC_VLLM_PROVE": "1"}
 LONG = [f"tests/integration/test_{name}.py" for name in ("lifecycle", "rotate", "google_cloud")]
 """Tests that depend on ELASTIC_VLLM_PROVE, so they run whole, not only their slow tests."""
+IN_A_CLUSTER = ("cluster", "kubernetes", "kubernetes_stacks")
 ELSEWHERE = [
     *LONG,
     "tests/integration/engine",
     "tests/integration/hostile",
-    *(f"tests/integration/test_{name}.py" for name in ("canary", "cluster", "drills", "kubernetes", "soak", "twins")),
+    *(f"tests/integration/test_{name}.py" for name in ("canary", "drills", "soak", "twins", *IN_A_CLUSTER)),
 ]
 LEFT_OUT = [f"--ignore={path}" for path in ELSEWHERE]
 """Tests with their own proofs."""
@@ -70,8 +71,8 @@ PROOFS = {
         (*PYTEST, "tests/integration/test_audit.py", "tests/integration/test_confinement.py"),
     ),
     "kubernetes": Proof(
-        "target kubernetes on a real cluster of two nodes: verified, rotated, taken down",
-        (*PYTEST, "--timeout", "10800", "tests/integration/test_cluster.py", "tests/integration/test_kubernetes.py"),
+        "target kubernetes on a real cluster of two nodes: verified, changed under load, moved to, taken down",
+        (*PYTEST, "--timeout", "10800", *(f"tests/integration/test_{name}.py" for name in IN_A_CLUSTER)),
     ),
     "canary": Proof(
         "canaries in every secret setting, and the key through two rotations",

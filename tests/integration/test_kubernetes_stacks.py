@@ -59,8 +59,8 @@ def apply(manifest: dict[str, Any]) -> None:
     cluster.kubectl("apply", "--server-side", "--filename=-", data=json.dumps(manifest))
 
 
-@pytest.fixture
-def user(settings: dict[str, Any], tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def user(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The kubeconfig of a user with the Role of docs/reference, bound in the namespace, and with nothing else."""
     role = (ROOT / "docs/reference/kubernetes-role.yaml").read_text().replace("NAMESPACE", NAMESPACE)
     cluster.kubectl("apply", "--filename=-", data=role)
@@ -74,7 +74,7 @@ def user(settings: dict[str, Any], tmp_path: Path) -> Path:
     context = {"cluster": config["clusters"][0]["name"], "user": USER}
     config["contexts"] = [{"name": CONTEXT_OF_USER, "context": context}]
     config["current-context"] = CONTEXT_OF_USER
-    path = tmp_path / "kubeconfig"
+    path = tmp_path_factory.mktemp("user") / "kubeconfig"
     path.touch(0o600)
     path.write_text(yaml.safe_dump(config))
     return path
@@ -117,3 +117,23 @@ def test_a_stack_comes_from_a_machine_with_its_key_and_its_ca(settings: dict[str
         assert after["connectorUrl"].startswith(f"https://{NODES[0].address}:30444/")
         assert moved["key-v2"] == moved["certificate-ca"] == "unchanged"
         assert moved["nginx-container"] == moved["vllm-container"] == "deleted"
+
+
+def test_a_network_that_enforces_nothing_is_refused_unless_that_is_accepted(
+    settings: dict[str, Any], user: Path
+) -> None:
+    own = settings | {"kubeconfig": str(user), "kubeContext": CONTEXT_OF_USER}
+    assert rehearse_cluster("up", "--nodes", "2", "--no-enforce").returncode == 0
+    try:
+        with stack_file("rights", own):
+            refused = rehearse("up", "--engine", "embedded", stack="rights")
+            words = " ".join(f"{refused.stdout} {refused.stderr}".split())
+            assert refused.returncode == 1
+            assert "the cluster's network does not enforce this stack's NetworkPolicies" in words
+            assert "a pod with the policy of vllm reaches the metadata server" in words
+            pods = cluster.kubectl("get", "pods", f"--namespace={NAMESPACE}", "--output=name").split()
+            assert not [pod for pod in pods if "-vllm-" in pod]  # none without its walls
+            accepted = outcomes(rehearse_up("--set", "unenforcedNetworkPolicies=accept", stack="rights"))
+            assert accepted["isolation-check"] == accepted["vllm-pods"] == "created"
+    finally:
+        assert rehearse_cluster("up", "--nodes", "2").returncode == 0
