@@ -31,6 +31,7 @@ from scripts.lab.emulator.state import ROOT, Record, State, load, locked
 from scripts.lab.engines import Engine, choose
 from scripts.lab.in_place_of_google import is_for_google, rehearsed, serving_hub
 from scripts.lab.kubernetes import cli as cluster_cli
+from scripts.lab.kubernetes import cluster
 from scripts.lab.ssh_keys import write_keys
 from scripts.lab.tiny_models import MODELS
 from scripts.lib.errors import BadInputError, report
@@ -98,7 +99,7 @@ def up(
         config = _config(stack, sets, set_files)
         with locked(ROOT, stack) as interrupted, _cut_off(stack):
             state = load(ROOT, stack)
-            installation, line = choose(stack, state, chosen, gcp=is_for_google(config))
+            installation, line = choose(stack, state, chosen, str(config.get("target")))
             if installation and slow:
                 raise BadInputError("--delay is for the embedded engine", "add --engine embedded")
             typer.echo(line)
@@ -203,7 +204,7 @@ def down(*, stack: Stack = "local") -> None:
         with locked(ROOT, stack) as interrupted, _cut_off(stack):
             state = load(ROOT, stack)
             if state.path.exists() or machine.is_set_up():
-                installation = choose(stack, state, None, gcp=False)[0] if state.engine == "pulumi" else None
+                installation = choose(stack, state, None, "")[0] if state.engine == "pulumi" else None
                 if installation:
                     _destroy_with_pulumi(pulumi_engine.Stack(installation, PROJECT, stack), state, interrupted)
                 else:
@@ -289,7 +290,7 @@ def _outputs(stack: str) -> dict[str, dict[str, Any]]:
     state = load(ROOT, stack)
     if state.engine != "pulumi":
         return engine.outputs(stack)
-    installation, _ = choose(stack, state, None, gcp=False)
+    installation, _ = choose(stack, state, None, "")
     assert installation  # noqa: S101 (its state names Pulumi)
     return pulumi_engine.Stack(installation, PROJECT, stack).outputs()
 
@@ -299,9 +300,16 @@ def _destroy_with_pulumi(stack: pulumi_engine.Stack, state: State, interrupted: 
     if interrupted:
         stack.cancel()
     records = stack.records()
+    namespaces = in_a_cluster.namespaces(records)
+    if namespaces and not cluster.status():
+        # The cluster has taken the objects along: they are forgotten.
+        stack.environment |= {"PULUMI_K8S_DELETE_UNREACHABLE": "true"}
     with Display() as display:
         _prepare_to_destroy(stack.name, state, records, display, interrupted)
     stack.destroy()
+    with Display() as display:
+        for namespace in namespaces:
+            in_a_cluster.tear_down(namespace, display)
     simulated_vm.destroy(stack.name)
 
 
@@ -319,7 +327,7 @@ def _destroy(stack: str, state: State, interrupted: bool) -> None:
             for removed in docker_adapters.remove_leftovers(record.inputs, stack):
                 display.line(f"{'deleted':<10} {removed}, left by an interrupted run")
 
-    namespaces = in_a_cluster.namespaces(state)
+    namespaces = in_a_cluster.namespaces(state.resources)
     config = StackConfig(project="", stack=stack, values={}, secrets=frozenset())
     with docker_ssh.key_held(state.resources.values()), Display() as display:
         _prepare_to_destroy(stack, state, state.resources, display, interrupted)

@@ -22,8 +22,10 @@ def engine_of(state: State) -> Engine | None:
     return Engine.EMBEDDED if state.resources else None
 
 
-def choose(stack: str, state: State, asked: Engine | None, *, gcp: bool) -> tuple[Installation | None, str]:
+def choose(stack: str, state: State, asked: Engine | None, target: str) -> tuple[Installation | None, str]:
     """Return the Pulumi to use, or None for the embedded engine, and a line that reports the choice.
+
+    `target` is the stack's, or empty for a stack that is up: its plugins are there.
 
     Raises BadInputError if another engine has the stack, or if the real Pulumi is requested and incomplete.
     """
@@ -37,7 +39,7 @@ def choose(stack: str, state: State, asked: Engine | None, *, gcp: bool) -> tupl
     if wanted is Engine.EMBEDDED:
         return None, f"engine: embedded, {'as asked for' if asked else f'which has stack {stack}'}"
     try:
-        found = pulumi_engine.find(gcp=gcp)
+        found = pulumi_engine.find(target)
     except IncompleteError as error:
         if wanted:
             raise BadInputError(

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from components.kubernetes.existing_cluster import RESTRICTED
 from scripts.lab import machine
-from scripts.lab.emulator.state import State
+from scripts.lab.emulator.state import Record, State
 from scripts.lab.kubernetes import cluster
 from scripts.lab.kubernetes.layout import CACHE, KUBECONFIG, MOST_NODES, SHARED
 from scripts.lab.tiny_models import MODELS
@@ -48,18 +49,18 @@ def set_up(config: StackConfig, state: State, display: Display) -> None:
             _readable(_volume())
 
 
-def namespaces(state: State) -> list[str]:
+def namespaces(resources: Mapping[str, Record]) -> list[str]:
     """Return the stack's namespaces in the laboratory's cluster: one, or none."""
     return [
         record.inputs["namespace"]
-        for record in state.resources.values()
+        for record in resources.values()
         if record.type == PROVIDER and record.inputs["kubeconfig"] == str(KUBECONFIG)
     ]
 
 
 def forget_if_gone(state: State) -> None:
     """Forget the stack's resources if the laboratory's cluster is off: it has taken them along."""
-    if namespaces(state) and not cluster.status():
+    if namespaces(state.resources) and not cluster.status():
         state.resources.clear()
         state.save()
 

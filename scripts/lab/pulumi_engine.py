@@ -29,6 +29,8 @@ from scripts.lib.private_files import write_private
 from scripts.lib.stack_config import StackConfig
 
 PLUGINS = ("command", "docker", "random", "tls")
+PLUGINS_OF_TARGET = {"gcp": ("gcp",), "kubernetes": ("kubernetes",)}
+"""Plugins that a target needs besides."""
 LANGUAGE_HOST = ("pulumi-language-python", "pulumi-resource-pulumi-python")
 """Programs that run the program and its dynamic providers."""
 SECONDS = 60
@@ -51,10 +53,10 @@ class IncompleteError(Exception):
     """The real Pulumi can't be used; the text lists what is missing."""
 
 
-def find(*, gcp: bool) -> Installation:
+def find(target: str) -> Installation:
     """Look for Pulumi on PATH and in ~/.pulumi/bin; under sudo in those of the user who ran it.
 
-    Raises IncompleteError unless everything is there without a download.
+    Raises IncompleteError unless everything that a stack of this target needs is there without a download.
     """
     user = _environment_of_user()
     path = os.pathsep.join([user.get("PATH", ""), str(_home(user) / "bin"), os.environ.get("PATH", os.defpath)])
@@ -74,7 +76,7 @@ def find(*, gcp: bool) -> Installation:
     language_host = shutil.which(LANGUAGE_HOST[0], path=path)
     missing += [f"{name} on PATH or beside {program}" for name in LANGUAGE_HOST if not shutil.which(name, path=path)]
     there = {(each["name"], str(each.get("version", "")).removeprefix("v")) for each in listed}
-    wanted = {name: metadata.version(f"pulumi-{name}") for name in (*PLUGINS, *(["gcp"] if gcp else []))}
+    wanted = {name: metadata.version(f"pulumi-{name}") for name in (*PLUGINS, *PLUGINS_OF_TARGET.get(target, ()))}
     for name, version_of_sdk in wanted.items():
         if (name, version_of_sdk) not in there:
             others = ", ".join(sorted(version for each, version in there if each == name)) or "none"

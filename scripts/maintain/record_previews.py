@@ -48,7 +48,7 @@ console = Console(highlight=False)
 def main() -> None:
     """Bring the stacks up with the real engine, preview every change, and take them down again."""
     try:
-        installation = pulumi_engine.find(gcp=True)
+        installation = pulumi_engine.find("gcp")
     except IncompleteError as error:
         console.print(
             f"error: the real Pulumi can't be used here: missing is {error}\n  fix: docs/getting-started/server.md"

@@ -19,7 +19,7 @@ ON_PULUMI = ("up", "--engine", "pulumi")
 @pytest.fixture(scope="package")
 def installation(machine: None) -> Installation:
     """The real Pulumi with its plugins."""
-    return pulumi_engine.find(gcp=False)
+    return pulumi_engine.find("existing")
 
 
 @contextmanager

@@ -48,15 +48,15 @@ def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Put:
     return make
 
 
-def missing(*, gcp: bool = False) -> str:
+def missing(target: str = "existing") -> str:
     with pytest.raises(IncompleteError) as raised:
-        pulumi_engine.find(gcp=gcp)
+        pulumi_engine.find(target)
     return str(raised.value)
 
 
 def test_a_complete_installation_is_used(put: Put, tmp_path: Path) -> None:
     program = put()
-    found = pulumi_engine.find(gcp=False)
+    found = pulumi_engine.find("existing")
     assert (found.program, found.version) == (program, SDK)
     plugins = tmp_path / "home" / ".pulumi" / "plugins"
     assert found.plugins == tuple(plugins / f"resource-{name}-v{version}" for name, version in PLUGINS.items())
@@ -70,7 +70,7 @@ def test_without_a_pulumi_there_is_none(put: Put) -> None:
 def test_the_cli_must_be_as_new_as_the_sdk(put: Put, version: str, enough: bool) -> None:
     put(version=version)
     if enough:
-        assert pulumi_engine.find(gcp=False).version == version
+        assert pulumi_engine.find("existing").version == version
     else:
         assert missing() == f"a CLI of {SDK} or newer ({version} is there)"
 
@@ -78,7 +78,7 @@ def test_the_cli_must_be_as_new_as_the_sdk(put: Put, version: str, enough: bool)
 def test_another_patch_release_of_the_cli_will_do(put: Put) -> None:
     version = f"{SDK.rpartition('.')[0]}.0"
     put(version=version)
-    assert pulumi_engine.find(gcp=False).version == version
+    assert pulumi_engine.find("existing").version == version
 
 
 @pytest.mark.parametrize("name", PLUGINS)
@@ -88,12 +88,13 @@ def test_each_plugin_must_have_the_version_of_its_sdk(put: Put, name: str, there
     assert missing() == f"the plugin {name} {PLUGINS[name]} ({words})"
 
 
-def test_the_plugin_gcp_is_needed_for_google_cloud_alone(put: Put) -> None:
+@pytest.mark.parametrize(("target", "name"), [("gcp", "gcp"), ("kubernetes", "kubernetes")])
+def test_a_plugin_of_one_target_is_needed_for_that_alone(put: Put, target: str, name: str) -> None:
     put()
-    version = metadata.version("pulumi-gcp")
-    assert missing(gcp=True) == f"the plugin gcp {version} (none is there)"
-    put(gcp=version)
-    assert pulumi_engine.find(gcp=True)
+    version = metadata.version(f"pulumi-{name}")
+    assert missing(target) == f"the plugin {name} {version} (none is there)"
+    put(**{name: version})
+    assert pulumi_engine.find(target).plugins[-1].name == f"resource-{name}-v{version}"
 
 
 @pytest.mark.parametrize("name", pulumi_engine.LANGUAGE_HOST)
@@ -106,7 +107,7 @@ def test_the_language_host_may_be_elsewhere_on_path(put: Put, tmp_path: Path) ->
     put(without=pulumi_engine.LANGUAGE_HOST)
     put("other", without=("pulumi",))
     os.environ["PATH"] += f":{tmp_path / 'other'}"
-    assert pulumi_engine.find(gcp=False).language_host == tmp_path / "other" / pulumi_engine.LANGUAGE_HOST[0]
+    assert pulumi_engine.find("existing").language_host == tmp_path / "other" / pulumi_engine.LANGUAGE_HOST[0]
 
 
 def test_all_that_is_missing_is_listed(put: Put) -> None:
@@ -122,7 +123,7 @@ def test_a_pulumi_that_does_not_work_is_none(put: Put) -> None:
 
 def test_it_is_found_where_its_installer_puts_it(put: Put) -> None:
     program = put("home/.pulumi/bin")
-    assert pulumi_engine.find(gcp=False).program == program
+    assert pulumi_engine.find("existing").program == program
 
 
 @pytest.fixture
@@ -148,7 +149,7 @@ def sudo(tmp_path: Path, put: Put, monkeypatch: pytest.MonkeyPatch) -> Callable[
 def test_under_sudo_it_is_that_of_the_user(put: Put, sudo: Callable[..., None], tmp_path: Path) -> None:
     program = put("mine")
     sudo(PATH=f"{tmp_path / 'mine'}", PULUMI_HOME=str(tmp_path / "plugins of mine"))
-    found = pulumi_engine.find(gcp=False)
+    found = pulumi_engine.find("existing")
     assert found.program == program
     assert found.plugins[0].parent == tmp_path / "plugins of mine" / "plugins"
 
@@ -156,7 +157,7 @@ def test_under_sudo_it_is_that_of_the_user(put: Put, sudo: Callable[..., None], 
 def test_under_sudo_it_may_be_in_the_users_home(put: Put, sudo: Callable[..., None], tmp_path: Path) -> None:
     program = put("home/.pulumi/bin")
     sudo(PATH="/usr/bin", HOME=str(tmp_path / "home"))
-    assert pulumi_engine.find(gcp=False).program == program
+    assert pulumi_engine.find("existing").program == program
 
 
 # Which engine
@@ -167,7 +168,7 @@ def complete(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Makes the installation complete, or lack something."""
 
     def set_to(lacking: str = "") -> None:
-        def find(*, gcp: bool) -> Installation:
+        def find(_target: str) -> Installation:
             if lacking:
                 raise IncompleteError(lacking)
             return Installation(program=Path("/p/pulumi"), version="3.1.2", language_host=Path("/p/l"), plugins=())
@@ -183,33 +184,33 @@ def state(owner: str = "") -> State:
 
 def test_the_real_one_is_used_where_it_is_complete(complete: Callable[..., None]) -> None:
     complete()
-    installation, line = choose("x", state(), None, gcp=False)
+    installation, line = choose("x", state(), None, "")
     assert installation
     assert line == "engine: Pulumi 3.1.2 (/p/pulumi)"
 
 
 def test_the_embedded_one_is_used_elsewhere_and_it_says_why(complete: Callable[..., None]) -> None:
     complete("the plugin tls 5.5.1 (none is there)")
-    installation, line = choose("x", state(), None, gcp=False)
+    installation, line = choose("x", state(), None, "")
     assert installation is None
     assert line == "engine: embedded, as Pulumi can't be used here: missing is the plugin tls 5.5.1 (none is there)"
 
 
 def test_the_embedded_one_can_be_asked_for(complete: Callable[..., None]) -> None:
     complete()
-    assert choose("x", state(), Engine.EMBEDDED, gcp=False) == (None, "engine: embedded, as asked for")
+    assert choose("x", state(), Engine.EMBEDDED, "") == (None, "engine: embedded, as asked for")
 
 
 def test_asking_for_pulumi_lists_what_is_missing(complete: Callable[..., None]) -> None:
     complete("a pulumi on PATH")
     with pytest.raises(BadInputError, match="--engine pulumi: missing is a pulumi on PATH"):
-        choose("x", state(), Engine.PULUMI, gcp=False)
+        choose("x", state(), Engine.PULUMI, "")
 
 
 @pytest.mark.parametrize("owner", Engine)
 def test_a_stack_stays_with_its_engine(complete: Callable[..., None], owner: Engine) -> None:
     complete()
-    installation, line = choose("x", state(owner), None, gcp=False)
+    installation, line = choose("x", state(owner), None, "")
     assert bool(installation) is (owner is Engine.PULUMI)
     assert line.lower().startswith(f"engine: {owner}")
 
@@ -218,17 +219,17 @@ def test_a_stack_stays_with_its_engine(complete: Callable[..., None], owner: Eng
 def test_a_stack_never_has_two_engines(complete: Callable[..., None], owner: Engine, asked: Engine) -> None:
     complete()
     with pytest.raises(BadInputError, match=f"brought up by the engine {owner}, .* fix: .*rehearse down --stack x"):
-        choose("x", state(owner), asked, gcp=False)
+        choose("x", state(owner), asked, "")
 
 
 def test_a_state_with_resources_that_names_no_engine_is_the_embedded_ones(complete: Callable[..., None]) -> None:
     complete()
     known = state()
     known.resources["urn"] = Record(type="t", name="n", id="i", inputs={}, outputs={})
-    assert choose("x", known, None, gcp=False) == (None, "engine: embedded, which has stack x")
+    assert choose("x", known, None, "") == (None, "engine: embedded, which has stack x")
 
 
 def test_a_stack_of_pulumi_needs_pulumi(complete: Callable[..., None]) -> None:
     complete("a pulumi on PATH")
     with pytest.raises(BadInputError, match="stack x was brought up by Pulumi: missing is a pulumi on PATH"):
-        choose("x", state("pulumi"), None, gcp=False)
+        choose("x", state("pulumi"), None, "")
