@@ -1,13 +1,13 @@
 """kubernetes:* with the official client, by server-side apply, as Pulumi's provider does it.
 
 The provider's own rules are kept (pulumi-kubernetes 4.32: provider/pkg/await, provider/pkg/provider/diff.go): creation
-fails where another has made the object, a changed name or namespace replaces it, and it waits for what it has changed.
+fails where the object exists, a changed name or namespace replaces it, it waits for what it has changed, and a refresh
+finds what is not ready any more.
 """
 
 import atexit
 import copy
 import functools
-import json
 import shutil
 import tempfile
 import threading
@@ -22,7 +22,7 @@ from scripts.lab import RehearsalError
 from scripts.lab.emulator.resource import Adapter, NothingDoneError, Resource, Seen
 
 MANAGER = "elastic-vllm-rehearsal"
-"""Owner of the fields that this engine applies; an object of its own may be left by a run that was cut off."""
+"""Owner of the fields that this engine applies; only its objects are deleted."""
 POLL_SECONDS = 0.5
 SAY_SECONDS = 5
 SECONDS = 600
@@ -108,10 +108,10 @@ class _Object:
 @_explained
 def _create(resource: Resource) -> tuple[str, dict[str, Any]]:
     wanted = _Object(resource)
-    found = wanted.get()
-    if found and not wanted.is_ours(found):
+    if wanted.get():
         raise NothingDoneError(
-            f"{_title(resource)} exists already, and is not this stack's; fix: delete it, or use another namespace"
+            f"{_title(resource)} already exists in the cluster, as Pulumi says of one that a killed run or somebody "
+            "else has made; fix: delete it, or use another namespace"
         )
     wanted.apply()
     _wait(resource, wanted)
@@ -132,7 +132,8 @@ def _read(resource: Resource) -> Seen:
     found = wanted.get()
     if found is None:
         return "gone"
-    if _content(wanted.apply(dry=True)) == _content(found):
+    ready = resource.inputs["kind"] not in SEEN_BY_A_REFRESH or not _missing(resource, wanted, found)
+    if ready and _content(wanted.apply(dry=True)) == _content(found):
         return "same"
     wanted.apply()
     _wait(resource, wanted)
@@ -165,15 +166,10 @@ def _content(found: dict[str, Any]) -> dict[str, Any]:
 
 def _wait(resource: Resource, wanted: _Object) -> None:
     """Wait until the object is what the provider calls ready."""
-    waiter = WAITERS.get(resource.inputs["kind"])
-    annotations = resource.inputs["metadata"].get("annotations", {})
-    if waiter is None or annotations.get(SKIP_AWAIT) == "true":
-        return
     limit = resource.inputs.get("spec", {}).get("progressDeadlineSeconds", SECONDS)
     end, spoken = time.monotonic() + limit, 0.0
     while True:
-        found = wanted.get() or {}
-        missing = waiter(wanted, found)
+        missing = _missing(resource, wanted, wanted.get() or {})
         if not missing:
             return
         now = time.monotonic()
@@ -183,6 +179,13 @@ def _wait(resource: Resource, wanted: _Object) -> None:
             resource.say(missing)
             spoken = now
         time.sleep(POLL_SECONDS)
+
+
+def _missing(resource: Resource, wanted: _Object, found: dict[str, Any]) -> str:
+    """Return what the object waits for; empty if it is ready. Raises RehearsalError if it has failed."""
+    waiter = WAITERS.get(resource.inputs["kind"])
+    annotations = resource.inputs["metadata"].get("annotations", {})
+    return "" if waiter is None or annotations.get(SKIP_AWAIT) == "true" else waiter(wanted, found)
 
 
 def _deployment(wanted: _Object, found: dict[str, Any]) -> str:
@@ -277,21 +280,33 @@ WAITERS: dict[str, Callable[[_Object, dict[str, Any]], str]] = {
     "PersistentVolumeClaim": _claim,
     "Job": _job,
 }
+SEEN_BY_A_REFRESH = {"Deployment", "Service", "Job"}
+"""Kinds that the provider also looks at when it reads them: those that are not ready are updated."""
 
 # --- What replaces an object
 
-IMMUTABLE = {"Job": ("spec",), "PersistentVolumeClaim": ("spec",), "Secret": ("type",)}
+REPLACING = {
+    "Deployment": ("spec.selector",),
+    "Job": ("spec.completions", "spec.parallelism", "spec.selector", "spec.template"),
+    "PersistentVolumeClaim": ("spec.accessModes", "spec.selector", "spec.storageClassName", "spec.volumeName"),
+    "Secret": ("type",),
+    "Service": ("spec.clusterIP",),
+}
+"""Kind -> fields whose change replaces the object; others change in place, if the API server admits it."""
 
 
 def _remakes(old: dict[str, Any], new: dict[str, Any]) -> bool:
     """Return True for changes that the provider makes by deleting the object and creating another."""
-    places = [each["metadata"].get(key) for each in (old, new) for key in ("name", "namespace")]
-    if places[:2] != places[2:]:
-        return True
-    if old.get("kind") == "Deployment" and old["spec"]["selector"] != new["spec"]["selector"]:
-        return True
-    fields = IMMUTABLE.get(new["kind"], ())
-    return any(json.dumps(old.get(key), sort_keys=True) != json.dumps(new.get(key), sort_keys=True) for key in fields)
+    fields = ("metadata.name", "metadata.namespace", *REPLACING.get(new["kind"], ()))
+    return any(_field(old, each) != _field(new, each) for each in fields)
+
+
+def _field(manifest: dict[str, Any], path: str) -> Any:
+    """Return a field by its path; None where there is none."""
+    found: Any = manifest
+    for key in path.split("."):
+        found = (found or {}).get(key)
+    return found
 
 
 def _object() -> Adapter:
