@@ -1,5 +1,6 @@
 """The model's weights as a volume of vLLM's pods."""
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -69,15 +70,20 @@ class ClusterWeights(pulumi.ComponentResource):
         elif args.claim:
             self.volume = Volume(source=_claim(args.claim), sub_path=args.directory, ready=())
         else:
-            ready = self._download(name, args)
-            claim = claim_manifest(args)["metadata"]["name"]
-            self.volume = Volume(source=_claim(claim), sub_path=args.directory, ready=(ready,))
+            manifest = claim_manifest(args)
+            ready = self._download(name, args, manifest)
+            self.volume = Volume(source=_claim(manifest["metadata"]["name"]), sub_path=args.directory, ready=(ready,))
         self.register_outputs({})
 
-    def _download(self, name: str, args: ClusterWeightsArgs) -> pulumi.Resource:
+    def _download(self, name: str, args: ClusterWeightsArgs, manifest: objects.Manifest) -> pulumi.Resource:
         cluster = args.cluster
-        # A class that binds with the first pod would be waited for before the Job exists.
-        claim = cluster.declare(f"{name}-claim", claim_manifest(args), parent=self)
+        claim = cluster.declare(
+            f"{name}-claim",
+            manifest,
+            parent=self,
+            # The last pods with the weights before may let requests end for ten minutes.
+            custom_timeouts=pulumi.CustomTimeouts(delete="20m"),
+        )
         token = cluster.declare(
             f"{name}-token",
             objects.secret(
@@ -89,7 +95,7 @@ class ClusterWeights(pulumi.ComponentResource):
         )
         return cluster.declare(
             f"{name}-download",
-            job_manifest(args),
+            job_manifest(args, manifest["metadata"]["name"]),
             parent=self,
             depends_on=[claim, token],
             custom_timeouts=pulumi.CustomTimeouts(create=f"{DOWNLOAD_HOURS}h"),
@@ -97,21 +103,29 @@ class ClusterWeights(pulumi.ComponentResource):
 
 
 def claim_manifest(args: ClusterWeightsArgs) -> dict[str, Any]:
-    """The claim that the Job fills."""
+    """The claim that the Job fills with one revision.
+
+    Other weights, and another size, class or access mode, get another claim: one that exists can't become smaller, has
+    one access mode, and grows only where its class allows that.
+    """
     mode = "ReadWriteMany" if args.replicas > 1 else "ReadWriteOnce"
+    spec = {
+        "storageClassName": args.storage_class,
+        "accessModes": [mode],
+        "resources": {"requests": {"storage": f"{math.ceil(1.1 * args.weights_gb) + 1}G"}},
+    }
+    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
+    name = f"{args.cluster.prefix}-{WEIGHTS}-{args.revision[:7]}-{digest[:4]}"
+    # A class that binds with the first pod would be waited for before the Job exists.
+    annotations = {"pulumi.com/skipAwait": "true"}
     return {
-        **args.cluster.object("v1", "PersistentVolumeClaim", WEIGHTS, annotations={"pulumi.com/skipAwait": "true"}),
-        "spec": {
-            "storageClassName": args.storage_class,
-            "accessModes": [mode],
-            # Another model beside it, so that a change of the model has a way back.
-            "resources": {"requests": {"storage": f"{math.ceil(2.2 * args.weights_gb) + 1}G"}},
-        },
+        **args.cluster.object("v1", "PersistentVolumeClaim", WEIGHTS, name, annotations=annotations),
+        "spec": spec,
     }
 
 
-def job_manifest(args: ClusterWeightsArgs) -> dict[str, Any]:
-    """The Job that downloads one revision of one model; another one is another Job."""
+def job_manifest(args: ClusterWeightsArgs, claim: str) -> dict[str, Any]:
+    """The Job that downloads one revision of one model into its claim, whose name it has."""
     cluster = args.cluster
     container = {
         "name": "download",
@@ -144,7 +158,7 @@ def job_manifest(args: ClusterWeightsArgs) -> dict[str, Any]:
         ],
     }
     return {
-        **cluster.object("batch/v1", "Job", WEIGHTS, f"{cluster.prefix}-{WEIGHTS}-{args.revision[:12]}"),
+        **cluster.object("batch/v1", "Job", WEIGHTS, claim),
         "spec": {
             "backoffLimit": 4,
             "template": {
@@ -155,7 +169,7 @@ def job_manifest(args: ClusterWeightsArgs) -> dict[str, Any]:
                     "restartPolicy": "Never",
                     "containers": [container],
                     "volumes": [
-                        {"name": "weights", "persistentVolumeClaim": {"claimName": f"{cluster.prefix}-{WEIGHTS}"}},
+                        {"name": "weights", "persistentVolumeClaim": {"claimName": claim}},
                         {"name": "token", "secret": {"secretName": f"{cluster.prefix}-{WEIGHTS}"}},
                         {"name": "tmp", "emptyDir": {}},
                     ],

@@ -240,7 +240,27 @@ def test_the_hubs_token_reaches_the_download_alone(program_of: Callable[..., Pro
         for volume in pod["spec"].get("volumes", [])
         if volume.get("secret", {}).get("secretName") == "elastic-vllm-k8s-weights"
     ]
-    assert mounting == ["elastic-vllm-k8s-weights-aaaaaaaaaaaa"]
+    [job] = [each["metadata"]["name"] for each in objects(program) if each["kind"] == "Job"]
+    assert mounting == [job]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"model": "google/gemma-4-31B-it", "modelRevision": "b" * 40},
+        {"modelRevision": "b" * 40},
+        {"replicas": 1},
+        {"weightsStorageClass": "another"},
+    ],
+)
+def test_other_weights_get_a_claim_of_their_own(changed: dict[str, Any], program_of: Callable[..., Program]) -> None:
+    # The API server refuses to make a claim smaller, and most classes refuse to make one larger.
+    before = {**VARIANTS["weights-job"], "replicas": 2}
+    names = []
+    for settings in (before, before | changed):
+        [claim] = [each for each in objects(program_of("k8s", **settings)) if each["kind"] == "PersistentVolumeClaim"]
+        names.append(claim["metadata"]["name"])
+    assert names[0] != names[1]
 
 
 def test_a_key_changes_a_secret_in_place_and_no_pod(program_of: Callable[..., Program]) -> None:
