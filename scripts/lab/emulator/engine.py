@@ -161,7 +161,12 @@ class Monitor(mocks.MockMonitor):
         changed = {key for key in compared if old.inputs.get(key) != wanted.inputs.get(key)}
         moved = old.provider != options["provider"] or old.trigger != options["trigger"]
         if moved or (changed and (adapter.replaces(changed) or adapter.remakes(old.inputs, wanted.inputs))):
-            return remake("replaced", before)
+            if moved or not adapter.overlaps(old.inputs, wanted.inputs):
+                self.remove(urn, before)
+            else:
+                with self._lock:  # no program registers this name, so it is deleted at the end of an `up`
+                    self.state.resources[f"{urn}::replaced::{old.id}"] = old
+            return create("replaced")
         if changed:
             kept = {key: value for key, value in old.inputs.items() if key in options["ignored"]}
             wanted = replace(wanted, inputs={**wanted.inputs, **kept})

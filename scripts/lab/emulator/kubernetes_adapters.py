@@ -297,8 +297,12 @@ REPLACING = {
 
 def _remakes(old: dict[str, Any], new: dict[str, Any]) -> bool:
     """Return True for changes that the provider makes by deleting the object and creating another."""
-    fields = ("metadata.name", "metadata.namespace", *REPLACING.get(new["kind"], ()))
-    return any(_field(old, each) != _field(new, each) for each in fields)
+    return _moves(old, new) or any(_field(old, each) != _field(new, each) for each in REPLACING.get(new["kind"], ()))
+
+
+def _moves(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Return True where old and new object can exist at once."""
+    return any(_field(old, each) != _field(new, each) for each in ("metadata.name", "metadata.namespace"))
 
 
 def _field(manifest: dict[str, Any], path: str) -> Any:
@@ -318,6 +322,7 @@ def _object() -> Adapter:
         delete=_delete,
         replaces=lambda _changed: False,
         remakes=_remakes,
+        overlaps=_moves,
     )
 
 

@@ -57,7 +57,8 @@ class Adapter:
     `create` makes or adopts it and returns (id, outputs); `update` changes it in place and returns the outputs;
     `read` examines the real resource and may repair it; `delete` accepts that it is gone already;
     `replaces` returns True if these changed inputs force a replacement, and `remakes` if the old and new inputs do,
-    where a part of one decides. An input not in `inputs` is refused.
+    where a part of one decides; `overlaps` returns True if the new one can be made while the old one exists, which then
+    goes last, as Pulumi does it. An input not in `inputs` is refused.
     Each raises RehearsalError for errors that the user can correct.
     """
 
@@ -68,3 +69,4 @@ class Adapter:
     delete: Callable[[Resource], None] = nothing_to_delete
     replaces: Callable[[set[str]], bool] = all_changes_replace
     remakes: Callable[[dict[str, Any], dict[str, Any]], bool] = nothing_replaces
+    overlaps: Callable[[dict[str, Any], dict[str, Any]], bool] = nothing_replaces

@@ -56,6 +56,7 @@ class World:
             read=lambda resource: self.seen.get(resource.name, "same" if resource.name in self.exists else "gone"),
             delete=self.delete,
             replaces=lambda changed: "fixed" in changed,
+            overlaps=lambda old, new: old.get("count") != new.get("count"),
         )
         return {"test:index:Thing": adapter, "pulumi:providers:test": adapter}
 
@@ -126,6 +127,26 @@ def test_changed_input_updates_or_replaces(stack: Stack) -> None:
     assert stack.up("Thing('a', value=2, fixed=1)") == ["update a"]
     assert stack.up("Thing('a', value=2, fixed=2)") == ["delete a", "create a"]
     assert stack.up("Thing('a', value=2, fixed=2)") == []
+
+
+def test_a_replaced_one_that_is_in_nobodys_way_goes_last(stack: Stack) -> None:
+    program = "a = Thing('a', fixed={0}, count={0}); Thing('b', After(a), value={0})"
+    stack.up(program.format(1))
+    assert stack.up(program.format(2)) == ["create a", "update b", "delete a"]
+
+
+@pytest.mark.parametrize("taken_down", [False, True])
+def test_a_replaced_one_is_not_forgotten_when_its_successor_fails(stack: Stack, taken_down: bool) -> None:
+    program = "Thing('a', fixed={0}, count={0})"
+    stack.up(program.format(1))
+    stack.world.failing["create a"] = RehearsalError("no room")
+    with pytest.raises(RehearsalError, match="no room"):
+        stack.up(program.format(2))
+    stack.world.failing.clear()
+    if taken_down:
+        assert stack.down() == ["delete a", "delete a"]
+    else:
+        assert stack.up(program.format(2)) == ["create a", "delete a"]
 
 
 def test_changed_replacement_trigger_replaces(stack: Stack) -> None:
