@@ -229,7 +229,13 @@ class Stack:
         """Return a command's output. Raises UserError with Pulumi's message."""
         command = [str(self._program), *arguments, "--non-interactive"]
         done = subprocess.run(
-            command, cwd=self.directory, env=self.environment, input=data, capture_output=True, text=True, check=False
+            command,
+            cwd=self.directory,
+            env=self._environment(),
+            input=data,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             raise UserError(f"pulumi {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}", "see what it reports")
@@ -237,14 +243,11 @@ class Stack:
 
     def run(self, *arguments: str) -> None:
         """Run a command whose progress is shown as Pulumi shows it. Raises UserError, KeyboardInterrupt."""
-        # A key with a passphrase is in an agent while the program runs, which it otherwise does for `up` alone, and not
-        # while `up` refreshes.
-        held = {"PULUMI_RUN_PROGRAM": "true"} if "sshPrivateKeyPassword" in self.file.read_text() else {}
         # In a separate session: it gets one interrupt, from here, and finishes its current steps.
         process = subprocess.Popen(
             [self._program, *arguments, "--stack", self.name],
             cwd=self.directory,
-            env={**self.environment, **held},
+            env=self._environment(),
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
@@ -260,6 +263,12 @@ class Stack:
             raise KeyboardInterrupt
         if code:
             raise UserError(f"pulumi {arguments[0]} failed ({code})", "see what it reports above, and run this again")
+
+    def _environment(self) -> dict[str, str]:
+        # A key with a passphrase is in an agent while the program runs, which it otherwise does for `up` alone, and not
+        # while `up` refreshes.
+        held = {"PULUMI_RUN_PROGRAM": "true"} if "sshPrivateKeyPassword" in self.file.read_text() else {}
+        return {**self.environment, **held}
 
     @contextmanager
     def google(self, *, simulated: bool) -> Iterator[None]:

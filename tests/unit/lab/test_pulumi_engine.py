@@ -233,3 +233,17 @@ def test_a_stack_of_pulumi_needs_pulumi(complete: Callable[..., None]) -> None:
     complete("a pulumi on PATH")
     with pytest.raises(BadInputError, match="stack x was brought up by Pulumi: missing is a pulumi on PATH"):
         choose("x", state("pulumi"), None, "")
+
+
+@pytest.mark.parametrize(("settings", "run"), [("", ""), ("elastic-vllm:sshPrivateKeyPassword: {secure: x}", "true")])
+def test_every_command_runs_the_program_where_it_holds_a_key_with_a_passphrase(
+    settings: str, run: str, tmp_path: Path
+) -> None:
+    program = tmp_path / "pulumi"
+    program.write_text('#!/bin/sh\necho "$PULUMI_RUN_PROGRAM"\n')
+    program.chmod(0o755)
+    installation = Installation(program=program, version=SDK, language_host=program, plugins=())
+    (tmp_path / "project").mkdir()
+    stack = pulumi_engine.Stack(installation, tmp_path / "project", "x", tmp_path / "scratch")
+    stack.file.write_text(f"config: {{{settings}}}\n")
+    assert stack.ask("destroy") == f"{run}\n"
