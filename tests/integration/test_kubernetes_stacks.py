@@ -53,6 +53,9 @@ def settings(machine: None) -> Iterator[dict[str, Any]]:
     shutil.copytree(MODELS / model, SHARED / f"volume-{VOLUME}" / model, dirs_exist_ok=True)
     yield written("k8s") | {"namespace": NAMESPACE, "httpsPort": 30444, "replicas": 1, "gatewayReplicas": 2}
     cluster.kubectl("delete", "namespace", NAMESPACE, "--wait")
+    cluster.kubectl(
+        "patch", "persistentvolume", f"shared-{VOLUME}", "--type=merge", '--patch={"spec": {"claimRef": null}}'
+    )
 
 
 def apply(manifest: dict[str, Any]) -> None:
@@ -80,6 +83,11 @@ def user(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
     return path
 
 
+def own(settings: dict[str, Any], user: Path) -> dict[str, Any]:
+    """Return the settings for that user."""
+    return settings | {"kubeconfig": str(user), "kubeContext": CONTEXT_OF_USER}
+
+
 def left() -> set[str]:
     """Return what is in the namespace, but what was there before the stack and what every namespace has."""
     kinds = cluster.kubectl("api-resources", "--namespaced", "--verbs=list", "--output=name").split()
@@ -89,8 +97,7 @@ def left() -> set[str]:
 
 def test_the_roles_rights_are_enough_from_first_to_last(settings: dict[str, Any], user: Path) -> None:
     before = left()
-    own = settings | {"kubeconfig": str(user), "kubeContext": CONTEXT_OF_USER}
-    with stack_file("rights", own):
+    with stack_file("rights", own(settings, user)):
         done = rehearse("up", "--engine", "embedded", "--verify", stack="rights")
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         assert set(outcomes(rehearse_up(stack="rights")).values()) == {"unchanged"}
@@ -100,13 +107,13 @@ def test_the_roles_rights_are_enough_from_first_to_last(settings: dict[str, Any]
         assert left() == before
 
 
-def test_a_stack_comes_from_a_machine_with_its_key_and_its_ca(settings: dict[str, Any]) -> None:
+def test_a_stack_comes_from_a_machine_with_its_key_and_its_ca(settings: dict[str, Any], user: Path) -> None:
     """As docs/guides/to-kubernetes.md says."""
     on_machine = written("test") | {"httpsPort": local_sshd.free_port(), "keys": {"default": [2]}}
     with stack_file("moving", on_machine) as file:
         rehearse_up("--engine", "embedded", stack="moving")
         before = outputs_of("moving")
-        in_cluster = settings | {"keys": {"default": [2]}}
+        in_cluster = own(settings, user) | {"keys": {"default": [2]}}
         file.write_text(yaml.safe_dump({"config": {f"elastic-vllm:{key}": each for key, each in in_cluster.items()}}))
         moved = outcomes(rehearse_up("--engine", "embedded", "--verify", stack="moving"))
         after = outputs_of("moving")
@@ -122,10 +129,9 @@ def test_a_stack_comes_from_a_machine_with_its_key_and_its_ca(settings: dict[str
 def test_a_network_that_enforces_nothing_is_refused_unless_that_is_accepted(
     settings: dict[str, Any], user: Path
 ) -> None:
-    own = settings | {"kubeconfig": str(user), "kubeContext": CONTEXT_OF_USER}
     assert rehearse_cluster("up", "--nodes", "2", "--no-enforce").returncode == 0
     try:
-        with stack_file("rights", own):
+        with stack_file("rights", own(settings, user)):
             refused = rehearse("up", "--engine", "embedded", stack="rights")
             words = " ".join(f"{refused.stdout} {refused.stderr}".split())
             assert refused.returncode == 1
