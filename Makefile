@@ -21,9 +21,11 @@ test: ## Lint, types, unit and integration tests (real SSH, Docker, Nginx and vL
 	@$(side_by_side) --no-print-directory --jobs 2 tests host; code=$$?; \
 	  said=$$($(as_root) scripts/rehearse down --stack test 2>&1) || { echo "$$said"; code=1; }; exit $$code
 
-# The images take minutes where they are not there yet: lint and tests that need none run meanwhile.
+# The images take minutes where they are not there yet: lint and tests that need none run meanwhile. A run that was
+# killed may have left the stack up: the tests would take its ports for somebody else's.
 # The lock is the one of the integration tests (tests/integration/conftest.py), which wait for it.
 host:
+	@said=$$($(as_root) flock pyproject.toml scripts/rehearse down --stack test 2>&1) || { echo "$$said"; exit 1; }
 	@$(as_root) flock pyproject.toml scripts/rehearse setup --stack test
 
 tests: lint
