@@ -48,6 +48,10 @@ API_SECONDS = 300
 NODE_SECONDS = 300
 POD_SECONDS = 300
 ENFORCER = "kube-router"
+# The program's own --cleanup-config (2.1.0) removes no rules of policies, and ends with a panic.
+_WITHOUT_RULES = (
+    "iptables-save -t filter | grep -Ev 'KUBE-(ROUTER|NWPLCY|POD-FW)-' | iptables-restore -T filter && ipset destroy"
+)
 _POLL_SECONDS = 0.5
 VOLUMES = 4
 """Volumes of shared storage, each for one claim."""
@@ -263,12 +267,12 @@ def _set_enforcer(node: Machine, wanted: bool, display: Display) -> None:
             command = [ENFORCER, "--run-router=false", "--run-service-proxy=false", "--run-firewall=true"]
             command += [f"--kubeconfig={node.file(f'{ENFORCER}.kubeconfig')}", f"--hostname-override={node.name}"]
             task.outcome = "started" if machines.start(node, ENFORCER, command) else "unchanged"
-        elif machines.service(node, ENFORCER):
-            machines.stop(node, ENFORCER)
-            machines.run(node, ENFORCER, "--cleanup-config")
-            task.outcome = "ended"
         else:
-            task.outcome = "left out"
+            runs = bool(machines.service(node, ENFORCER))
+            if runs:
+                machines.stop(node, ENFORCER)
+            machines.run(node, "sh", "-c", _WITHOUT_RULES)
+            task.outcome = "ended" if runs else "left out"
 
 
 def _start_dns() -> bool:
