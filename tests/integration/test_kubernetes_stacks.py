@@ -138,7 +138,7 @@ def test_a_network_that_enforces_nothing_is_refused_unless_that_is_accepted(
             assert "the cluster's network does not enforce this stack's NetworkPolicies" in words
             assert "a pod with the policy of vllm reaches the metadata server" in words
             pods = cluster.kubectl("get", "pods", f"--namespace={NAMESPACE}", "--output=name").split()
-            assert not [pod for pod in pods if "-vllm-" in pod]  # none without its walls
+            assert not [pod for pod in pods if "-rights-vllm-" in pod]  # none without its walls
             accepted = outcomes(rehearse_up("--set", "unenforcedNetworkPolicies=accept", stack="rights"))
             assert accepted["isolation-check"] == accepted["vllm-pods"] == "created"
     finally:
