@@ -1,86 +1,34 @@
-"""The door of vLLM's pods, with a real Nginx: it listens while vLLM does, so a gateway never asks one that is gone."""
+"""Gateway and doors of target kubernetes, with a real Nginx in each: a gateway never asks a vLLM that is gone."""
 
-import base64
 import os
-import shutil
 import signal
-import subprocess
+import ssl
+import statistics
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 
 import docker
+import httpx2
 import pytest
-from docker.models.containers import Container
 
-from components.serving.nginx_config import CONFIG_DIRECTORY, CONTAINER_PORT
-from components.serving.vllm_process import SOCKET_DIRECTORY
-from tests.support import newer_nginx, vllm_stand_in
+from tests.support import docker_pods, newer_nginx, vllm_stand_in
+from tests.support.docker_pods import Declared, Pod, Pods
 from tests.support.netns_machine import wait_until
-from tests.support.program import configuration, run
+from tests.support.steady_clients import asking, flaws
 
-REFUSED = 7
-"""curl's exit status for a connection that nobody accepts."""
 STREAM = '{"model": "rehearsal/tiny", "messages": [], "stream": true, "max_tokens": 200, "ignore_eos": true}'
-GONE_SECONDS = 1
-"""Limit for the door to close after vLLM ends: milliseconds, on a machine that is not busy."""
-
-
-@dataclass(frozen=True)
-class Pod:
-    """Both containers of a pod, in one network namespace as there."""
-
-    directory: Path
-    door: Container
-    vllm: Container
-
-    def curl(self, path: str = "/v1/models", *options: str) -> tuple[int, str]:
-        """Ask the door as a gateway would, and return curl's exit status and the answer with its HTTP status."""
-        self.door.reload()
-        url = f"https://127.0.0.1:{CONTAINER_PORT}{path}"
-        pair = ("--cert", str(self.directory / "certificate.pem"), "--key", str(self.directory / "private-key.pem"))
-        done = subprocess.run(
-            [
-                "nsenter",
-                "--net",
-                "--target",
-                str(self.network),
-                "curl",
-                "-sk",
-                "-w",
-                "%{http_code}",
-                *pair,
-                url,
-                *options,
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return done.returncode, done.stdout
-
-    def start(self) -> None:
-        """Start vLLM, and wait until it answers through the door."""
-        self.vllm.start()
-        wait_until(self.open, 60)
-
-    @property
-    def network(self) -> int:
-        """A process in the pod's network namespace: the door's, which stays."""
-        return int(self.door.attrs["State"]["Pid"])
-
-    def open(self) -> bool:
-        return self.curl()[1].endswith("}200")
-
-    def shut(self) -> bool:
-        return self.curl()[0] == REFUSED
-
-
-def mounted(places: dict[str, tuple[Path, str]]) -> dict[str, dict[str, str]]:
-    return {str(path): {"bind": place, "mode": mode} for place, (path, mode) in places.items()}
+GONE_SECONDS = 2
+"""Limit for the door to close: milliseconds after a vLLM that ended, half a second after one that began to."""
+MOST_SHARE = 1.2
+"""Largest share of a pod in the requests, in means."""
+REQUESTS = 300
+ADDED_MS = 10
+"""Limit of the median: two more TLS connections, which stay."""
+CLIENTS = 4
+"""Clients of each kind (steady_clients.py)."""
 
 
 @pytest.fixture(scope="module")
@@ -92,66 +40,31 @@ def images(machine: None) -> Iterator[tuple[str, str]]:
 
 
 @pytest.fixture
-def pod(images: tuple[str, str], tmp_path: Path) -> Iterator[Pod]:
-    """The two containers, made of what the program declares, the door first and vLLM not yet started."""
-    kubeconfig = tmp_path / "kubeconfig"
-    kubeconfig.write_text("contexts: []\n")
-    registered = run(configuration("k8s", {"kubeconfig": str(kubeconfig)}), stack="k8s").resources
-    spec = registered["vllm-pods"].inputs["spec"]["template"]["spec"]
-    (declared_door,), (declared_vllm,) = spec["initContainers"], spec["containers"]
-    files, socket = tmp_path / "files", tmp_path / "socket"
-    (files / "..data").mkdir(parents=True)
-    socket.mkdir()
-    os.chown(socket, 10001, 10000)
-    socket.chmod(0o770)
-    secret: dict[str, Any] = registered["vllm-door-files"].inputs["data"].value
-    for name, content in secret.items():
-        (files / name).write_bytes(base64.b64decode(content))
-    make = ["openssl", "req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-    pair = ["-keyout", str(files / "private-key.pem"), "-out", str(files / "certificate.pem")]
-    subprocess.run([*make, *pair, "-subj", "/CN=pod"], capture_output=True, check=True)
-    shutil.copy(files / "certificate.pem", files / "internal-ca.pem")
-    for path in files.iterdir():
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    client = docker.from_env(timeout=120)
+def made(images: tuple[str, str], tmp_path: Path) -> Iterator[Declared]:
+    with docker_pods.declared(tmp_path, *images) as made:
+        yield made
 
-    def create(declared: dict[str, Any], image: str, network: str, places: dict[str, tuple[Path, str]]) -> Container:
-        user = int(declared["securityContext"]["runAsUser"])
-        return client.containers.create(
-            image,
-            declared.get("args", []),
-            entrypoint=declared["command"],
-            environment={each["name"]: each["value"] for each in declared["env"]},
-            user=f"{user}:10000",
-            read_only=True,
-            tmpfs={"/tmp": "mode=1777"},
-            network=network,
-            volumes=mounted(places),
-        )
 
-    door = create(declared_door, images[0], "none", {CONFIG_DIRECTORY: (files, "ro"), SOCKET_DIRECTORY: (socket, "ro")})
-    door.start()
-    vllm = create(declared_vllm, images[1], f"container:{door.id}", {SOCKET_DIRECTORY: (socket, "rw")})
+@pytest.fixture
+def pod(made: Declared) -> Pod:
+    return made.pod("pod")
+
+
+@pytest.fixture(params=[2, 4])
+def pods(images: tuple[str, str], tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Pods]:
+    network = docker.from_env().networks.create(f"elastic-vllm-pods-{os.getpid()}")
     try:
-        yield Pod(files, door, vllm)
+        with docker_pods.declared(tmp_path, *images) as made:
+            yield made.pods(request.param, network)
     finally:
-        for container in (vllm, door):
-            print(container.logs().decode())  # pytest shows it where a test fails
-            container.remove(force=True)
-
-
-def server_of(container: Container) -> int:
-    """Return the process id of vLLM's server, which is not the container's first process."""
-    listed = subprocess.run(["docker", "top", str(container.id)], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(maxsplit=7) for line in listed.splitlines()]
-    return max(int(row[1]) for row in rows if row[-1].startswith("python3 -m vllm.entrypoints"))
+        network.remove()
 
 
 def test_the_door_is_open_while_vllm_listens_and_no_longer(pod: Pod) -> None:
     assert pod.shut()
     for _ in range(2):  # the second time, a predecessor's socket and pipe are there
         pod.start()
-        os.kill(server_of(pod.vllm), signal.SIGKILL)
+        os.kill(pod.server(), signal.SIGKILL)
         wait_until(pod.shut, GONE_SECONDS)
         assert pod.vllm.wait(timeout=30)["StatusCode"] != 0
     pod.door.reload()
@@ -164,7 +77,7 @@ def test_a_stream_ends_by_itself_while_new_connections_are_refused(pod: Pod) -> 
         stream = threads.submit(pod.curl, "/v1/chat/completions", "--data", STREAM)  # of 4 s
         time.sleep(1)
         pod.vllm.kill("SIGTERM")
-        wait_until(pod.shut, 5)
+        wait_until(pod.shut, GONE_SECONDS)
         assert not stream.done()
     code, text = stream.result()
     assert (code, text.count("word"), text[-3:]) == (0, 200, "200")
@@ -181,3 +94,55 @@ def test_the_door_ends_when_it_is_told_to(pod: Pod, up: bool) -> None:
     pod.door.kill("SIGTERM")
     assert pod.door.wait(timeout=30)["StatusCode"] == 0
     assert time.monotonic() - start < 5
+
+
+def test_requests_are_spread_evenly(pods: Pods) -> None:
+    with asking(pods.outputs, each=2 * CLIENTS) as answers:
+        time.sleep(10)
+    assert flaws(answers) == []
+    shares = [pod.chats() for pod in pods.each]
+    print(f"requests of each pod: {shares}")
+    assert sum(shares) >= len(answers)
+    assert max(shares) <= MOST_SHARE * sum(shares) / len(shares)
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("pods", [2], indirect=True)
+def test_gateway_and_door_add_little_to_an_answer(pods: Pods) -> None:
+    """Each request goes through both and to vLLM's socket directly, in turn, on a connection that stays."""
+    socket = httpx2.HTTPTransport(uds=str(pods.each[0].socket))
+    headers = {"Authorization": f"Bearer {pods.outputs['connectorApiKey']}"}
+    context = ssl.create_default_context(cadata=pods.outputs["caCertificate"])
+    address = pods.outputs["connectorUrl"].removesuffix("/v1/chat/completions")
+    spent: dict[str, list[float]] = {"direct": [], "through both": []}
+    with (
+        httpx2.Client(transport=socket, base_url="http://vllm") as direct,
+        httpx2.Client(verify=context, headers=headers, base_url=address, trust_env=False) as through,
+    ):
+        for _ in range(REQUESTS):
+            for way, client in (("direct", direct), ("through both", through)):
+                start = time.perf_counter()
+                assert client.get("/v1/models").status_code == HTTPStatus.OK
+                spent[way].append(1000 * (time.perf_counter() - start))
+    added = statistics.median(spent["through both"]) - statistics.median(spent["direct"])
+    p99 = {way: sorted(each)[int(0.99 * REQUESTS)] for way, each in spent.items()}
+    print(f"added, median: {added:.2f} ms; 99th percentiles: {p99}")
+    assert added < ADDED_MS
+
+
+@pytest.mark.parametrize("pods", [2], indirect=True)
+def test_a_killed_vllm_costs_its_own_requests_and_no_more(pods: Pods) -> None:
+    gone = pods.each[0]
+    with asking(pods.outputs, each=CLIENTS) as answers:
+        time.sleep(3)
+        killed = time.time()
+        os.kill(gone.server(), signal.SIGKILL)
+        time.sleep(5)
+        before = gone.chats()
+        gone.start()
+        time.sleep(8)
+    wrong = [each for each in answers if each.flaw]
+    print(f"{len(wrong)} of {len(answers)} requests failed")
+    assert len(wrong) <= 2 * CLIENTS
+    assert [each for each in wrong if each.start > killed + GONE_SECONDS] == []
+    assert gone.chats() > before + 5  # it has its share again

@@ -59,7 +59,7 @@ class Client(threading.Thread):
         answer = client.post(self._outputs["connectorUrl"], json=body)
         if answer.status_code != HTTPStatus.OK:
             return f"{answer.status_code} {answer.text[:200]}"
-        whole = "data: [DONE]" in answer.text if self._stream else '"finish_reason":"length"' in answer.text
+        whole = "data: [DONE]" in answer.text if self._stream else answer.json()["choices"][0]["finish_reason"]
         return "" if whole else f"cut off after {len(answer.text)} characters: {answer.text[-200:]}"
 
 

@@ -2,7 +2,7 @@
 # it load what has changed in its Secret.
 # shellcheck shell=sh
 set -u
-nginx='' stopping=''
+nginx='' stopping='' seconds=2
 trap 'stopping=yes; if [ -n "$nginx" ]; then kill -QUIT "$nginx" 2>/dev/null; fi' TERM INT QUIT
 directory=$(dirname "$0")
 conf=$directory/nginx.conf
@@ -66,7 +66,7 @@ serve() {
   wait_for_others_than ''
   if kill -0 "$nginx" 2>/dev/null; then echo "elastic-vllm: loaded $digest"; fi
   while kill -0 "$nginx" 2>/dev/null; do
-    pause 2
+    pause "$seconds"
     if [ -n "${VLLM_SOCKET:-}" ] && ! listening; then kill -QUIT "$nginx" 2>/dev/null; fi
     now=$(readlink "$directory/..data")
     if [ "$now" != "$seen" ]; then
@@ -90,6 +90,7 @@ if [ -z "${VLLM_SOCKET:-}" ]; then
 fi
 # The door listens while vLLM does: a gateway goes to the next pod where a connection is refused, and to no other once it
 # was accepted. One that answered for a vLLM that is gone would be the least busy of all, and get every request.
+seconds=0.5
 while :; do
   until listening || [ -n "$stopping" ]; do pause 0.2; done
   if [ -n "$stopping" ]; then exit 0; fi
