@@ -23,6 +23,8 @@ from components import (
     ElasticConnectorArgs,
     ExistingHost,
     ExistingHostArgs,
+    GkeCluster,
+    GkeClusterArgs,
     GpuDriver,
     GpuDriverArgs,
     GpuVm,
@@ -50,6 +52,7 @@ hold_until_exit(settings.ssh_key)
 tls = settings.tls
 access = ElasticAccess("elastic", ElasticAccessArgs(elastic=settings.elastic, client_certificates=bool(tls.clients)))
 machine: ExistingHost | GpuVm | None = None
+gke: GkeCluster | None = None
 if settings.gcp:
     network = Network(
         "network", NetworkArgs(settings=settings.gcp, https_port=settings.https_port, acme=tls.acme is not None)
@@ -67,6 +70,8 @@ if settings.gcp:
             after=access.checks,
         ),
     )
+elif settings.gke:
+    gke = GkeCluster("gke", GkeClusterArgs(settings=settings.gke, after=access.checks))
 elif not settings.kubernetes:
     machine = ExistingHost(
         "host",
@@ -84,7 +89,8 @@ elif not settings.kubernetes:
             after=access.checks,
         ),
     )
-address = settings.endpoint_host or (machine.address if machine else "")
+addressed = machine or gke
+address = settings.endpoint_host or (addressed.address if addressed else "")
 secret = SharedSecret("key", SharedSecretArgs(versions=settings.key_versions))
 certificate = Certificate("certificate", CertificateArgs(host=address, provided=tls.provided, acme=tls.acme))
 clients = ClientCertificates("clients", ClientCertificatesArgs(names=tls.clients))
@@ -95,11 +101,20 @@ forms = forms_to_prove(
 )
 ready: tuple[pulumi.Resource, ...] = ()
 observed: Observed | None = None
+access_to_pods: dict[str, pulumi.Input[str]] | None = None
 if settings.kubernetes:
     from components.kubernetes import endpoint  # the other targets need none of its libraries
 
-    cluster = endpoint.existing_cluster(settings, settings.kubernetes, tuple(access.checks))
-    known = endpoint.Clients(keys=secret.accepted, certificate=certificate, clients=clients)
+    kubeconfig = gke.kubeconfig if gke else settings.kubernetes.kubeconfig
+    nodes = tuple(gke.resources if gke else access.checks)
+    cluster = endpoint.existing_cluster(settings, settings.kubernetes, kubeconfig, nodes)
+    access_to_pods = cluster.access()
+    known = endpoint.Clients(
+        keys=secret.accepted,
+        certificate=certificate,
+        clients=clients,
+        load_balancer=gke.load_balancer if gke else None,
+    )
     ready = endpoint.serve(settings, settings.kubernetes, cluster, forms, known)
 elif machine and not settings.parked:
     host, bundle = machine.host, None
@@ -228,7 +243,7 @@ pulumi.export(
         "limits": settings.limits.as_output(),
         "containerRuntime": settings.container_runtime,
         "containers": {"vllm": f"{settings.prefix}-vllm", "nginx": f"{settings.prefix}-nginx"},
-        "kubernetes": settings.kubernetes and settings.kubernetes.as_output(),
+        "kubernetes": access_to_pods,
         "ssh": machine.host.ssh_server() if machine and not settings.parked else None,
         "sshPrivateKeyPassword": pulumi.Output.secret(settings.ssh_key.passphrase),
         "parked": settings.parked,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from components.kubernetes.existing_cluster import ExistingClusterArgs as ExistingClusterArgs
     from components.kubernetes.gateway import Gateway as Gateway
     from components.kubernetes.gateway import GatewayArgs as GatewayArgs
+    from components.kubernetes.gke_cluster import GkeCluster as GkeCluster
+    from components.kubernetes.gke_cluster import GkeClusterArgs as GkeClusterArgs
     from components.kubernetes.internal_certificates import InternalCertificates as InternalCertificates
     from components.kubernetes.isolation import Isolation as Isolation
     from components.kubernetes.isolation import IsolationArgs as IsolationArgs
@@ -68,6 +70,7 @@ MODULES = {
     "AcmeCertificate": "tls.acme_certificate",
     "NginxGateway": "serving.nginx_gateway",
     "DcgmExporter": "containers.dcgm_exporter",
+    "GkeCluster": "kubernetes.gke_cluster",
     "ExistingCluster": "kubernetes.existing_cluster",
     "InternalCertificates": "kubernetes.internal_certificates",
     "Gateway": "kubernetes.gateway",

@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient, ApiException
 
+PROJECT_DIRECTORY = Path(__file__).resolve().parents[2]
+CREDENTIALS_COMMAND = ("scripts/elastic-vllm", "gke-credentials")
+"""Command of this project that gives a client of the cluster its token; from Pulumi's plugins, whose directory is the
+project's, as much as from here."""
 SECONDS = 20
 """Limit for one answer of the API server, to connect and to read."""
 
@@ -45,6 +49,10 @@ def connect(kubeconfig: str, context: str) -> ApiClient:
         )
     try:
         if "\n" in kubeconfig:
+            for user in document.get("users", []):
+                credentials = user["user"].get("exec", {})
+                if credentials.get("command") == CREDENTIALS_COMMAND[0]:
+                    credentials["command"] = str(PROJECT_DIRECTORY / CREDENTIALS_COMMAND[0])
             return config.new_client_from_config_dict(document, context=context)
         return config.new_client_from_config(kubeconfig, context=context)
     except (ConfigException, OSError) as error:

@@ -7,12 +7,13 @@ import pulumi
 
 from components.elastic.corpus import Form
 from components.kubernetes.existing_cluster import ExistingCluster, ExistingClusterArgs, Needs
-from components.kubernetes.gateway import Gateway, GatewayArgs
+from components.kubernetes.gateway import Gateway, GatewayArgs, LoadBalancer
 from components.kubernetes.internal_certificates import InternalCertificates
 from components.kubernetes.isolation import Isolation, IsolationArgs
 from components.kubernetes.objects import Cluster
 from components.kubernetes.vllm_replicas import VllmReplicas, VllmReplicasArgs, door_name, pod_requests
 from components.kubernetes.weights import ClusterWeights, ClusterWeightsArgs
+from components.settings.gke import POOL_LABEL, SYSTEM
 from components.settings.kubernetes import KubernetesSettings
 from components.settings.stack import Settings
 from components.tls.certificate import Certificate
@@ -21,12 +22,14 @@ from components.tls.client_certificates import ClientCertificates
 
 @dataclass(frozen=True, kw_only=True)
 class Clients:
-    """Keys and certificates by which the endpoint and its clients know each other."""
+    """How clients reach the endpoint, and the keys and certificates by which both know each other."""
 
     keys: Mapping[str, pulumi.Input[str]]
     """Label -> key. Secrets."""
     certificate: Certificate
     clients: ClientCertificates
+    load_balancer: LoadBalancer | None
+    """None in a cluster that exists."""
 
 
 def needs_of(settings: Settings, kubernetes: KubernetesSettings) -> Needs:
@@ -40,7 +43,8 @@ def needs_of(settings: Settings, kubernetes: KubernetesSettings) -> Needs:
         runtime_class=kubernetes.runtime_class,
         pull_secret=kubernetes.image_pull_secret,
         gpu_resource=kubernetes.gpu_resource,
-        gpus=settings.vllm_gpu_count,
+        # Google's pool has nodes with GPUs only while pods need them.
+        gpus=0 if settings.gke else settings.vllm_gpu_count,
         replicas=replicas,
         node_selector=kubernetes.node_selector,
         requests=pod_requests(settings.model, settings.vllm_gpu_count, kubernetes.gpu_resource),
@@ -48,12 +52,17 @@ def needs_of(settings: Settings, kubernetes: KubernetesSettings) -> Needs:
     )
 
 
-def existing_cluster(settings: Settings, kubernetes: KubernetesSettings, after: tuple[pulumi.Resource, ...]) -> Cluster:
-    """Return the namespace of a cluster that exists, checked."""
+def existing_cluster(
+    settings: Settings,
+    kubernetes: KubernetesSettings,
+    kubeconfig: pulumi.Input[str],
+    after: tuple[pulumi.Resource, ...],
+) -> Cluster:
+    """Return the namespace of a cluster that exists, checked; `kubeconfig` is a file's path or its content."""
     return ExistingCluster(
         "cluster",
         ExistingClusterArgs(
-            kubeconfig=kubernetes.kubeconfig,
+            kubeconfig=kubeconfig,
             context=kubernetes.context,
             namespace=kubernetes.namespace,
             stack=settings.stack,
@@ -66,7 +75,11 @@ def existing_cluster(settings: Settings, kubernetes: KubernetesSettings, after: 
 
 
 def serve(
-    settings: Settings, kubernetes: KubernetesSettings, cluster: Cluster, forms: tuple[Form, ...], clients: Clients
+    settings: Settings,
+    kubernetes: KubernetesSettings,
+    cluster: Cluster,
+    forms: tuple[Form, ...],
+    clients: Clients,
 ) -> tuple[pulumi.Resource, ...]:
     """Build the endpoint in the namespace; return what must exist before Elastic may use it."""
     internal = InternalCertificates("internal", door_name(cluster))
@@ -80,6 +93,7 @@ def serve(
             https_port=settings.https_port,
             source_ranges=tuple(kubernetes.source_ranges),
             metrics=bool(kubernetes.metrics_namespace),
+            load_balancer=clients.load_balancer,
             keys=clients.keys,
             certificate_pem=clients.certificate.certificate_pem,
             private_key_pem=clients.certificate.private_key_pem,
@@ -100,6 +114,8 @@ def serve(
         }.items()
         if value
     }
+    # Nodes with GPUs are there for vLLM alone; a probe or a download would keep one, or bring one.
+    aside = {"nodeSelector": {POOL_LABEL: SYSTEM}} if settings.gke else placement
     isolation = Isolation(
         "isolation",
         IsolationArgs(
@@ -107,7 +123,7 @@ def serve(
             downloads=bool(kubernetes.weights_storage_class),
             metrics_namespace=kubernetes.metrics_namespace,
             image=settings.images["vllm"],
-            placement=placement,
+            placement=aside,
             service=cluster.prefix,
             https_port=settings.https_port,
             accept=kubernetes.accepts_unenforced_policies,
@@ -121,7 +137,7 @@ def serve(
             claim=kubernetes.weights_claim,
             image=kubernetes.weights_image,
             storage_class=kubernetes.weights_storage_class,
-            replicas=kubernetes.replicas,
+            pods=kubernetes.replicas + kubernetes.max_surge,
             model=settings.model,
             directory=settings.weights_path.rpartition("/")[2],
             weights_gb=settings.weights_gb,
@@ -129,7 +145,7 @@ def serve(
             hf_endpoint=settings.hf_endpoint,
             revision=settings.model_revision,
             hf_token=settings.hf_token,
-            placement=placement,
+            placement=aside,
         ),
     )
     vllm = VllmReplicas(

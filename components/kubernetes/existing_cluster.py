@@ -58,7 +58,8 @@ class Needs:
 class ExistingClusterArgs:
     """Access to the cluster, and what is asked of it."""
 
-    kubeconfig: str
+    kubeconfig: pulumi.Input[str]
+    """Path of the file, or its content."""
     context: str
     namespace: str
     stack: str

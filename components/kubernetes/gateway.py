@@ -21,7 +21,23 @@ GRACE_SECONDS = 660
 """Time for a pod to end: more than a client may wait for an answer."""
 RESOURCES = {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}}
 METRICS_PORT = 9090
+INTERNAL = {
+    "networking.gke.io/load-balancer-type": "Internal",
+    # Elastic may be in another region of the VPC, or behind a VPN there.
+    "networking.gke.io/internal-load-balancer-allow-global-access": "true",
+}
+EXTERNAL = {"cloud.google.com/l4-rbs": "enabled"}
+"""Annotations by which GKE makes the one or the other load balancer."""
 TEMPORARY = {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadBalancer:
+    """A load balancer of Google's."""
+
+    address: pulumi.Input[str]
+    """Address that is reserved for it."""
+    internal: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +53,8 @@ class GatewayArgs:
     """CIDR ranges that a load balancer lets in."""
     metrics: bool
     """True if agents read metrics."""
+    load_balancer: LoadBalancer | None
+    """None: the cluster decides which load balancer there is."""
     keys: Mapping[str, pulumi.Input[str]]
     """Label -> key. Secrets."""
     certificate_pem: pulumi.Input[str]
@@ -165,8 +183,12 @@ def service_manifest(args: GatewayArgs) -> dict[str, Any]:
         outside = {"externalTrafficPolicy": "Local"}  # the log has the client's address
     if args.service_type == "LoadBalancer":
         outside["loadBalancerSourceRanges"] = list(args.source_ranges)
+    annotations: dict[str, str] = {}
+    if args.load_balancer:
+        outside["loadBalancerIP"] = args.load_balancer.address
+        annotations = INTERNAL if args.load_balancer.internal else EXTERNAL
     return {
-        **args.cluster.object("v1", "Service", GATEWAY, args.cluster.prefix),
+        **args.cluster.object("v1", "Service", GATEWAY, args.cluster.prefix, annotations=annotations),
         "spec": {
             "type": args.service_type,
             "selector": args.cluster.selector(GATEWAY),

@@ -38,7 +38,8 @@ class ClusterWeightsArgs:
     claim: str
     image: str
     storage_class: str
-    replicas: int
+    pods: int
+    """Pods that may mount the volume at once."""
     model: Model
     directory: str
     """The model's directory in a claim."""
@@ -108,7 +109,7 @@ def claim_manifest(args: ClusterWeightsArgs) -> dict[str, Any]:
     Other weights, and another size, class or access mode, get another claim: one that exists can't become smaller, has
     one access mode, and grows only where its class allows that.
     """
-    mode = "ReadWriteMany" if args.replicas > 1 else "ReadWriteOnce"
+    mode = "ReadWriteMany" if args.pods > 1 else "ReadWriteOnce"
     spec = {
         "storageClassName": args.storage_class,
         "accessModes": [mode],

@@ -1,5 +1,6 @@
-"""The VM's network in Google Cloud: access to the VM, and its own access to others."""
+"""Networks in Google Cloud: access to the VM, and its own access to others."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pulumi
@@ -8,7 +9,7 @@ from pulumi_gcp.provider import Provider
 
 from components.machine.ssh import STANDARD_SSH_PORT
 from components.settings.acme import HTTP_PORT
-from components.settings.gcp import IAP_SOURCES, GcpSettings
+from components.settings.gcp import IAP_SOURCES, GcpSettings, GoogleSettings
 
 SUBNET_RANGE = "10.10.0.0/24"
 """Range of the stack's own subnetwork; for another range, use an existing network."""
@@ -59,7 +60,7 @@ class Network(pulumi.ComponentResource):
             network: pulumi.Input[str] = settings.network
             self.subnetwork = pulumi.Output.from_input(settings.subnetwork)
         else:
-            network, self.subnetwork = self._own_network(name, settings, child)
+            network, self.subnetwork = own_network(name, settings, child)
         ssh_source_ranges = IAP_SOURCES if settings.ssh_via == "iap" else settings.ssh_source_ranges
         rules = {
             "https": (args.https_port, settings.https_source_ranges),
@@ -111,50 +112,64 @@ class Network(pulumi.ComponentResource):
             opts=child,
         )
         self.address = address.address
-        nat = self._nat(name, settings, network, child) if settings.cloud_nat else []
+        nat = cloud_nat(name, settings, network, self.subnetwork, child) if settings.cloud_nat else []
         self.resources = [*firewalls, *nat]
         self.register_outputs({"address": self.address, "subnetwork": self.subnetwork})
 
-    def _own_network(
-        self, name: str, settings: GcpSettings, child: pulumi.ResourceOptions
-    ) -> tuple[pulumi.Output[str], pulumi.Output[str]]:
-        network = compute.Network(
-            f"{name}-vpc", name=settings.name, project=settings.project, auto_create_subnetworks=False, opts=child
-        )
-        subnetwork = compute.Subnetwork(
-            f"{name}-subnetwork",
-            name=settings.name,
-            project=settings.project,
-            region=settings.region,
-            network=network.self_link,
-            ip_cidr_range=SUBNET_RANGE,
-            private_ip_google_access=True,
-            opts=child,
-        )
-        return network.self_link, subnetwork.self_link
 
-    def _nat(
-        self, name: str, settings: GcpSettings, network: pulumi.Input[str], child: pulumi.ResourceOptions
-    ) -> list[pulumi.Resource]:
-        router = compute.Router(
-            f"{name}-router",
-            name=settings.name,
-            project=settings.project,
-            region=settings.region,
-            network=network,
-            opts=child,
-        )
-        nat = compute.RouterNat(
-            f"{name}-nat",
-            name=settings.name,
-            project=settings.project,
-            region=settings.region,
-            router=router.name,
-            nat_ip_allocate_option="AUTO_ONLY",
-            source_subnetwork_ip_ranges_to_nat="LIST_OF_SUBNETWORKS",
-            subnetworks=[
-                compute.RouterNatSubnetworkArgs(name=self.subnetwork, source_ip_ranges_to_nats=["ALL_IP_RANGES"])
-            ],
-            opts=child,
-        )
-        return [router, nat]
+def own_network(
+    name: str,
+    settings: GoogleSettings,
+    child: pulumi.ResourceOptions,
+    secondary_ranges: Sequence[tuple[str, str]] = (),
+) -> tuple[pulumi.Output[str], pulumi.Output[str]]:
+    """Create a VPC with one subnetwork, and return their self links; `secondary_ranges` are its names and ranges."""
+    network = compute.Network(
+        f"{name}-vpc", name=settings.name, project=settings.project, auto_create_subnetworks=False, opts=child
+    )
+    subnetwork = compute.Subnetwork(
+        f"{name}-subnetwork",
+        name=settings.name,
+        project=settings.project,
+        region=settings.region,
+        network=network.self_link,
+        ip_cidr_range=SUBNET_RANGE,
+        secondary_ip_ranges=[
+            compute.SubnetworkSecondaryIpRangeArgs(range_name=range_name, ip_cidr_range=range_)
+            for range_name, range_ in secondary_ranges
+        ]
+        or None,
+        private_ip_google_access=True,
+        opts=child,
+    )
+    return network.self_link, subnetwork.self_link
+
+
+def cloud_nat(
+    name: str,
+    settings: GoogleSettings,
+    network: pulumi.Input[str],
+    subnetwork: pulumi.Input[str],
+    child: pulumi.ResourceOptions,
+) -> list[pulumi.Resource]:
+    """Create a way out for machines of the subnetwork that have no external address."""
+    router = compute.Router(
+        f"{name}-router",
+        name=settings.name,
+        project=settings.project,
+        region=settings.region,
+        network=network,
+        opts=child,
+    )
+    nat = compute.RouterNat(
+        f"{name}-nat",
+        name=settings.name,
+        project=settings.project,
+        region=settings.region,
+        router=router.name,
+        nat_ip_allocate_option="AUTO_ONLY",
+        source_subnetwork_ip_ranges_to_nat="LIST_OF_SUBNETWORKS",
+        subnetworks=[compute.RouterNatSubnetworkArgs(name=subnetwork, source_ip_ranges_to_nats=["ALL_IP_RANGES"])],
+        opts=child,
+    )
+    return [router, nat]

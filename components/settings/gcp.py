@@ -1,4 +1,4 @@
-"""The settings of target gcp: what Google Cloud provisions, checked before anything is."""
+"""The settings of the targets in Google Cloud: what it provisions, checked before anything is."""
 
 import ipaddress
 import json
@@ -43,77 +43,69 @@ LEAST_PREFIX = 8
 EVERYONE = "0.0.0.0/0"
 LABELS_FIX = "write the stack's file as in labels: {team: search}"
 MOST_PORT = 65535
+LEAST_BOOT_DISK_GB = 80
 
 # Only these provisioning models offer the machine type (note in Google's table of A3 High machine types).
 PROVISIONING_OF = dict.fromkeys(("a3-highgpu-1g", "a3-highgpu-2g", "a3-highgpu-4g"), ("SPOT", "FLEX_START"))
 
 IMAGE = re.compile(r"projects/[a-z][a-z0-9.:-]+/global/images/[a-z][a-z0-9-]+")
 
-KEYS = frozenset(
+SHARED_KEYS = frozenset(
     {
         "gcpProject",
         "zone",
         "machineType",
         "provisioningModel",
         "reservation",
-        "vmImage",
         "network",
         "subnetwork",
-        "externalAddress",
-        "sshVia",
-        "sshSourceRanges",
-        "bastion",
-        "bastionHostKey",
-        "tunnelPort",
         "cloudNat",
         "bootDiskGb",
-        "weightsDiskGb",
-        "weightsDisk",
-        "keepWeightsDisk",
         "labels",
-        "deletionProtection",
         "serviceAccount",
     }
 )
-"""Settings that only target gcp has."""
+"""Settings of every target in Google Cloud."""
+KEYS = SHARED_KEYS | {
+    "vmImage",
+    "externalAddress",
+    "sshVia",
+    "sshSourceRanges",
+    "bastion",
+    "bastionHostKey",
+    "tunnelPort",
+    "weightsDiskGb",
+    "weightsDisk",
+    "keepWeightsDisk",
+    "deletionProtection",
+}
+"""Settings that target gcp has."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GcpSettings:
-    """The VM and its surroundings in Google Cloud. Pulumi.yaml describes each setting."""
+class GoogleSettings:
+    """A stack's place in Google Cloud, and the machines with GPUs there. Pulumi.yaml describes each setting."""
 
     name: str
-    """Name of the VM, and prefix of every other resource in Google Cloud."""
+    """Name of the VM or cluster, and prefix of every other resource in Google Cloud."""
     project: str
     zone: str
     machine_type: MachineType
     provisioning_model: str
     reservation: str
-    image: str
-    """Image of the boot disk: projects/PROJECT/global/images/NAME."""
     network: str
     """Name of an existing VPC, or projects/PROJECT/global/networks/NAME; empty: the stack creates one."""
     subnetwork: str
     """Name, or projects/PROJECT/regions/REGION/subnetworks/NAME."""
     external_address: bool
+    """True if clients connect to an external address."""
     https_source_ranges: Sequence[str]
-    ssh_via: str
-    ssh_source_ranges: Sequence[str]
-    bastion: Bastion | None
-    tunnel_port: int
     cloud_nat: bool
     boot_disk_gb: int
-    weights_disk_gb: int
-    weights_disk: str
-    """Name of an existing disk, which is not managed here; empty to create one."""
-    keep_weights_disk: bool
     labels: Mapping[str, str]
-    deletion_protection: bool
     service_account: str
-    """Email; empty for none."""
+    """Email; empty for none of the user's."""
     parked: bool
-    ssh_public_key: str
-    """Public half of `sshPrivateKeyPath`."""
 
     @property
     def network_project(self) -> str:
@@ -126,38 +118,69 @@ class GcpSettings:
         """The zone's region."""
         return self.zone.rpartition("-")[0]
 
+    @property
+    def machines(self) -> int:
+        """The most machines with GPUs that run at once, unless parked."""
+        return 1
 
-def gcp_settings(problems: Problems, stack: str, ssh_key: SshKey, project_directory: Path) -> GcpSettings:
-    """Read and check the settings of target gcp; a relative path counts from `project_directory`."""
+
+@dataclass(frozen=True, kw_only=True)
+class GcpSettings(GoogleSettings):
+    """The VM and its surroundings."""
+
+    image: str
+    """Image of the boot disk: projects/PROJECT/global/images/NAME."""
+    ssh_via: str
+    ssh_source_ranges: Sequence[str]
+    bastion: Bastion | None
+    tunnel_port: int
+    weights_disk_gb: int
+    weights_disk: str
+    """Name of an existing disk, which is not managed here; empty to create one."""
+    keep_weights_disk: bool
+    deletion_protection: bool
+    ssh_public_key: str
+    """Public half of `sshPrivateKeyPath`."""
+
+
+def google_settings(problems: Problems, stack: str, *, external_address: bool) -> GoogleSettings:
+    """Read and check what every target in Google Cloud has."""
     text, integer, boolean = problems.text, problems.integer, problems.boolean
-    name = f"elastic-vllm-{stack}"
     if stack.endswith("-"):
         problems.found.append(f"stack name {stack!r}: ends in '-', as no name in Google Cloud may; use another")
-    return GcpSettings(
-        name=name,
+    return GoogleSettings(
+        name=f"elastic-vllm-{stack}",
         project=text("gcpProject", PROJECT, "set it to the project's id (6 to 30 of a-z, 0-9 and '-')"),
         zone=text("zone", re.compile(r"[a-z]+-[a-z]+\d+-[a-z0-9]+"), "use a zone's name, e.g. us-central1-a"),
         machine_type=_machine_type(problems),
         provisioning_model=problems.choice("provisioningModel", PROVISIONING_MODELS),
-        reservation=_optional(problems, "reservation", RESOURCE, "use the reservation's name"),
-        image=_image(problems),
+        reservation=problems.optional("reservation", RESOURCE, "use the reservation's name"),
         network=_name_or_link(problems, "network", "use the name of a VPC in gcpProject, or its self link"),
         subnetwork=_subnetwork(problems),
-        external_address=boolean("externalAddress"),
+        external_address=external_address,
         https_source_ranges=sources(problems, "httpsSourceRanges", f"for everyone write {EVERYONE}"),
+        cloud_nat=boolean("cloudNat"),
+        boot_disk_gb=integer("bootDiskGb", LEAST_BOOT_DISK_GB, 65536),
+        labels=_labels(problems),
+        service_account=_service_account(problems),
+        parked=boolean("parked"),
+    )
+
+
+def gcp_settings(problems: Problems, stack: str, ssh_key: SshKey, project_directory: Path) -> GcpSettings:
+    """Read and check the settings of target gcp; a relative path counts from `project_directory`."""
+    integer, boolean = problems.integer, problems.boolean
+    return GcpSettings(
+        **vars(google_settings(problems, stack, external_address=boolean("externalAddress"))),
+        image=_image(problems),
         ssh_via=problems.choice("sshVia", ("address", "bastion", "iap")),
         ssh_source_ranges=sources(problems, "sshSourceRanges", "use a bastion, or sshVia: iap"),
         bastion=_bastion(problems, project_directory),
         tunnel_port=integer("tunnelPort", 1024, 65535),
-        cloud_nat=boolean("cloudNat"),
-        boot_disk_gb=integer("bootDiskGb", 80, 65536),
         weights_disk_gb=integer("weightsDiskGb", 10, 65536),
-        weights_disk=_optional(problems, "weightsDisk", RESOURCE, "use the name of a disk in the zone"),
+        weights_disk=problems.optional("weightsDisk", RESOURCE, "use the name of a disk in the zone"),
         keep_weights_disk=boolean("keepWeightsDisk"),
-        labels=_labels(problems),
         deletion_protection=boolean("deletionProtection"),
-        service_account=_service_account(problems),
-        parked=boolean("parked"),
         ssh_public_key=ssh.public_key(problems, ssh_key),
     )
 
@@ -177,16 +200,12 @@ def _image(problems: Problems) -> str:
     return problems.text("vmImage", IMAGE, "run `scripts/elastic-vllm pin --stack STACK`: it records the newest image")
 
 
-def _optional(problems: Problems, key: str, pattern: re.Pattern[str], fix: str) -> str:
-    return problems.text(key, pattern, fix) if problems.values[key] else ""
-
-
 def _name_or_link(problems: Problems, key: str, fix: str) -> str:
     """A name, or a self link without the address of the API."""
     value = problems.values[key]
     if match := LINKS[key].fullmatch(value):
         return match["link"]
-    return _optional(problems, key, RESOURCE, fix)
+    return problems.optional(key, RESOURCE, fix)
 
 
 def _subnetwork(problems: Problems) -> str:
@@ -209,7 +228,7 @@ def _service_account(problems: Problems) -> str:
     if DEFAULT_SERVICE_ACCOUNT.fullmatch(problems.values["serviceAccount"]):
         problems.add("serviceAccount", "is a default account, which has far more rights than a model needs", fix)
         return ""
-    return _optional(problems, "serviceAccount", SERVICE_ACCOUNT, fix)
+    return problems.optional("serviceAccount", SERVICE_ACCOUNT, fix)
 
 
 def sources(problems: Problems, key: str, instead: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The settings of target kubernetes: a namespace in a cluster that exists."""
+"""The settings of target kubernetes: a namespace in a cluster that exists, and the endpoint in it."""
 
 import json
 import re
@@ -24,6 +24,8 @@ NODE_PORTS = range(30000, 32768)
 MOST_REPLICAS = 64
 TOLERATION = {"key", "operator", "value", "effect", "tolerationSeconds"}
 WEIGHTS = ("weightsClaim", "weightsImage", "weightsStorageClass")
+NAMESPACE_FIX = "use up to 63 of a-z, 0-9 and '-'"
+PINNED_FIX = "pin it as name:tag@sha256:digest"
 NODE_SELECTOR_FIX = "write the stack's file as in nodeSelector: {node.example.com/gpu: h100}"
 TOLERATIONS_FIX = "write the stack's file as in tolerations: [{key: nvidia.com/gpu, operator: Exists}]"
 
@@ -98,19 +100,19 @@ def kubernetes_settings(
 ) -> KubernetesSettings:
     """Read and check them; a relative path counts from `project_directory`."""
     text, integer = problems.text, problems.integer
-    _weights(problems)
+    require_weights(problems, WEIGHTS)
     return KubernetesSettings(
         kubeconfig=_kubeconfig(problems, project_directory),
         context=text("kubeContext", CONTEXT, "name a context of the kubeconfig: kubectl config get-contexts"),
-        namespace=text("namespace", LABEL, "use up to 63 of a-z, 0-9 and '-'"),
+        namespace=text("namespace", LABEL, NAMESPACE_FIX),
         create_namespace=problems.boolean("createNamespace"),
         replicas=integer("replicas", 1, MOST_REPLICAS),
         gateway_replicas=integer("gatewayReplicas", 1, MOST_REPLICAS),
         max_surge=integer("maxSurge", 0, MOST_REPLICAS),
-        weights_claim=_optional(problems, "weightsClaim", SUBDOMAIN, "name a PersistentVolumeClaim of the namespace"),
-        weights_image=_optional(problems, "weightsImage", PINNED_IMAGE, "pin it as name:tag@sha256:digest"),
-        weights_storage_class=_optional(
-            problems, "weightsStorageClass", SUBDOMAIN, "name a StorageClass: kubectl get storageclass"
+        weights_claim=problems.optional("weightsClaim", SUBDOMAIN, "name a PersistentVolumeClaim of the namespace"),
+        weights_image=problems.optional("weightsImage", PINNED_IMAGE, PINNED_FIX),
+        weights_storage_class=problems.optional(
+            "weightsStorageClass", SUBDOMAIN, "name a StorageClass: kubectl get storageclass"
         ),
         service_type=problems.choice("serviceType", SERVICE_TYPES),
         source_ranges=source_ranges,
@@ -118,18 +120,14 @@ def kubernetes_settings(
         gpu_resource=text("gpuResource", RESOURCE, "name the resource that the nodes offer, such as nvidia.com/gpu"),
         node_selector=_node_selector(problems),
         tolerations=_tolerations(problems),
-        runtime_class=_optional(problems, "runtimeClass", SUBDOMAIN, "name a RuntimeClass: kubectl get runtimeclass"),
-        image_pull_secret=_optional(
-            problems, "imagePullSecret", SUBDOMAIN, "name a Secret of type kubernetes.io/dockerconfigjson"
+        runtime_class=problems.optional("runtimeClass", SUBDOMAIN, "name a RuntimeClass: kubectl get runtimeclass"),
+        image_pull_secret=problems.optional(
+            "imagePullSecret", SUBDOMAIN, "name a Secret of type kubernetes.io/dockerconfigjson"
         ),
         metrics_namespace=_optional(problems, "metricsNamespace", LABEL, "name the namespace of the agents' pods"),
         accepts_unenforced_policies=problems.choice("unenforcedNetworkPolicies", ("refuse", "accept")) == "accept",
         parked=problems.boolean("parked"),
     )
-
-
-def _optional(problems: Problems, key: str, pattern: re.Pattern[str], fix: str) -> str:
-    return problems.text(key, pattern, fix) if problems.values[key] else ""
 
 
 def _kubeconfig(problems: Problems, project_directory: Path) -> str:
@@ -147,12 +145,14 @@ def _kubeconfig(problems: Problems, project_directory: Path) -> str:
     return str(path)
 
 
-def _weights(problems: Problems) -> None:
-    given = [key for key in WEIGHTS if problems.values[key]]
+def require_weights(problems: Problems, keys: Sequence[str]) -> None:
+    """Refuse all but one of the settings that say where the model's weights are."""
+    first, *others = keys
+    given = [key for key in keys if problems.values[key]]
     if not given:
         problems.add(
-            "weightsClaim",
-            "not set, and neither are weightsImage and weightsStorageClass",
+            first,
+            f"not set, and neither {'is' if len(others) == 1 else 'are'} {' and '.join(others)}",
             "set the one that says where the model's weights are",
         )
     for key in given[1:]:

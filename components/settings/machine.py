@@ -9,10 +9,12 @@ from components.containers.podman import PODMAN
 from components.machine.host import Host
 from components.machine.ssh import SshKey
 from components.settings import gcp as gcp_settings
+from components.settings import gke as gke_settings
 from components.settings import kubernetes as kubernetes_settings
 from components.settings import problems as check
 from components.settings import ssh, targets
 from components.settings.gcp import EVERYONE, GcpSettings
+from components.settings.gke import GkeSettings
 from components.settings.kubernetes import KubernetesSettings
 from components.settings.problems import Problems
 
@@ -37,8 +39,8 @@ class Gpus:
 class MachineSettings:
     """The machine or cluster that the endpoint runs on."""
 
-    target: Host | GcpSettings | KubernetesSettings
-    """A server that exists, the VM to create, or a cluster's namespace."""
+    target: Host | GcpSettings | KubernetesSettings | GkeSettings
+    """A server that exists, the VM to create, a cluster's namespace, or the cluster to create."""
     ssh_user: str
     ssh_key: SshKey
     container_runtime: str
@@ -51,14 +53,17 @@ def machine_settings(problems: Problems, stack: str, project_directory: Path) ->
     target = problems.choice("target", targets.TARGETS)
     accelerator = problems.choice("accelerator", ("nvidia", "none"))
     runtime = problems.choice("containerRuntime", ("docker", PODMAN))
-    if target == targets.KUBERNETES:
-        gpus = _gpus(problems, None)
+    if target in {targets.KUBERNETES, targets.GKE}:
+        cluster: KubernetesSettings | GkeSettings
+        if target == targets.GKE:
+            cluster = gke_settings.gke_settings(problems, stack)
+            gpus = _gpus(problems, cluster.machine_type)
+        else:
+            ranges = gcp_settings.sources(problems, "httpsSourceRanges", f"for everyone write {EVERYONE}")
+            cluster = kubernetes_settings.kubernetes_settings(problems, ranges, project_directory)
+            gpus = _gpus(problems, None)
         return MachineSettings(
-            target=kubernetes_settings.kubernetes_settings(
-                problems,
-                gcp_settings.sources(problems, "httpsSourceRanges", f"for everyone write {EVERYONE}"),
-                project_directory,
-            ),
+            target=cluster,
             ssh_user="",
             ssh_key=SshKey(path=None),
             container_runtime=runtime,

@@ -107,6 +107,10 @@ class Problems:
             self.add(key, "invalid format", fix)
         return value
 
+    def optional(self, key: str, pattern: re.Pattern[str], fix: str) -> str:
+        """The same, or nothing."""
+        return self.text(key, pattern, fix) if self.values[key] else ""
+
     def address(self, key: str) -> str:
         """A required name or IP address."""
         value, fix = self.values[key], "write it as in llm.example.com, 10.0.0.5 or 2001:db8::1"

@@ -13,7 +13,15 @@ from components.catalogue.sizing import GB, GIB
 from components.containers.podman import PODMAN
 from components.machine.ssh import STANDARD_SSH_PORT
 from components.settings import downloads
-from components.settings.gcp import DELETED_BY_GOOGLE, PROVISIONING_OF, GcpSettings
+from components.settings import gke as gke_settings
+from components.settings.gcp import (
+    DELETED_BY_GOOGLE,
+    LEAST_BOOT_DISK_GB,
+    PROVISIONING_OF,
+    GcpSettings,
+    GoogleSettings,
+)
+from components.settings.gke import GkeSettings
 from components.settings.kubernetes import NODE_PORTS, KubernetesSettings
 from components.settings.model import REVISION
 from components.settings.problems import LOCAL_IMAGE, PINNED_IMAGE, Problems
@@ -25,6 +33,7 @@ if TYPE_CHECKING:
 
 PIN_FIX = "run `scripts/elastic-vllm pin --stack STACK`"
 GOOGLE_USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+GOOGLE_REGISTRY = re.compile(r"[a-z0-9.-]+\.pkg\.dev/|([a-z]+\.)?gcr\.io/")
 PUBLIC_FIX = "use tls provided, with a certificate from a public CA"
 
 
@@ -44,8 +53,18 @@ class Facts:
         return cast(GcpSettings, self.settings.gcp)
 
     @property
+    def gke(self) -> GkeSettings:
+        """The settings of target gke; only rules for it ask for them."""
+        return cast(GkeSettings, self.settings.gke)
+
+    @property
+    def google(self) -> GoogleSettings:
+        """The settings of target gcp or gke; only rules for them ask for them."""
+        return cast(GoogleSettings, self.settings.google)
+
+    @property
     def kubernetes(self) -> KubernetesSettings:
-        """The settings of target kubernetes; only rules for it ask for them."""
+        """The endpoint's settings in a cluster; only rules for target kubernetes or gke ask for them."""
         return cast(KubernetesSettings, self.settings.kubernetes)
 
     @property
@@ -72,9 +91,8 @@ class Facts:
     @property
     def memory_settings(self) -> str:
         """The settings that decide how much GPU memory there is."""
-        if self.settings.kubernetes:
-            return "gpuCount, gpuMemoryGib: each replica has the whole model on one node"
-        return "machineType" if self.settings.gcp else "gpuCount, gpuMemoryGib"
+        settings = "machineType" if self.settings.google else "gpuCount, gpuMemoryGib"
+        return f"{settings}: each replica has the whole model on one node" if self.settings.kubernetes else settings
 
     @property
     def brought_by(self) -> str:
@@ -106,12 +124,12 @@ class Facts:
     @property
     def machine_zones(self) -> str:
         """Zones that have the machine type."""
-        return ", ".join(self.gcp.machine_type.zones)
+        return ", ".join(self.google.machine_type.zones)
 
     @property
     def provisioning_models(self) -> str:
         """Provisioning models that offer the machine type, where not all do."""
-        return " or ".join(PROVISIONING_OF.get(self.gcp.machine_type.name, ()))
+        return " or ".join(PROVISIONING_OF.get(self.google.machine_type.name, ()))
 
     @property
     def ssh_client(self) -> str:
@@ -122,6 +140,19 @@ class Facts:
     def least_weights_disk_gb(self) -> int:
         """Disk for the model's weights; ext4 takes some for itself."""
         return math.ceil(self.settings.model.weights_gb * 1.05)
+
+    @property
+    def least_boot_disk_gb(self) -> int:
+        """Disk of a node that has the model's weights in an image."""
+        return LEAST_BOOT_DISK_GB + math.ceil(2 * self.settings.model.weights_gb)
+
+    @property
+    def needs_the_internet(self) -> str:
+        """Images and weights that nodes without a way out could not fetch; Google's own registries answer them."""
+        images = [self.values[key] for key in ("vllmImage", "nginxImage", "weightsImage") if self.values[key]]
+        elsewhere = [image.partition("@")[0] for image in images if not GOOGLE_REGISTRY.match(image)]
+        weights = ["the model's weights"] if self.settings.model_source == "hub" else []
+        return ", ".join([*weights, *elsewhere])
 
     @property
     def has_private_ca(self) -> bool:
@@ -149,10 +180,17 @@ class Rule:
 def check(problems: Problems, settings: Settings) -> None:
     """Record every contradiction."""
     facts = Facts(settings, problems.values, problems.given)
-    of_target = GOOGLE_RULES if settings.gcp else KUBERNETES_RULES if settings.kubernetes else ()
-    for rule in (*RULES, *of_target):
+    for rule in (*RULES, *_of_target(settings)):
         if not problems.keys.intersection(rule.unless) and rule.when(facts):
             problems.add(rule.key, rule.cause.format(f=facts), rule.fix.format(f=facts))
+
+
+def _of_target(settings: Settings) -> Sequence[Rule]:
+    if settings.gcp:
+        return (*GOOGLE_RULES, *VM_RULES)
+    if settings.gke:
+        return (*GKE_RULES, *CLUSTER_RULES, *GOOGLE_RULES)
+    return (*CLUSTER_RULES, *KUBERNETES_RULES) if settings.kubernetes else ()
 
 
 def version(text: str) -> tuple[int, ...]:
@@ -220,12 +258,24 @@ def _only_without_bundle(key: str) -> Rule:
 
 def _only_for_download(key: str) -> Rule:
     cause = "set, but nothing is downloaded with {f.brought_by}"
-    return Rule(key, lambda f: f.settings.model_source == "host" and f.values[key], cause, "remove it")
+    hidden = ("weightsClaim", "weightsStorageClass")
+    return Rule(key, lambda f: f.settings.model_source == "host" and f.values[key], cause, "remove it", hidden)
 
 
 def _only_with_bastion(key: str) -> Rule:
     cause, fix = "set, but sshVia is {f.gcp.ssh_via}", "remove it, or set sshVia to bastion"
     return Rule(key, lambda f: f.gcp.ssh_via != "bastion" and f.values[key], cause, fix)
+
+
+def _not_on_nodes(key: str) -> Rule:
+    cause = "on no node of a pool whose nodes come and go"
+    fix = "push it to a registry, e.g. Artifact Registry, and pin it there"
+    return Rule(key, lambda f: LOCAL_IMAGE.fullmatch(f.values[key]), cause, fix, (key,))
+
+
+def _only_in_existing_network(key: str) -> Rule:
+    cause, fix = "set, but subnetwork is not", "remove it: the stack's own subnetwork has its ranges"
+    return Rule(key, lambda f: f.values[key] and not f.gke.subnetwork, cause, fix, (key,))
 
 
 def _only_for_own_disk(key: str) -> Rule:
@@ -397,7 +447,7 @@ RULES: Sequence[Rule] = (
 
 LEAST_NGINX = (1, 27, 4)
 """The first Nginx whose upstreams follow names, and whose reload loses no idle connection."""
-KUBERNETES_RULES: Sequence[Rule] = (
+CLUSTER_RULES: Sequence[Rule] = (
     Rule(
         "containerRuntime",
         lambda f: f.settings.container_runtime == PODMAN,
@@ -407,7 +457,7 @@ KUBERNETES_RULES: Sequence[Rule] = (
     Rule(
         "bundle",
         lambda f: f.values["bundle"],
-        "set, but target is kubernetes",
+        "set, but target is {f.values[target]}",
         "remove it: copy the images to the site's registry, and name them in vllmImage, nginxImage and weightsImage",
     ),
     Rule(
@@ -434,6 +484,17 @@ KUBERNETES_RULES: Sequence[Rule] = (
         "the cluster decides which addresses Services have",
         "remove it",
     ),
+    Rule(
+        "maxSurge",
+        lambda f: f.kubernetes.max_surge > f.kubernetes.replicas,
+        "more than replicas",
+        "use {f.kubernetes.replicas} or less",
+        ("replicas", "maxSurge"),
+    ),
+)
+"""In every cluster."""
+
+KUBERNETES_RULES: Sequence[Rule] = (
     Rule(
         "endpointHost",
         lambda f: f.kubernetes.service_type != "ClusterIP" and not f.values["endpointHost"],
@@ -462,14 +523,8 @@ KUBERNETES_RULES: Sequence[Rule] = (
         "remove it: a NetworkPolicy of yours can restrict who reaches the gateway",
         ("serviceType",),
     ),
-    Rule(
-        "maxSurge",
-        lambda f: f.kubernetes.max_surge > f.kubernetes.replicas,
-        "more than replicas",
-        "use {f.kubernetes.replicas} or less",
-        ("replicas", "maxSurge"),
-    ),
 )
+"""In a cluster that exists."""
 
 GOOGLE_RULES: Sequence[Rule] = (
     Rule(
@@ -480,31 +535,62 @@ GOOGLE_RULES: Sequence[Rule] = (
     ),
     Rule(
         "zone",
-        lambda f: f.gcp.zone not in f.gcp.machine_type.zones,
-        "has no {f.gcp.machine_type.name}",
+        lambda f: f.google.zone not in f.google.machine_type.zones,
+        "has no {f.google.machine_type.name}",
         "use {f.machine_zones}",
         ("zone", "machineType"),
     ),
     # How Google provides the VM
     Rule(
         "provisioningModel",
-        lambda f: f.provisioning_models and f.gcp.provisioning_model not in f.provisioning_models.split(" or "),
-        "{f.gcp.machine_type.name} is not sold so",
+        lambda f: f.provisioning_models and f.google.provisioning_model not in f.provisioning_models.split(" or "),
+        "{f.google.machine_type.name} is not sold so",
         "use {f.provisioning_models}",
         ("machineType", "provisioningModel"),
     ),
     Rule(
         "reservation",
-        lambda f: f.gcp.provisioning_model == "RESERVATION_BOUND" and not f.gcp.reservation,
+        lambda f: f.google.provisioning_model == "RESERVATION_BOUND" and not f.google.reservation,
         "not set, but provisioningModel is RESERVATION_BOUND",
         "set it to the reservation's name",
+        ("provisioningModel",),
     ),
     Rule(
         "reservation",
-        lambda f: f.gcp.provisioning_model in {"SPOT", "FLEX_START"} and f.gcp.reservation,
-        "set, but provisioningModel is {f.gcp.provisioning_model}",
+        lambda f: f.google.provisioning_model in {"SPOT", "FLEX_START"} and f.google.reservation,
+        "set, but provisioningModel is {f.google.provisioning_model}",
         "remove it, or set provisioningModel to STANDARD or RESERVATION_BOUND",
     ),
+    # Network
+    Rule(
+        "subnetwork",
+        lambda f: f.google.subnetwork and not f.google.network,
+        "set, but network is not",
+        "name the VPC that it is in",
+    ),
+    Rule(
+        "network",
+        lambda f: f.google.network and not f.google.subnetwork,
+        "set, but subnetwork is not",
+        "name the subnetwork in the zone's region",
+    ),
+    Rule(
+        "cloudNat",
+        lambda f: f.google.network and f.google.cloud_nat,
+        "true, but the network is not the stack's own",
+        "set up Cloud NAT there, and set it to false",
+    ),
+    Rule(
+        "httpsSourceRanges",
+        lambda f: not f.google.https_source_ranges,
+        "empty: nobody could use the endpoint",
+        "give the CIDR ranges that Elastic connects from",
+        ("httpsSourceRanges",),
+    ),
+)
+"""Everywhere in Google Cloud."""
+
+VM_RULES: Sequence[Rule] = (
     Rule(
         "deletionProtection",
         lambda f: f.gcp.provisioning_model in DELETED_BY_GOOGLE and f.gcp.deletion_protection,
@@ -517,25 +603,6 @@ GOOGLE_RULES: Sequence[Rule] = (
         "true, but parked deletes the VM",
         "set one of them to false",
     ),
-    # Network
-    Rule(
-        "subnetwork",
-        lambda f: f.gcp.subnetwork and not f.gcp.network,
-        "set, but network is not",
-        "name the VPC that it is in",
-    ),
-    Rule(
-        "network",
-        lambda f: f.gcp.network and not f.gcp.subnetwork,
-        "set, but subnetwork is not",
-        "name the subnetwork in the zone's region",
-    ),
-    Rule(
-        "cloudNat",
-        lambda f: f.gcp.network and f.gcp.cloud_nat,
-        "true, but the network is not the stack's own",
-        "set up Cloud NAT there, and set it to false",
-    ),
     # Without them a VM reaches Google's own services only.
     Rule(
         "cloudNat",
@@ -543,13 +610,6 @@ GOOGLE_RULES: Sequence[Rule] = (
         "the VM could fetch neither packages nor images nor weights: externalAddress is false as well",
         "set it to true, or use an existing network that has a way out (network, subnetwork)",
         ("externalAddress", "cloudNat"),
-    ),
-    Rule(
-        "httpsSourceRanges",
-        lambda f: not f.gcp.https_source_ranges,
-        "empty: nobody could use the endpoint",
-        "give the CIDR ranges that Elastic connects from",
-        ("httpsSourceRanges",),
     ),
     Rule(
         "httpsPort",
@@ -613,3 +673,76 @@ GOOGLE_RULES: Sequence[Rule] = (
         ("weightsDiskGb", "weightsGb", "model"),
     ),
 )
+"""On a VM in Google Cloud."""
+
+GKE_RULES: Sequence[Rule] = (
+    Rule(
+        "machineType",
+        lambda f: not f.gke.accelerator,
+        "not a size that the GPU pool can have",
+        "use a2-ultragpu-1g, -2g, -4g or -8g, or a3-highgpu-1g, -2g, -4g or -8g",
+        ("machineType",),
+    ),
+    Rule(
+        "provisioningModel",
+        lambda f: f.gke.provisioning_model not in gke_settings.PROVISIONING_MODELS,
+        "a node pool has no such model",
+        "use STANDARD, which takes a reservation as well",
+        ("machineType", "provisioningModel"),
+    ),
+    # Private nodes
+    Rule(
+        "cloudNat",
+        lambda f: not (f.gke.cloud_nat or f.gke.network) and f.needs_the_internet,
+        "the private nodes could not fetch: {f.needs_the_internet}",
+        "set it to true, copy images to Artifact Registry (vllmImage, nginxImage, weightsImage), or use an existing "
+        "network that has a way out (network, subnetwork)",
+        ("cloudNat", "vllmImage", "nginxImage"),
+    ),
+    *map(_not_on_nodes, ("vllmImage", "nginxImage")),
+    Rule(
+        "endpointHost",
+        lambda f: ":" in f.values["endpointHost"],
+        "an IPv6 address, but the load balancer has an IPv4 one",
+        "remove it, or set it to a name",
+        ("endpointHost",),
+    ),
+    *map(_only_in_existing_network, ("podRange", "serviceRange")),
+    Rule(
+        "podRange",
+        lambda f: bool(f.gke.pod_range) != bool(f.gke.service_range),
+        "one of podRange and serviceRange is set, the other is not",
+        "set both, or none for GKE to make them",
+        ("podRange", "serviceRange"),
+    ),
+    Rule(
+        "podRange",
+        lambda f: f.gke.network_project != f.gke.project and not (f.gke.pod_range or f.gke.service_range),
+        "not set, but GKE makes no ranges in the subnetwork of another project",
+        "set it and serviceRange to secondary ranges that its owner has made",
+        ("network", "podRange", "serviceRange"),
+    ),
+    # Weights and keys
+    Rule(
+        "weightsStorageClass",
+        lambda f: f.gke.machines > 1 and f.kubernetes.weights_storage_class in gke_settings.DISK_CLASSES,
+        "a disk, which one node alone can use, but replicas and maxSurge make {f.gke.machines}",
+        "use a class of Filestore, e.g. standard-rwx, or weightsImage",
+        ("replicas", "maxSurge", "weightsStorageClass"),
+    ),
+    Rule(
+        "bootDiskGb",
+        lambda f: f.kubernetes.weights_image and f.gke.boot_disk_gb < f.least_boot_disk_gb,
+        "too small for vLLM's image and weightsImage, which is kept packed and unpacked",
+        "use {f.least_boot_disk_gb} or more",
+        ("bootDiskGb", "weightsGb", "model"),
+    ),
+    Rule(
+        "secretsKmsKey",
+        lambda f: f.gke.kms_key and f"/locations/{f.gke.region}/" not in f.gke.kms_key,
+        "a key of another location than the cluster's",
+        "use one in {f.gke.region}",
+        ("zone", "secretsKmsKey"),
+    ),
+)
+"""In a cluster that Google Cloud provisions."""

@@ -26,7 +26,8 @@ from components.settings import tls as tls_settings
 from components.settings.bundle import BundleSettings
 from components.settings.downloads import DownloadSettings
 from components.settings.elastic import ElasticSettings
-from components.settings.gcp import GcpSettings
+from components.settings.gcp import GcpSettings, GoogleSettings
+from components.settings.gke import GkeSettings
 from components.settings.kubernetes import KubernetesSettings, endpoint_name
 from components.settings.limits import Limits
 from components.settings.machine import STATE_DIRECTORY, Gpus, machine_settings
@@ -50,8 +51,8 @@ class Settings:
     """A stack's settings, checked. Pulumi.yaml describes each setting and holds its default."""
 
     stack: str
-    target: Host | GcpSettings | KubernetesSettings
-    """The server that exists, the VM to create, or a cluster's namespace."""
+    target: Host | GcpSettings | KubernetesSettings | GkeSettings
+    """The server that exists, the VM to create, a cluster's namespace, or the cluster to create."""
     ssh_user: str
     ssh_key: SshKey
     container_runtime: str
@@ -75,7 +76,8 @@ class Settings:
     bundle: BundleSettings | None
     """None: images, weights and packages come from the network."""
     endpoint_host: str
-    """Empty: the server's own address. On Kubernetes, by default the name of the Service."""
+    """Empty: the address of the server, the VM or the load balancer. In a cluster that exists, by default the
+    Service's name."""
     ipv6: bool
     """True if the endpoint has IPv6 addresses besides its IPv4 ones."""
     https_port: int
@@ -87,13 +89,25 @@ class Settings:
 
     @property
     def gcp(self) -> GcpSettings | None:
-        """The settings of target gcp; None for a server that exists."""
+        """The settings of target gcp; None for the others."""
         return self.target if isinstance(self.target, GcpSettings) else None
 
     @property
     def kubernetes(self) -> KubernetesSettings | None:
-        """The settings of target kubernetes; None for servers."""
+        """The endpoint's settings in a cluster, with target kubernetes or gke; None for servers."""
+        if self.gke:
+            return self.gke.kubernetes
         return self.target if isinstance(self.target, KubernetesSettings) else None
+
+    @property
+    def gke(self) -> GkeSettings | None:
+        """The settings of target gke; None for the others."""
+        return self.target if isinstance(self.target, GkeSettings) else None
+
+    @property
+    def google(self) -> GoogleSettings | None:
+        """The settings of target gcp or gke; None for the others."""
+        return self.gcp or self.gke
 
     @property
     def server(self) -> Host:
@@ -186,7 +200,7 @@ def parse_settings(
     problems.plain_secrets(plain)
     check.stack_name(problems, stack)
     machine = machine_settings(problems, stack, PROJECT_DIRECTORY)
-    if agent_socket is not None and not isinstance(machine.target, KubernetesSettings):
+    if agent_socket is not None and not isinstance(machine.target, KubernetesSettings | GkeSettings):
         ssh.agent(problems, machine.ssh_key, agent_socket)
     bundle = bundle_settings.bundle_settings(problems, contents.manifest, PROJECT_DIRECTORY)
     arguments = model_checks.vllm_extra_args(problems)
@@ -232,8 +246,9 @@ def _endpoint_host(problems: check.Problems, target: object, stack: str) -> str:
 
 
 def _model_source(problems: check.Problems, target: object, bundle: BundleSettings | None) -> str:
-    if isinstance(target, KubernetesSettings):
-        return "hub" if target.weights_storage_class else "host"
+    kubernetes = target.kubernetes if isinstance(target, GkeSettings) else target
+    if isinstance(kubernetes, KubernetesSettings):
+        return "hub" if kubernetes.weights_storage_class else "host"
     source = problems.choice("modelSource", ("hub", "host"))
     return "bundle" if bundle and bundle.weights_gb else source
 

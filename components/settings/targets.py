@@ -2,15 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 
-from components.settings import downloads, gcp, kubernetes
+from components.settings import downloads, gcp, gke, kubernetes
 
-EXISTING, GCP, KUBERNETES = TARGETS = ("existing", "gcp", "kubernetes")
+EXISTING, GCP, KUBERNETES, GKE = TARGETS = ("existing", "gcp", "kubernetes", "gke")
 _SERVERS = (EXISTING, GCP)
 
 TARGETS_OF: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(gcp.KEYS, (GCP,)),
+    **dict.fromkeys(gcp.SHARED_KEYS, (GCP, GKE)),
     **dict.fromkeys(kubernetes.KEYS, (KUBERNETES,)),
-    **dict.fromkeys(("httpsSourceRanges", "parked"), (GCP, KUBERNETES)),
+    **dict.fromkeys(gke.SHARED_WITH_KUBERNETES, (KUBERNETES, GKE)),
+    **dict.fromkeys(gke.KEYS, (GKE,)),
+    **dict.fromkeys(("httpsSourceRanges", "parked"), (GCP, KUBERNETES, GKE)),
     **dict.fromkeys(("host", "sshPort", "sshHostKey", *downloads.KEYS), (EXISTING,)),
     **dict.fromkeys(("gpuCount", "gpuMemoryGib"), (EXISTING, KUBERNETES)),
     **dict.fromkeys(

@@ -69,11 +69,11 @@ def tls_settings(problems: Problems, project_directory: Path, stack: str) -> Tls
 
 
 def _default_host(problems: Problems, stack: str) -> str:
-    """Name or address of the endpoint; empty for a VM, whose own address is not known yet."""
+    """Name or address of the endpoint; empty where Google gives an address that is not known yet."""
     values = problems.values
     if values["target"] == targets.KUBERNETES:
         return endpoint_name(values, stack)
-    return "" if values["target"] == targets.GCP else values["host"]
+    return "" if values["target"] in {targets.GCP, targets.GKE} else values["host"]
 
 
 def _clients(problems: Problems) -> tuple[str, ...]:

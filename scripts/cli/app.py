@@ -99,6 +99,7 @@ class _Operator(Commands):
         "handoff": Command("scripts.cli.handoff.command", "Write what the Elastic admin needs"),
         "rotate": Command("scripts.cli.rotate", "Replace a key without a failed request"),
         "diagnose": Command("scripts.cli.diagnose.command", "Find out why an endpoint does not work"),
+        "gke-credentials": Command("scripts.cli.gke_credentials", "Give a Kubernetes client a token (target gke)"),
         "bring-back": Command("scripts.cli.bring_back", "Re-create a lost VM", runs_another=True),
     }
 

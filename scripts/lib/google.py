@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -58,17 +59,17 @@ class Identity:
     """Advice for the case that Google refuses them."""
 
 
-def find_identity() -> Identity:
+def find_identity(scopes: Sequence[str] = (SCOPE,)) -> Identity:
     """Return the user's credentials, found as Pulumi does, or by gcloud if there are no others.
 
-    Order: $GOOGLE_OAUTH_ACCESS_TOKEN, Application Default Credentials, gcloud's own login. Raises
-    UserError if there are none.
+    `scopes` are asked of credentials that have none yet. Order: $GOOGLE_OAUTH_ACCESS_TOKEN, Application Default
+    Credentials, gcloud's own login. Raises UserError if there are none.
     """
     if token := os.environ.get(TOKEN_VARIABLE, "").strip():
         return Identity(_static(token), f"token of ${TOKEN_VARIABLE}", renewal=f"renew or unset ${TOKEN_VARIABLE}")
     try:
         with warnings.catch_warnings(action="ignore"):
-            credentials, _ = google.auth.default(scopes=[SCOPE])
+            credentials, _ = google.auth.default(scopes=[*scopes])
     except (GoogleAuthError, OSError, ValueError) as error:
         chosen = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
         if chosen or not isinstance(error, DefaultCredentialsError):

@@ -26,7 +26,7 @@ from pulumi.runtime.stack import Stack, run_pulumi_func
 
 from components.machine.host import CLOSING_WORD
 from components.settings.problems import SECRETS
-from tests.support.registered import INSTANCE, Registered, Secret
+from tests.support.registered import CLUSTER, INSTANCE, Registered, Secret
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())
@@ -174,13 +174,30 @@ def _outputs(resource: Registered) -> tuple[str, dict[str, Any]]:
         "docker:index/remoteImage:RemoteImage": {"imageId": f"sha256:{made}"},
         "command:remote:Command": {"stdout": CLOSING_WORD, "stderr": ""},
         "command:local:Command": {"stdout": "", "stderr": ""},
+        "gcp:serviceaccount/account:Account": {
+            "email": f"{resource.inputs.get('accountId')}@acme.iam.gserviceaccount.com"
+        },
         "gcp:compute/address:Address": {"address": f"{'203.0.113' if outside else '10.10.0'}.{int(made[:2], 16)}"},
     }.get(resource.type, {})
-    if resource.is_google:
+    if resource.type == CLUSTER:
+        outputs |= _control_plane(resource)
+    if resource.is_google and "name" in resource.inputs:
         outputs |= {"selfLink": f"https://www.googleapis.com/compute/v1/{resource.inputs['name']}/{made[:8]}"}
     if resource.type == INSTANCE:
         outputs |= {"instanceId": instance_id(resource)}
     return made if resource.is_docker else f"{name}-id", outputs
+
+
+def _control_plane(cluster: Registered) -> dict[str, Any]:
+    """Return what Google makes of a cluster's endpoints; keys are beside the CA's certificate."""
+    endpoints = cluster.inputs["controlPlaneEndpointsConfig"]
+    dns = {**endpoints["dnsEndpointConfig"], "endpoint": f"gke-{cluster.name}.us-central1.gke.goog"}
+    authority = base64.b64encode(b"certificate of the cluster's CA").decode()
+    return {
+        "controlPlaneEndpointsConfig": {**endpoints, "dnsEndpointConfig": dns},
+        "endpoint": "203.0.113.99",
+        "masterAuth": rpc.wrap_rpc_secret({"clusterCaCertificate": authority, "clientKey": "a key of the cluster's"}),
+    }
 
 
 class _Monitor(mocks.MockMonitor):
@@ -217,6 +234,7 @@ class _Monitor(mocks.MockMonitor):
             ignore_changes=list(request.ignoreChanges),
             retain_on_delete=request.retainOnDelete,
             deleted_with=_name(request.deletedWith),
+            protect=request.protect,
             create_timeout=request.customTimeouts.create,
         )
         self.names[urn] = request.name

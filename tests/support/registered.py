@@ -15,6 +15,8 @@ BECOME_ROOT = 'exec sudo -n bash -s -- "$@"\n}\n'
 BEGIN_OF_CLEANUP, END_OF_CLEANUP = "if [ $# -gt 0 ]; then\n(\n", "\n)\nelse\n"
 END_OF_SCRIPT = f"case $? in 0) exit {RAN_TO_ITS_END} ;; *) exit 1 ;; esac\n}}\n"
 INSTANCE = "gcp:compute/instance:Instance"
+CLUSTER = "gcp:container/cluster:Cluster"
+NODE_POOL = "gcp:container/nodePool:NodePool"
 # Inputs whose change makes Google's provider replace a resource (the schemas of its version 9.35); it changes others in
 # place. For an Instance also those that the program itself names (replace_on_changes).
 REPLACING = {
@@ -22,6 +24,17 @@ REPLACING = {
     "gcp:compute/address:Address": ("name", "project", "region", "addressType", "subnetwork"),
     "gcp:compute/disk:Disk": ("name", "project", "zone", "type"),  # and a smaller size
     "gcp:compute/firewall:Firewall": ("name", "project", "direction"),
+    CLUSTER: (
+        *("name", "project", "location", "network", "subnetwork", "networkingMode", "datapathProvider"),
+        *("ipAllocationPolicy", "enableL4IlbSubsetting"),
+    ),
+    NODE_POOL: (
+        *("name", "project", "location", "cluster", "nodeConfig.serviceAccount", "nodeConfig.oauthScopes"),
+        *("nodeConfig.spot", "nodeConfig.flexStart", "nodeConfig.maxRunDuration", "nodeConfig.reservationAffinity"),
+        *("nodeConfig.guestAccelerators", "nodeConfig.shieldedInstanceConfig", "nodeConfig.metadata"),
+    ),
+    "gcp:projects/iAMMember:IAMMember": ("project", "role", "member"),
+    "gcp:serviceaccount/account:Account": ("accountId", "project"),
     "gcp:compute/network:Network": ("name", "project"),
     "gcp:compute/router:Router": ("name", "project", "region", "network"),
     "gcp:compute/routerNat:RouterNat": ("name", "project", "region", "router"),
@@ -64,6 +77,7 @@ class Registered:
     retain_on_delete: bool
     deleted_with: str
     """Name of the resource that takes this one with it, or empty."""
+    protect: bool
     create_timeout: str
     outputs: dict[str, Any] = field(default_factory=dict)
     """Outputs that a component registers at its end."""

@@ -17,7 +17,8 @@ from tests.support import empty_bundle
 from tests.support.program import FILLED_IN, GPU, HOST_KEY, PINS, STACKS, VM_IMAGE, Program, configuration, run, written
 
 ON_KUBERNETES = [stack for stack in STACKS if written(stack).get("target") == "kubernetes"]
-BASES = [*(stack for stack in STACKS if stack not in ON_KUBERNETES), "gpu"]
+ON_GKE = [stack for stack in STACKS if written(stack).get("target") == "gke"]
+BASES = [*(stack for stack in STACKS if stack not in {*ON_KUBERNETES, *ON_GKE}), "gpu"]
 """Bases of the tests: each stack file for a server, and a server with GPUs."""
 ON_GOOGLE = [stack for stack in STACKS if written(stack).get("target") == "gcp"]
 ON_SERVERS = [base for base in BASES if base not in ON_GOOGLE]
@@ -81,10 +82,12 @@ def values_of(private_key: Path, bundle: Path, kubeconfig: Path) -> Callable[...
 
     def values(base: str, **overrides: Any) -> dict[str, str]:
         key = {"sshPrivateKeyPath": str(private_key)}
-        if base in ON_GOOGLE:
+        if base in {*ON_GOOGLE, *ON_GKE}:
             filled_in = {
                 name: FILLED_IN[name] for name, value in written(base).items() if not value and value is not False
             }
+            if base in ON_GKE:
+                return configuration(base, {**filled_in, **PINS, **overrides})
             return configuration(base, {**filled_in, **PINS, "vmImage": VM_IMAGE, **key, **overrides})
         if base in ON_KUBERNETES:
             return configuration(base, {"kubeconfig": str(kubeconfig), **overrides})

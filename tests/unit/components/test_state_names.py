@@ -34,6 +34,7 @@ STACKS: list[tuple[str, dict[str, Any]]] = [
     ("k8s", {}),
     ("k8s", {"createNamespace": True, "weightsClaim": "", "weightsStorageClass": "s", "modelRevision": "a" * 40}),
     ("prod", {"network": "shared", "subnetwork": "llm"}),
+    ("gke", {}),
 ]
 """Settings that enable every feature with resources."""
 LOST = """\

@@ -15,6 +15,7 @@ from tests.unit.components.settings import (
     test_download_settings,
     test_elastic_settings,
     test_gcp_settings,
+    test_gke_settings,
     test_kubernetes_settings,
     test_settings,
 )
@@ -26,12 +27,18 @@ Settle = Callable[..., Settings]
 
 def wrong_settings(bundle: Path, directory: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield a base and its wrong settings: the rows of other modules' tables, and cases that need files."""
-    for base, key, value, *_ in [*test_settings.WRONG, *test_gcp_settings.WRONG, *test_kubernetes_settings.WRONG]:
+    for base, key, value, *_ in [
+        *test_settings.WRONG,
+        *test_gcp_settings.WRONG,
+        *test_kubernetes_settings.WRONG,
+        *test_gke_settings.WRONG,
+    ]:
         yield base, {key: value}
     for base, overrides, *_ in [
         *test_settings.CONTRADICTIONS,
         *test_gcp_settings.CONTRADICTIONS,
         *test_kubernetes_settings.CONTRADICTIONS,
+        *test_gke_settings.CONTRADICTIONS,
         *test_bundle_settings.WRONG,
         *test_download_settings.WRONG,
     ]:

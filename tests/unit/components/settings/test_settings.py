@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from components.machine.host import Host
-from components.settings import kubernetes
+from components.settings import gke, kubernetes
 from components.settings.gcp import KEYS
 from components.settings.stack import PROJECT_DIRECTORY, Settings, SettingsError, parse_settings
 from tests.support.program import HOST_KEY, HUB_TOKEN, PROJECT, Program, run
-from tests.unit.conftest import NO_SECRETS, ON_GOOGLE, ON_KUBERNETES, ON_SERVERS, found
+from tests.unit.conftest import NO_SECRETS, ON_GKE, ON_GOOGLE, ON_KUBERNETES, ON_SERVERS, found
 
 DEFAULT = "google/gemma-4-31B-it"
 LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
@@ -355,6 +355,7 @@ def missed(values: dict[str, str], key: str) -> bool:
 @pytest.mark.parametrize("key", PROJECT["config"])
 def test_every_declared_setting_is_read(key: str, values_of: Values) -> None:
     bases = ON_KUBERNETES if key in kubernetes.KEYS else ON_GOOGLE if key in KEYS | {"parked"} else ON_SERVERS
+    bases = ON_GKE if key in gke.KEYS else bases
     stacks = [values_of(base) for base in [*bases, *ON_GOOGLE]]
     assert any(missed(values, key) for values in (*stacks, values_of("gpu", model="acme/Own", weightsGb=9)))
 
