@@ -16,7 +16,7 @@ from tests.conftest import GOLDEN
 from tests.support import empty_bundle
 from tests.support.program import PROJECT, ROOT, Program, changes, run
 from tests.support.verify_server import issue, new_authority
-from tests.unit.conftest import ON_GOOGLE, ON_KUBERNETES
+from tests.unit.conftest import ON_GKE, ON_GOOGLE, ON_KUBERNETES
 
 FILE = GOLDEN / "changes.yaml"
 HEADER = """\
@@ -161,12 +161,16 @@ def test_every_change_on_google_cloud_is_documented() -> None:
 
 
 def test_every_change_on_a_server_is_documented() -> None:
-    elsewhere = {*ON_GOOGLE, *ON_KUBERNETES}
+    elsewhere = {*ON_GOOGLE, *ON_KUBERNETES, *ON_GKE}
     assert _documented("On any server") == {row["setting"] for row in TABLE if row["base"] not in elsewhere}
 
 
 def test_every_change_on_kubernetes_is_documented() -> None:
     assert _documented("On Kubernetes") == {row["setting"] for row in TABLE if row["base"] in ON_KUBERNETES}
+
+
+def test_every_change_on_gke_is_documented() -> None:
+    assert _documented("On GKE") == {row["setting"] for row in TABLE if row["base"] in ON_GKE}
 
 
 def test_nothing_changed_touches_nothing(values_of: Values, program_of: Callable[..., Program]) -> None:
