@@ -11,6 +11,7 @@ from pulumi_gcp import container
 from components.settings.gke import GPU, GPU_RESOURCE, SYSTEM, GkeSettings
 
 SYSTEM_MACHINE = "e2-standard-4"
+SYSTEM_VCPUS, SYSTEM_MEMORY_GIB = 4, 16
 SYSTEM_NODES = (1, 3)
 """The fewest and the most nodes for all but vLLM."""
 SYSTEM_DISK_GB = 100

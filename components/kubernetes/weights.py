@@ -103,6 +103,11 @@ class ClusterWeights(pulumi.ComponentResource):
         )
 
 
+def claim_gb(weights_gb: float) -> int:
+    """Return the size of the claim for one revision, in GB."""
+    return math.ceil(1.1 * weights_gb) + 1
+
+
 def claim_manifest(args: ClusterWeightsArgs) -> dict[str, Any]:
     """The claim that the Job fills with one revision.
 
@@ -113,7 +118,7 @@ def claim_manifest(args: ClusterWeightsArgs) -> dict[str, Any]:
     spec = {
         "storageClassName": args.storage_class,
         "accessModes": [mode],
-        "resources": {"requests": {"storage": f"{math.ceil(1.1 * args.weights_gb) + 1}G"}},
+        "resources": {"requests": {"storage": f"{claim_gb(args.weights_gb)}G"}},
     }
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
     name = f"{args.cluster.prefix}-{WEIGHTS}-{args.revision[:7]}-{digest[:4]}"

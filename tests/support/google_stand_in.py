@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from components.settings.gcp import GcpSettings
+from components.settings.gcp import GcpSettings, GoogleSettings
 
 TOKEN = "ya29.stand-in-for-a-token"
 HUB_TOKEN = "hf_stand-in-for-a-token"
@@ -23,6 +23,8 @@ COMPUTE = "compute.googleapis.com"
 MANAGER = "cloudresourcemanager.googleapis.com"
 USAGE = "serviceusage.googleapis.com"
 POLICIES = "orgpolicy.googleapis.com"
+CONTAINER = "container.googleapis.com"
+FEES = "cloudbilling.googleapis.com/v1/services/CCD8-9BF1-090E/skus"
 SKUS = "cloudbilling.googleapis.com/v1/services/6F81-5844-456A/skus"
 # The real catalog's factor for a month: gibibytes of 2^30 bytes for 31 days, in byte seconds.
 GIB_MONTH = 2.8759101014016e15
@@ -41,6 +43,8 @@ class Cloud:
     denied: set[str] = field(default_factory=set)
     """Permissions that the user lacks."""
     skus: list[dict[str, Any]] = field(default_factory=list)
+    fees: list[dict[str, Any]] = field(default_factory=list)
+    """SKUs of Kubernetes Engine."""
     email: str = "ada@example.com"
     token: str = TOKEN
     gated: str | bool = "manual"
@@ -84,7 +88,7 @@ def policy(project: str, constraint: str) -> str:
     return f"v2/projects/{project}/policies/{constraint}:getEffectivePolicy"
 
 
-def fill(cloud: Cloud, gcp: GcpSettings) -> None:
+def fill(cloud: Cloud, gcp: GoogleSettings) -> None:
     """Fill the cloud with a project in which the stack can be brought up."""
     compute, kind = cloud.compute, gcp.machine_type
     region, zone = f"regions/{gcp.region}", f"zones/{gcp.zone}"
@@ -97,6 +101,7 @@ def fill(cloud: Cloud, gcp: GcpSettings) -> None:
         compute(""): {"quotas": quotas(GPUS_ALL_REGIONS=8)},
         compute(region): {
             "quotas": quotas(
+                CPUS=24,
                 A2_CPUS=96,
                 PREEMPTIBLE_CPUS=96,
                 NVIDIA_A100_80GB_GPUS=8,
@@ -112,12 +117,15 @@ def fill(cloud: Cloud, gcp: GcpSettings) -> None:
             "accelerators": [{"guestAcceleratorType": "nvidia-a100-80gb", "guestAcceleratorCount": kind.gpus}],
             "bundledLocalSsds": {"defaultInterface": "NVME", "partitionCount": kind.gpus},
         },
-        compute(gcp.image.split("/", 2)[2], gcp.image.split("/", 2)[1]): {
+    }
+    for name in ("container", "iam", "file"):
+        cloud.things[f"{USAGE}/v1/projects/{gcp.project}/services/{name}.googleapis.com"] = {"state": "ENABLED"}
+    if isinstance(gcp, GcpSettings):
+        cloud.things[compute(gcp.image.split("/", 2)[2], gcp.image.split("/", 2)[1])] = {
             "name": gcp.image.rpartition("/")[2],
             "status": "READY",
             "diskSizeGb": "20",
-        },
-    }
+        }
     there, elsewhere = gcp.region, "asia-southeast1"
     cloud.skus = [
         sku("A2 Instance Core running in Americas", "h", 0.03, there),
@@ -136,6 +144,14 @@ def fill(cloud: Cloud, gcp: GcpSettings) -> None:
         sku("Spot Preemptible A2 Instance Ram running in Americas", "GiBy.h", 0.001, there),
         sku("Nvidia Tesla A100 80GB GPU attached to Spot Preemptible VMs running in Americas", "h", 2.0, there),
         sku("SSD backed Local Storage attached to Spot Preemptible VMs", "GiBy.mo", 0.0372, there),
+        sku("E2 Instance Core running in Americas", "h", 0.02, there),
+        sku("E2 Instance Ram running in Americas", "GiBy.h", 0.003, there),
+        sku("Spot Preemptible E2 Instance Core running in Americas", "h", 0.01, there),
+    ]
+    cloud.fees = [
+        sku("Zonal Kubernetes Clusters", "h", 0.11, "global"),
+        sku("Regional Kubernetes Clusters", "h", 0.12, "global"),
+        sku("Autopilot Kubernetes Clusters", "h", 0.13, "global"),
     ]
 
 
@@ -176,8 +192,8 @@ class _Handler(BaseHTTPRequestHandler):
             )
         elif path.endswith(":testIamPermissions") and self.command == "POST":
             self.test_permissions(body["permissions"])
-        elif path == SKUS and self.command == "GET":
-            self.list_skus(parse_qs(parts.query))
+        elif path in {SKUS, FEES} and self.command == "GET":
+            self.list_skus(cloud.skus if path == SKUS else cloud.fees, parse_qs(parts.query))
         elif path in cloud.things and self.command == "GET":
             self.send(200, cloud.things[path])
         else:
@@ -190,11 +206,11 @@ class _Handler(BaseHTTPRequestHandler):
         held = [name for name in names if name not in self.cloud.denied]
         self.send(200, {"permissions": held} if held else {})
 
-    def list_skus(self, query: dict[str, list[str]]) -> None:
+    def list_skus(self, skus: list[dict[str, Any]], query: dict[str, list[str]]) -> None:
         assert query["currencyCode"] == ["USD"]
         start, size = int(query.get("pageToken", ["0"])[0]), 5  # smaller pages than requested
-        more = {"nextPageToken": str(start + size)} if start + size < len(self.cloud.skus) else {"nextPageToken": ""}
-        self.send(200, {"skus": self.cloud.skus[start : start + size], **more})
+        more = {"nextPageToken": str(start + size)} if start + size < len(skus) else {"nextPageToken": ""}
+        self.send(200, {"skus": skus[start : start + size], **more})
 
     def answer_as_hub(self, path: str) -> None:
         name, _, rest = path.partition("/revision/")

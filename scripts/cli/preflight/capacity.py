@@ -1,5 +1,8 @@
 """Checks of availability: quotas, the reservation, zone, machine type and boot image."""
 
+from components.kubernetes.gke_nodes import SYSTEM_DISK_GB, SYSTEM_NODES, SYSTEM_VCPUS
+from components.kubernetes.weights import claim_gb
+from components.settings.gke import DISK_CLASSES, GkeSettings
 from scripts.cli.preflight.hardware import family_of
 from scripts.cli.preflight.report import NotCheckedError, Outcome, Verdict, failed, ok, warning
 from scripts.cli.preflight.survey import QUOTA_PAGE, Survey
@@ -9,19 +12,28 @@ NO_SOURCE = "no source names the quota for it: see " + QUOTA_PAGE
 
 def gpu_quota(survey: Survey) -> Outcome:
     """Room in the region for the GPUs, in the quota of the capacity."""
-    return _compute_quota(survey, family_of(survey.gcp.machine_type).gpu_quota, survey.gcp.machine_type.gpus)
+    return _compute_quota(survey, family_of(survey.gcp.machine_type).gpu_quota, _gpus(survey))
 
 
 def cpu_quota(survey: Survey) -> Outcome:
     """Room in the region for the virtual CPUs of an A2."""
-    return _compute_quota(
-        survey, family_of(survey.gcp.machine_type).cpu_quota, survey.gcp.machine_type.vcpus, "PREEMPTIBLE_CPUS"
-    )
+    gcp = survey.gcp
+    needed = gcp.machine_type.vcpus * gcp.machines
+    return _compute_quota(survey, family_of(gcp.machine_type).cpu_quota, needed, "PREEMPTIBLE_CPUS")
+
+
+def system_cpu_quota(survey: Survey) -> Outcome:
+    """Room in the region for the virtual CPUs of the least nodes that a cluster has besides those with GPUs."""
+    return _room(survey, f"regions/{survey.gcp.region}", "CPUS", SYSTEM_NODES[0] * SYSTEM_VCPUS)
+
+
+def _gpus(survey: Survey) -> int:
+    return survey.gcp.machine_type.gpus * survey.gcp.machines
 
 
 def all_gpus_quota(survey: Survey) -> Outcome:
     """Room in the project for GPUs of any kind. Of spot and flex-start, sources differ on whether it counts them."""
-    outcome = _room(survey, "", "GPUS_ALL_REGIONS", survey.gcp.machine_type.gpus)
+    outcome = _room(survey, "", "GPUS_ALL_REGIONS", _gpus(survey))
     if outcome.verdict is Verdict.FAILED and survey.preemptible:
         return Outcome(Verdict.WARNING, f"{outcome.detail} (it may not count for {survey.gcp.provisioning_model})")
     return outcome
@@ -32,9 +44,13 @@ def disk_quota(survey: Survey) -> Outcome:
     gcp = survey.gcp
     if gcp.machine_type.disk_type.startswith("hyperdisk"):
         raise NotCheckedError(f"Hyperdisk: {NO_SOURCE}?project={gcp.project}")
-    gigabytes = 0 if gcp.parked else gcp.boot_disk_gb
-    if survey.makes_disk and not survey.google.find(gcp.project, f"zones/{gcp.zone}/disks/{gcp.name}-weights"):
-        gigabytes += gcp.weights_disk_gb
+    gigabytes = 0 if gcp.parked else gcp.boot_disk_gb * gcp.machines
+    if isinstance(gcp, GkeSettings):
+        gigabytes += SYSTEM_NODES[0] * SYSTEM_DISK_GB
+        if gcp.kubernetes.weights_storage_class in DISK_CLASSES:
+            gigabytes += claim_gb(survey.settings.weights_gb)
+    elif survey.makes_disk and not survey.google.find(gcp.project, f"zones/{gcp.zone}/disks/{gcp.name}-weights"):
+        gigabytes += survey.vm.weights_disk_gb
     return _room(survey, f"regions/{gcp.region}", "SSD_TOTAL_GB", gigabytes)
 
 
@@ -79,13 +95,13 @@ def _room(survey: Survey, path: str, metric: str, needed: float) -> Outcome:
     seen = f"{metric} in {region}: {needed:g} needed, {limit - usage:g} of {limit:g} free"
     if limit - usage >= needed:
         return ok(seen)
-    if survey.vm_exists():
+    if survey.exists():
         return warning(seen, f"fine if only {gcp.name}, which exists and is counted, is changed or replaced")
     return failed(seen, f"ask for more at {page}, or use another zone or machineType")
 
 
 def reservation(survey: Survey) -> Outcome:
-    """Check that the reservation exists in the zone, has the machine type and room for one more VM."""
+    """Check that the reservation exists in the zone, has the machine type and room for what is to run."""
     gcp = survey.gcp
     found = survey.google.find(gcp.project, f"zones/{gcp.zone}/reservations/{gcp.reservation}")
     if found is None:
@@ -97,13 +113,13 @@ def reservation(survey: Survey) -> Outcome:
     if machine_type != gcp.machine_type.name:
         return failed(f"{gcp.reservation} is of {machine_type}", f"set machineType to {machine_type}")
     count, used = int(reserved["count"]), int(reserved["inUseCount"])
-    if used < count:
-        return ok(f"{gcp.reservation}: {count - used} of {count} {machine_type} free")
-    if survey.vm_exists():
-        return warning(
-            f"{gcp.reservation}: all {count} are in use", f"fine if {gcp.name}, which exists, is one of them"
-        )
-    return failed(f"{gcp.reservation}: all {count} are in use", "make it larger")
+    seen = f"{gcp.reservation}: {count - used} of {count} {machine_type} free"
+    if count - used >= gcp.machines:
+        return ok(seen)
+    seen = f"{seen}, {gcp.machines} needed" if used < count else f"{gcp.reservation}: all {count} are in use"
+    if survey.exists():
+        return warning(seen, f"fine if {gcp.name}, which exists, is one of them")
+    return failed(seen, "make it larger")
 
 
 def zone(survey: Survey) -> Outcome:
@@ -135,7 +151,7 @@ def machine_type(survey: Survey) -> Outcome:
 
 def image(survey: Survey) -> Outcome:
     """Check that the boot image exists and is usable, and fits on the boot disk."""
-    gcp = survey.gcp
+    gcp = survey.vm
     _, project, path = gcp.image.split("/", 2)
     name, pin = path.rpartition("/")[2], "take a newer one: scripts/elastic-vllm pin --stack STACK"
     found = survey.google.find(project, path)

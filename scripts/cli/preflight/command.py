@@ -9,7 +9,7 @@ import typer
 
 from components.errors import UserError
 from components.kubernetes.api import ClusterError
-from components.settings.gcp import GcpSettings
+from components.settings.gcp import GoogleSettings
 from components.settings.kubernetes import KubernetesSettings
 from components.settings.stack import Settings
 from scripts.cli.preflight.report import Result, Verdict, format_result, summary
@@ -24,7 +24,7 @@ GOOGLE_BASE = ""
 
 
 def main(
-    stack: Annotated[str, typer.Option(help="Stack with target gcp or kubernetes.")],
+    stack: Annotated[str, typer.Option(help="Stack with target gcp, gke or kubernetes.")],
     sets: Annotated[list[str] | None, typer.Option("--set", help="key=value: a setting changed, for this run.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")] = False,
 ) -> None:
@@ -90,13 +90,13 @@ def _look_at_cluster(stack: str, settings: Settings, kubernetes: KubernetesSetti
         raise typer.Exit(ExitCode.FAILED)
 
 
-def load(stack: str, overrides: list[str]) -> tuple[Settings, GcpSettings | KubernetesSettings]:
+def load(stack: str, overrides: list[str]) -> tuple[Settings, GoogleSettings | KubernetesSettings]:
     """Return the settings of a stack as the program reads them; `overrides` are `key=value`.
 
     Raises BadInputError for a missing stack, another target, and wrong settings.
     """
     settings = stack_settings.load(stack, stack_settings.overrides(overrides))
-    target = settings.gcp or settings.kubernetes
+    target = settings.google or settings.kubernetes
     if target is None:
         raise BadInputError(f"--stack {stack}: its target is existing", "check a stack in Google Cloud or a cluster")
     return settings, target

@@ -18,7 +18,8 @@ def model(settings: Settings) -> Outcome:
     """Check that the hub has the model and its revision, and that the token of $HF_TOKEN may read it."""
     name, revision = settings.model.name, settings.model_revision
     if settings.model_source != "hub":
-        raise NotCheckedError("modelSource is host: the weights are on the server already")
+        where = "weightsImage has the weights" if settings.gke else "modelSource is host: the weights are there already"
+        raise NotCheckedError(where)
     token = os.environ.get(TOKEN_VARIABLE, "").strip() or False
     hub = HfApi(endpoint=settings.hf_endpoint)
     try:

@@ -3,11 +3,14 @@
 from itertools import groupby
 from typing import Any
 
+from components.settings.gke import GkeSettings
 from scripts.cli.preflight.report import Outcome, failed, ok, warning
 from scripts.cli.preflight.survey import Survey
 from scripts.lib.google import RefusedError
 
 IAP = "iap.googleapis.com"
+IAM = "iam.googleapis.com"
+FILESTORE = "file.googleapis.com"
 MANAGER = "cloudresourcemanager.googleapis.com"
 UNAUTHORIZED = 401
 
@@ -17,6 +20,10 @@ NETWORK_ADMIN = "roles/compute.networkAdmin"
 SECURITY_ADMIN = "roles/compute.securityAdmin"
 TUNNEL_USER = "roles/iap.tunnelResourceAccessor"
 ACCOUNT_USER = "roles/iam.serviceAccountUser"
+ACCOUNT_ADMIN = "roles/iam.serviceAccountAdmin"
+PROJECT_IAM_ADMIN = "roles/resourcemanager.projectIamAdmin"
+CLUSTER_ADMIN = "roles/container.clusterAdmin"
+CLUSTER_DEVELOPER = "roles/container.developer"
 
 
 def credentials(survey: Survey) -> Outcome:
@@ -43,9 +50,25 @@ def permissions_needed(survey: Survey) -> dict[str, str]:
     """Map each permission that these settings need to the smallest predefined role that includes it.
 
     Roles: roles/ in darkbitio/gcp-iam-role-permissions at 8962839b (2026-08-22). Needs: Google's "Create a Flex-start
-    VM", and the requests of the resources that the program declares.
+    VM" and "Customize your network isolation in GKE", and the requests of the resources that the program declares.
     """
     gcp = survey.gcp
+    network = ["networks.get", "networks.updatePolicy", "subnetworks.get", "subnetworks.use"]
+    if not gcp.network:
+        network += ["networks.create", "networks.delete", "subnetworks.create", "subnetworks.delete"]
+    network += ["addresses.get"]
+    if gcp.external_address:
+        network += ["addresses.create", "addresses.delete", "addresses.use", "subnetworks.useExternalIp"]
+    else:
+        network += ["addresses.createInternal", "addresses.deleteInternal", "addresses.useInternal"]
+    if gcp.cloud_nat:
+        network += ["routers.create", "routers.delete", "routers.get", "routers.update"]
+    roles = _of_cluster(gcp) if isinstance(gcp, GkeSettings) else _of_vm(survey)
+    return roles | {f"compute.{name}": NETWORK_ADMIN for name in network}
+
+
+def _of_vm(survey: Survey) -> dict[str, str]:
+    gcp = survey.vm
     words = "instances.create instances.delete instances.get instances.setLabels instances.setMetadata"
     needed = dict.fromkeys(
         [*words.split(), "instances.setTags", "disks.create", "disks.get", "disks.setLabels", "disks.use"],
@@ -57,17 +80,6 @@ def permissions_needed(survey: Survey) -> dict[str, str]:
         needed["instances.setDeletionProtection"] = INSTANCE_ADMIN
     firewalls = ["firewalls.create", "firewalls.delete", "firewalls.get", "firewalls.update"]
     needed |= dict.fromkeys(firewalls, SECURITY_ADMIN)
-    network = ["networks.get", "networks.updatePolicy", "subnetworks.get", "subnetworks.use"]
-    if not gcp.network:
-        network += ["networks.create", "networks.delete", "subnetworks.create", "subnetworks.delete"]
-    network += ["addresses.get"]
-    if gcp.external_address:
-        network += ["addresses.create", "addresses.delete", "addresses.use", "subnetworks.useExternalIp"]
-    else:
-        network += ["addresses.createInternal", "addresses.deleteInternal", "addresses.useInternal"]
-    if gcp.cloud_nat:
-        network += ["routers.create", "routers.delete", "routers.get", "routers.update"]
-    needed |= dict.fromkeys(network, NETWORK_ADMIN)
     if gcp.service_account:
         needed["instances.setServiceAccount"] = INSTANCE_ADMIN
     roles = {f"compute.{name}": role for name, role in needed.items()}
@@ -75,6 +87,24 @@ def permissions_needed(survey: Survey) -> dict[str, str]:
         roles["iap.tunnelInstances.accessViaIAP"] = TUNNEL_USER
     if gcp.service_account:
         roles["iam.serviceAccounts.actAs"] = ACCOUNT_USER
+    return roles
+
+
+def _of_cluster(gcp: GkeSettings) -> dict[str, str]:
+    """Rights for the cluster and its nodes' account; IAM alone gives those inside of it, too."""
+    made = ("create", "delete", "get", "update")
+    roles = {f"container.clusters.{verb}": CLUSTER_ADMIN for verb in made}
+    roles["container.operations.get"] = CLUSTER_ADMIN
+    kinds = "configMaps deployments jobs namespaces networkPolicies persistentVolumeClaims podDisruptionBudgets pods"
+    for kind in (*kinds.split(), "secrets", "services"):
+        roles |= {f"container.{kind}.{verb}": CLUSTER_DEVELOPER for verb in made}
+    roles["container.pods.getLogs"] = CLUSTER_DEVELOPER
+    if not gcp.control_plane_source_ranges:
+        roles["container.clusters.connect"] = CLUSTER_DEVELOPER
+    roles["iam.serviceAccounts.actAs"] = ACCOUNT_USER
+    if not gcp.service_account:
+        roles |= {f"iam.serviceAccounts.{verb}": ACCOUNT_ADMIN for verb in ("create", "delete", "get")}
+        roles |= {f"resourcemanager.projects.{verb}IamPolicy": PROJECT_IAM_ADMIN for verb in ("get", "set")}
     return roles
 
 
@@ -99,14 +129,14 @@ def permissions(survey: Survey) -> Outcome:
     who = survey.google.account()
     member = f"{'serviceAccount' if who.endswith('.gserviceaccount.com') else 'user'}:{who}" if who else "MEMBER"
     fix = f"gcloud projects add-iam-policy-binding {project} --member={member} --role=ROLE, for each role"
-    if set(by_role) == {ACCOUNT_USER}:
+    if set(by_role) == {ACCOUNT_USER} and survey.gcp.service_account:
         return warning(cause, f"fine if it is granted on {survey.gcp.service_account} itself; else {fix}")
     return failed(cause, fix)
 
 
 def policies(survey: Survey) -> Outcome:
     """Check for policies of the organisation that would stop `up` late: enforced OS Login, no external addresses."""
-    gcp, vm = survey.gcp, f"projects/{survey.gcp.project}/zones/{survey.gcp.zone}/instances/{survey.gcp.name}"
+    gcp, vm = survey.vm, f"projects/{survey.gcp.project}/zones/{survey.gcp.zone}/instances/{survey.gcp.name}"
     exception = "ask who keeps the organisation's policies for an exception for this project"
     rules = _rules(survey, "compute.requireOsLogin")
     if any(rule.get("enforce") for rule in rules):

@@ -5,17 +5,22 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from components.settings.gcp import GcpSettings
+from components.settings.gcp import GcpSettings, GoogleSettings
+from components.settings.gke import SHARED_CLASSES, GkeSettings
 from components.settings.stack import Settings
 from scripts.cli.preflight import capacity, cost, hub, names, project, sizing
 from scripts.cli.preflight.report import NotCheckedError, Outcome, Result, Verdict
-from scripts.cli.preflight.survey import Survey
+from scripts.cli.preflight.survey import CONTAINER, Survey
 from scripts.lib.google import COMPUTE, Google, NoAnswerError, RefusedError
 
 CHECK_SECONDS = 120.0
 """Time limit of one check: the price list has several pages, and each request may be repeated."""
+
+
+Wanted = tuple[bool, str, Callable[[Survey], Outcome]]
+"""Whether the settings ask for a check, its name in the report, and its function."""
 
 
 class Check(NamedTuple):
@@ -25,7 +30,7 @@ class Check(NamedTuple):
     run: Callable[[], Outcome]
 
 
-def checks_of(settings: Settings, gcp: GcpSettings, google: Google | None, reason: str = "") -> list[Check]:
+def checks_of(settings: Settings, gcp: GoogleSettings, google: Google | None, reason: str = "") -> list[Check]:
     """Return the checks for these settings; without credentials (`google` None, and why) only the model's."""
     about_model = [Check("model", partial(hub.model, settings)), Check("contexts", partial(sizing.contexts, settings))]
     if google is None:
@@ -36,25 +41,31 @@ def checks_of(settings: Settings, gcp: GcpSettings, google: Google | None, reaso
     return [*checks, *about_model, Check("cost", partial(cost.hourly_cost, survey))]
 
 
-def _of_google(gcp: GcpSettings) -> list[tuple[str, Callable[[Survey], Outcome]]]:
+def _of_google(gcp: GoogleSettings) -> list[tuple[str, Callable[[Survey], Outcome]]]:
     """Return the checks of Google Cloud between the credentials and the cost."""
     running = not gcp.parked
-    listed: list[tuple[bool, str, Callable[[Survey], Outcome]]] = [
+    # The quota of a reservation was counted when it was created.
+    counted = running and not gcp.reservation
+    of_gpus: list[Wanted] = [
+        (True, "zone", capacity.zone),
+        (running, "machine-type", capacity.machine_type),
+        (running and bool(gcp.reservation), "reservation", capacity.reservation),
+        (counted, "quota-gpus", capacity.gpu_quota),
+        (counted, "quota-all-gpus", capacity.all_gpus_quota),
+        (counted and gcp.machine_type.name.startswith("a2-"), "quota-vcpus", capacity.cpu_quota),
+    ]
+    listed = _of_cluster(gcp, of_gpus) if isinstance(gcp, GkeSettings) else _of_vm(cast(GcpSettings, gcp), of_gpus)
+    return [(name, check) for wanted, name, check in listed if wanted]
+
+
+def _of_vm(gcp: GcpSettings, of_gpus: list[Wanted]) -> list[Wanted]:
+    running = not gcp.parked
+    return [
         (True, "api-compute", partial(project.api, name=COMPUTE)),
         (gcp.ssh_via == "iap", "api-iap", partial(project.api, name=project.IAP)),
         (True, "permissions", project.permissions),
         (running, "policies", project.policies),
-        (True, "zone", capacity.zone),
-        (running, "machine-type", capacity.machine_type),
-        (running and bool(gcp.reservation), "reservation", capacity.reservation),
-        # The quota of a reservation was counted when it was created.
-        (running and not gcp.reservation, "quota-gpus", capacity.gpu_quota),
-        (running and not gcp.reservation, "quota-all-gpus", capacity.all_gpus_quota),
-        (
-            running and not gcp.reservation and gcp.machine_type.name.startswith("a2-"),
-            "quota-vcpus",
-            capacity.cpu_quota,
-        ),
+        *of_gpus,
         (running or not gcp.weights_disk, "quota-disks", capacity.disk_quota),
         (gcp.external_address, "quota-addresses", capacity.address_quota),
         (running, "image", capacity.image),
@@ -62,10 +73,26 @@ def _of_google(gcp: GcpSettings) -> list[tuple[str, Callable[[Survey], Outcome]]
         (bool(gcp.weights_disk), "weights-disk", names.weights_disk),
         (True, "names", names.free_names),
     ]
-    return [(name, check) for wanted, name, check in listed if wanted]
 
 
-def _impossible(gcp: GcpSettings) -> list[Check]:
+def _of_cluster(gcp: GkeSettings, of_gpus: list[Wanted]) -> list[Wanted]:
+    shared_files = gcp.kubernetes.weights_storage_class.endswith(SHARED_CLASSES)
+    return [
+        (True, "api-compute", partial(project.api, name=COMPUTE)),
+        (True, "api-container", partial(project.api, name=CONTAINER)),
+        (not gcp.service_account, "api-iam", partial(project.api, name=project.IAM)),
+        (shared_files, "api-filestore", partial(project.api, name=project.FILESTORE)),
+        (True, "permissions", project.permissions),
+        *of_gpus,
+        (True, "quota-system", capacity.system_cpu_quota),
+        (True, "quota-disks", capacity.disk_quota),
+        (gcp.external_address, "quota-addresses", capacity.address_quota),
+        (bool(gcp.network), "network", names.network),
+        (True, "names", names.free_names_of_cluster),
+    ]
+
+
+def _impossible(gcp: GoogleSettings) -> list[Check]:
     outcome = Outcome(Verdict.NOT_CHECKED, "no credentials")
     return [Check(name, lambda: outcome) for name in [*(name for name, _ in _of_google(gcp)), "cost"]]
 

@@ -17,7 +17,7 @@ def contexts(settings: Settings) -> Outcome:
         raise NotCheckedError(f"no source names the layers of {model.name}: give them in modelCatalogue (layers)")
     if argument_value(settings.vllm_extra_args, "--kv-cache-dtype"):
         raise NotCheckedError("vllmExtraArgs set --kv-cache-dtype, and the computation is for a cache in BF16")
-    kind = settings.gcp.machine_type.gpu if settings.gcp else ""
+    kind = settings.google.machine_type.gpu if settings.google else ""
     found = of_machine(
         model.layers,
         weights_gb=model.weights_gb,

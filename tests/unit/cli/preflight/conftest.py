@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from components.settings.gcp import KEYS as GCP_KEYS
+from components.settings import gcp
 from scripts.cli import pin
 from scripts.cli.preflight import command
 from scripts.lib import stack_settings
@@ -77,10 +77,16 @@ def project(server: Cloud, private_key: Path, tmp_path_factory: pytest.TempPathF
     config = {f"elastic-vllm:{key}": value for key, value in {**STACK, **keys}.items()}
     secret = {"elastic-vllm:hfToken": {"secure": "v1:AAAA"}}
     (directory / "stacks" / "Pulumi.cloud.yaml").write_text(json.dumps({"config": config | secret}))
-    left_out = GCP_KEYS | {"target", "httpsSourceRanges"}
+    left_out = gcp.KEYS | {"target", "httpsSourceRanges"}
     elsewhere = {key: value for key, value in config.items() if key.rpartition(":")[2] not in left_out}
     here = elsewhere | {"elastic-vllm:host": "llm.example.com", "elastic-vllm:sshHostKey": HOST_KEY}
     (directory / "stacks" / "Pulumi.here.yaml").write_text(json.dumps({"config": here}))
+    cluster = {key: value for key, value in STACK.items() if key in gcp.SHARED_KEYS | {"httpsSourceRanges"}}
+    images = {key: STACK[key] for key in ("vllmImage", "nginxImage", "model", "modelRevision")}
+    gke = {"target": "gke", "cloudNat": True, "weightsStorageClass": "standard-rwo", **cluster, **images}
+    gke |= {key: keys[key] for key in ("hfEndpoint", "modelCatalogue")}
+    document = {"config": {f"elastic-vllm:{key}": value for key, value in gke.items()} | secret}
+    (directory / "stacks" / "Pulumi.cluster.yaml").write_text(json.dumps(document))
     return directory
 
 
