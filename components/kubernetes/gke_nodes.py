@@ -23,7 +23,7 @@ FLEX_START_SECONDS = 7 * 24 * 3600
 
 @dataclass(frozen=True, kw_only=True)
 class Nodes:
-    """What all node pools have in common."""
+    """Inputs that all node pools have in common."""
 
     settings: GkeSettings
     cluster: container.Cluster

@@ -48,6 +48,8 @@ NEEDS = {
     "scripts/elastic-vllm pin": "the internet",
     "scripts/elastic-vllm bundle": "a disk to carry: tests/integration/test_bundle.py",
     "scripts/elastic-vllm verify --stack cluster": "a cluster with GPUs",
+    "scripts/elastic-vllm verify --stack gke": "a cluster with GPUs",
+    "scripts/elastic-vllm gke-credentials": "Google Cloud",
     "scripts/rehearse up --stack k8s": "a cluster: tests/integration/test_kubernetes.py",
     "scripts/rehearse down --stack k8s": "a cluster: tests/integration/test_kubernetes.py",
     "scripts/rehearse up --stack X": "a separate stack: tests/integration/test_podman.py",

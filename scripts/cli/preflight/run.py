@@ -20,7 +20,7 @@ CHECK_SECONDS = 120.0
 
 
 Wanted = tuple[bool, str, Callable[[Survey], Outcome]]
-"""Whether the settings ask for a check, its name in the report, and its function."""
+"""A check that the settings ask for or not, its name in the report, and its function."""
 
 
 class Check(NamedTuple):
