@@ -34,7 +34,7 @@ SHARED_CLASSES = "-rwx"
 DEFAULT_NAMESPACE = "elastic-vllm"
 
 SHARED_WITH_KUBERNETES = frozenset(
-    {"namespace", "replicas", "gatewayReplicas", "maxSurge", "weightsImage", "weightsStorageClass"}
+    {"namespace", "replicas", "gatewayReplicas", "maxSurge", "weightsImage", "weightsStorageClass", "metricsNamespace"}
 )
 KEYS = frozenset(
     {
@@ -135,6 +135,7 @@ def _endpoint(problems: Problems, google: GoogleSettings) -> KubernetesSettings:
         tolerations=[GPU_TOLERATION],
         runtime_class="",
         image_pull_secret="",
+        metrics_namespace=problems.optional("metricsNamespace", LABEL, kubernetes_settings.METRICS_FIX),
         accepts_unenforced_policies=False,
         parked=google.parked,
     )

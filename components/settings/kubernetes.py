@@ -24,6 +24,7 @@ NODE_PORTS = range(30000, 32768)
 MOST_REPLICAS = 64
 TOLERATION = {"key", "operator", "value", "effect", "tolerationSeconds"}
 WEIGHTS = ("weightsClaim", "weightsImage", "weightsStorageClass")
+METRICS_FIX = "name the namespace of the agents' pods"
 NAMESPACE_FIX = "use up to 63 of a-z, 0-9 and '-'"
 PINNED_FIX = "pin it as name:tag@sha256:digest"
 NODE_SELECTOR_FIX = "write the stack's file as in nodeSelector: {node.example.com/gpu: h100}"
@@ -124,7 +125,7 @@ def kubernetes_settings(
         image_pull_secret=problems.optional(
             "imagePullSecret", SUBDOMAIN, "name a Secret of type kubernetes.io/dockerconfigjson"
         ),
-        metrics_namespace=_optional(problems, "metricsNamespace", LABEL, "name the namespace of the agents' pods"),
+        metrics_namespace=problems.optional("metricsNamespace", LABEL, METRICS_FIX),
         accepts_unenforced_policies=problems.choice("unenforcedNetworkPolicies", ("refuse", "accept")) == "accept",
         parked=problems.boolean("parked"),
     )

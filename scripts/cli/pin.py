@@ -118,7 +118,8 @@ def main(
             fix = f"check the image's name ({key}) and this machine's network"
             raise UserError(f"no answer for {reference}: {error}", fix) from error
         console.print(f"  {config[PREFIX + key]}")
-    if _setting(config, "modelSource") == "hub":
+    in_the_cluster = any(_setting(config, key) for key in ("weightsClaim", "weightsImage"))
+    if _setting(config, "modelSource") == "hub" and not in_the_cluster:
         # Quoted: one of digits alone would be a number in YAML.
         config[PREFIX + "modelRevision"] = DoubleQuotedScalarString(
             commit(_setting(config, "model"), _setting(config, "hfEndpoint"))

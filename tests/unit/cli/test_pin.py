@@ -27,6 +27,18 @@ FILES = {
 }
 
 
+@pytest.mark.parametrize("where", ["weightsClaim: models", "weightsImage: registry.example/weights:1"])
+def test_the_hub_is_not_asked_where_the_cluster_has_the_weights(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pin, "ROOT", tmp_path)
+    file = tmp_path / "stacks" / "Pulumi.mine.yaml"
+    file.parent.mkdir()
+    file.write_text(f"config:\n{LOCAL}  elastic-vllm:hfEndpoint: http://127.0.0.1:1\n  elastic-vllm:{where}\n")
+    assert invoke("pin", "--stack", "mine").exit_code == 0
+    assert "modelRevision" not in file.read_text()
+
+
 @pytest.mark.parametrize(("content", "problem"), FILES.values(), ids=FILES.keys())
 def test_an_error_is_one_line_with_its_cause_and_one_with_its_fix(
     content: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
