@@ -119,7 +119,9 @@ def entrypoint(extra_args: tuple[str, ...], *, longer_ids: bool = False, stop_se
         "-c",
         f'umask 0007; rm -f "$0"; {module}{START} & vllm=$!; '
         f'trap "kill -TERM $vllm; (sleep {seconds}; kill -KILL $vllm) &" TERM INT; wait $vllm; code=$?; '
-        "while kill -0 $vllm 2>/dev/null; do wait $vllm; code=$?; done; exit $code",
+        "while kill -0 $vllm 2>/dev/null; do wait $vllm; code=$?; done; "
+        # One that ended while the trap ran has been reaped, and its status is still to be had, once.
+        "wait $vllm 2>/dev/null; last=$?; [ $last = 127 ] || code=$last; exit $code",
         SOCKET,
     ]
 

@@ -29,7 +29,7 @@ from scripts.lib.private_files import write_private
 from scripts.lib.stack_config import StackConfig
 
 PLUGINS = ("command", "docker", "random", "tls")
-PLUGINS_OF_TARGET = {"gcp": ("gcp",), "kubernetes": ("kubernetes",)}
+PLUGINS_OF_TARGET = {"gcp": ("gcp",), "gke": ("gcp", "kubernetes"), "kubernetes": ("kubernetes",)}
 """Plugins that a target needs besides."""
 LANGUAGE_HOST = ("pulumi-language-python", "pulumi-resource-pulumi-python")
 """Programs that run the program and its dynamic providers."""
