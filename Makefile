@@ -49,7 +49,7 @@ lint: ## ruff, mypy --strict, shellcheck, directions of imports, schemas of .git
 prove: lint ## The slow proofs: 10,000 hostile requests, canaries, drills, a soak, mutants (an hour or so)
 	@$(as_root) $(python) -m scripts.maintain.prove $(addprefix --only ,$(only))
 
-bench: ## Measure `up` against vLLM by hand, and what Nginx adds: docs/benchmarks.md (three quarters of an hour)
+bench: ## Measure `up` against vLLM by hand, and the gateway against its peers: docs/benchmarks.md (three quarters of an hour)
 	@scripts/setup --dev
 	@$(as_root) $(python) -m scripts.maintain.bench
 	@$(as_root) $(python) -m scripts.maintain.price
@@ -66,7 +66,7 @@ docs: ## Write the generated references in docs/reference
 
 pins: ## Write requirements*.txt and *-client.txt from their *.in, with the hashes of every package
 	@scripts/setup --dev
-	@for set in requirements requirements-dev tests/support/requirements-{audit,checkov,mutation}; do \
+	@for set in requirements requirements-dev tests/support/requirements-{audit,checkov,mutation,peers}; do \
 	  $(pin) --universal --python-version 3.11 --output-file $$set.txt $$set.in || exit; done
 	@for client in components/files/{acme/acme,weights/hub}-client; do \
 	  $(pin) --universal --python-version 3.10 --output-file $$client.txt $$client.in || exit; done

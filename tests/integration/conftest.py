@@ -198,7 +198,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         nothing_to_do = f"stack {STACK} runs on its own host"
         assert not done or done.returncode == 0 or nothing_to_do in done.stderr, f"{done.stdout}\n{done.stderr}"
         # Install now, because the other process checks later which packages a stack leaves.
-        for program in ("skopeo", "docker-registry"):
+        for program in ("skopeo", "docker-registry", "wrk"):
             installed(program, program)
     yield
     if not KEEP:

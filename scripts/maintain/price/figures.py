@@ -1,21 +1,25 @@
 """Figures as SVG: horizontal bars, one group per line."""
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
 WIDTH, LABELS, BAR, GAP = 720, 190, 16, 14
-COLOURS = ("#4c78a8", "#54a24b", "#e45756", "#b279a2")
+COLOURS = ("#4c78a8", "#e45756")
 
 
 def bars(title: str, unit: str, groups: Mapping[str, Mapping[str, float]]) -> str:
-    """Draw group -> series -> value; values start at 0, and each group has the same series."""
+    """Draw group -> series -> value on a logarithmic scale; each group has the same series."""
     series: Sequence[str] = list(next(iter(groups.values())))
-    largest = max(value for values in groups.values() for value in values.values()) or 1.0
+    drawn = [value for values in groups.values() for value in values.values()]
+    # The scale begins at the power of ten below the smallest value.
+    begin = math.floor(math.log10(min(drawn)))
+    decades = math.log10(max(drawn)) - begin
     rows, y = [], 58
     for group, values in groups.items():
         rows.append(_text(LABELS - 10, y + BAR * len(values) / 2 + 4, group, anchor="end"))
         for number, name in enumerate(series):
-            length = values[name] / largest * (WIDTH - LABELS - 110)
+            length = (math.log10(values[name]) - begin) / decades * (WIDTH - LABELS - 110)
             rows.append(
                 f'<rect x="{LABELS}" y="{y}" width="{max(length, 1):.1f}" height="{BAR - 3}" fill="{COLOURS[number]}"/>'
             )
@@ -28,7 +32,7 @@ def bars(title: str, unit: str, groups: Mapping[str, Mapping[str, float]]) -> st
         legend.append(
             f'<rect x="{x}" y="34" width="10" height="10" fill="{COLOURS[number]}"/>' + _text(x + 15, 43, name)
         )
-    body = "\n".join([_text(10, 20, title, size=14), *legend, *rows])
+    body = "\n".join([_text(10, 20, f"{title} (logarithmic scale)", size=14), *legend, *rows])
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y}" font-family="sans-serif">\n'
         f'<rect width="100%" height="100%" fill="white"/>\n{body}\n</svg>\n'

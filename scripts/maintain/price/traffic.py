@@ -1,15 +1,23 @@
-"""Measurements of a client: the latency of answers on one connection, and the lag of a stream's events."""
+"""Measurements of a client: latency on one connection, lag of a stream's events, and requests a second."""
 
 import json
+import re
 import selectors
 import socket
 import ssl
+import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 WARM_UP = 5  # requests of a connection, or events of a stream, that do not count
+BUNCHED_NS = 2_000_000
+"""Events of a stream are sent ten times further apart: if they arrive closer together, one waited for the next."""
+EVENT_TIME = re.compile(rb"@(\d+)@")
+CONNECTIONS = 16  # for the requests a second
+UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
 
 
 @dataclass(frozen=True)
@@ -42,10 +50,15 @@ class Way:
                 yield encrypted
 
     def request(self, **more: object) -> bytes:
-        """Return a request as bytes, with these fields in its body. For the source, `events` asks for a stream."""
-        body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "Hello"}], **more})
+        """Return a request as bytes, with these fields in its body."""
+        body = chat(**more)
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {self.host}\r\nAuthorization: Bearer {self.key}\r\n"
         return f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+def chat(**more: object) -> str:
+    """Return a request's body."""
+    return json.dumps({"model": "m", "messages": [{"role": "user", "content": "Hello"}], **more})
 
 
 def latencies(way: Way, count: int) -> list[float]:
@@ -86,7 +99,7 @@ class Lags:
 
     seconds: list[float] = field(default_factory=list)
     held_back: int = 0
-    """Events that arrived together with the next one of their stream."""
+    """Events after which the next one of their stream arrived within BUNCHED_NS."""
 
 
 class _Stream:
@@ -94,6 +107,8 @@ class _Stream:
         self.connection = connection
         self.buffer = b""
         self.events = 0
+        self.last = 0
+        """When an event arrived last, in ns."""
 
     def read(self, lags: Lags) -> bool:
         """Read the available bytes, and return True if the stream is over."""
@@ -111,14 +126,15 @@ class _Stream:
                 return True
 
     def _take(self, now: int, lags: Lags) -> None:
-        sent = []
-        while (start := self.buffer.find(b'data: {"t": ')) >= 0 and (end := self.buffer.find(b"\n\n", start)) >= 0:
-            sent.append(int(self.buffer[start + 12 : end].split(b",", 1)[0]))
-            self.buffer = self.buffer[end + 2 :]
+        sent = [int(each) for each in EVENT_TIME.findall(self.buffer)]
+        if not sent:
+            return
+        self.buffer = self.buffer[self.buffer.rindex(b"@") + 1 :]
         self.events += len(sent)
         if self.events > WARM_UP:
             lags.seconds += [(now - each) / 1e9 for each in sent]
-            lags.held_back += max(0, len(sent) - 1)
+            lags.held_back += len(sent) - 1 + (now - self.last < BUNCHED_NS)
+        self.last = now
 
 
 def stream_lags(way: Way, streams: int, events: int) -> Lags:
@@ -126,7 +142,7 @@ def stream_lags(way: Way, streams: int, events: int) -> Lags:
     lags = Lags()
     with _connections(way, streams) as connections, selectors.EpollSelector() as selector:
         for connection in connections:
-            connection.sendall(way.request(events=events))
+            connection.sendall(way.request(stream=True, max_tokens=events))
             connection.setblocking(False)
             selector.register(connection, selectors.EVENT_READ, _Stream(connection))
         while selector.get_map():
@@ -141,3 +157,28 @@ def _connections(way: Way, count: int) -> Iterator[list[socket.socket]]:
 
     with ExitStack() as closing:
         yield [closing.enter_context(way.connection()) for _ in range(count)]
+
+
+@dataclass
+class Load:
+    """Results of a block of wrk."""
+
+    a_second: float
+    p99_seconds: float
+
+
+def throughput(way: Way, seconds: int) -> Load:
+    """Send requests on 16 connections, each as soon as the one before is answered."""
+    headers = {"Authorization": f"Bearer {way.key}", "Content-Type": "application/json"}
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        script.write(f"wrk.method = 'POST'\nwrk.body = [=[{chat()}]=]\n")
+        script.writelines(f"wrk.headers['{name}'] = '{value}'\n" for name, value in headers.items())
+        script.flush()
+        command = ["wrk", "--threads=1", f"--connections={CONNECTIONS}", f"--duration={seconds}s", "--latency"]
+        url = f"{'https' if way.tls else 'http'}://{way.host}:{way.port}/v1/chat/completions"
+        done = subprocess.run([*command, f"--script={script.name}", url], capture_output=True, text=True, check=False)
+    rate = re.search(r"Requests/sec: +([\d.]+)", done.stdout)
+    p99 = re.search(r" 99% +([\d.]+)(us|ms|s|m)", done.stdout)
+    if not rate or not p99 or "Non-2xx" in done.stdout:
+        raise RuntimeError(f"{way.name}: wrk failed: {done.stdout}{done.stderr}")
+    return Load(float(rate[1]), float(p99[1]) * UNITS[p99[2]])

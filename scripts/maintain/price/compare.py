@@ -1,0 +1,227 @@
+"""The gateways side by side over the stand-in source: measurements in turns, and their tables."""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scripts.maintain.price import behaviour
+from scripts.maintain.price.figures import bars
+from scripts.maintain.price.gateways import DIRECT, NAMES, OURS, Gateway, Opened
+from scripts.maintain.price.traffic import CONNECTIONS, Lags, Load, latencies, stream_lags, throughput
+
+MOST_STREAMS = 64
+PROMISED_MS = {50: 0.15, 99: 0.5}
+PROMISED_LAG_MS = 2
+FEW = 0.001
+"""Share of late events up to which the machine is to blame: it delays a few on every way, a buffer nearly all."""
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much is measured of each gateway."""
+
+    rounds: int
+    requests: int = 200
+    """On one connection, in a round."""
+    streams: tuple[int, ...] = (16, MOST_STREAMS)
+    events: int = 100
+    """Of each stream, one each 20 ms, in a round."""
+    load_seconds: int = 2
+    """Of requests on all connections, in a round."""
+    leaves: int = 5
+    """Clients of each kind that leave."""
+
+
+@dataclass
+class Figures:
+    """Measurements of one gateway."""
+
+    latencies: list[float] = field(default_factory=list)
+    lags: dict[int, Lags] = field(default_factory=dict)
+    """By the number of streams."""
+    cpu_seconds: float = 0.0
+    events: int = 0
+    """The events of MOST_STREAMS, during which the CPU time was taken."""
+    loads: list[Load] = field(default_factory=list)
+    memory_mib: tuple[float, float] = (0.0, 0.0)
+    """Resident and proportional, after the load."""
+    notices: dict[str, list[float | None]] = field(default_factory=dict)
+    """By the kind of request that a client leaves: seconds, None for too many."""
+    behaviours: dict[str, str] = field(default_factory=dict)
+    """Row of the table -> cell."""
+
+
+def measure(opened: Opened, amount: Amount, say: Callable[[str], None]) -> dict[str, Figures]:
+    """Measure all gateways in turns, so that a noisy machine disturbs all alike."""
+    found = {name: Figures() for name in opened.gateways}
+    for number in range(1, amount.rounds + 1):
+        say(f"round {number} of {amount.rounds}: requests on one connection")
+        for name, gateway in opened.gateways.items():
+            found[name].latencies += latencies(gateway.way, amount.requests)
+        for streams in amount.streams:
+            for name, gateway in opened.gateways.items():
+                say(f"round {number} of {amount.rounds}: {streams} streams, {gateway.title}")
+                _lags(gateway, found[name], streams, amount.events)
+    with opened.fast_source():
+        for number in range(1, amount.rounds + 1):
+            for name, gateway in opened.gateways.items():
+                say(f"round {number} of {amount.rounds}: {CONNECTIONS} connections, {gateway.title}")
+                found[name].loads.append(throughput(gateway.way, amount.load_seconds))
+    _other_figures(opened, found, amount, say)
+    return found
+
+
+def _other_figures(opened: Opened, found: dict[str, Figures], amount: Amount, say: Callable[[str], None]) -> None:
+    """Take the memory that the load has left, and the behaviours."""
+    for name, gateway in opened.gateways.items():
+        if gateway.pid:
+            found[name].memory_mib = gateway.memory_mib()
+        for kind in behaviour.LEAVING:
+            say(f"clients leave: {kind}, {gateway.title}")
+            seconds = found[name].notices.setdefault(kind, [])
+            while len(seconds) < amount.leaves and None not in seconds:
+                seconds.append(behaviour.seconds_to_notice(gateway.way, opened.source, kind, say))
+    for name, gateway in opened.gateways.items():
+        if gateway.pid:
+            say(f"behaviours: {gateway.title}")
+            found[name].behaviours |= behaviour.with_source(gateway, opened.source)
+    for name, rows in behaviour.without_source(opened, say).items():
+        found[name].behaviours |= rows
+
+
+def _lags(gateway: Gateway, figures: Figures, streams: int, events: int) -> None:
+    before = gateway.cpu_seconds() if gateway.pid else 0.0
+    lags = stream_lags(gateway.way, streams, events)
+    if gateway.pid and streams == MOST_STREAMS:
+        figures.cpu_seconds += gateway.cpu_seconds() - before
+        figures.events += streams * events
+    taken = figures.lags.setdefault(streams, Lags())
+    taken.seconds += lags.seconds
+    taken.held_back += lags.held_back
+
+
+def ms(values: Sequence[float], percent: int) -> float:
+    """Return a percentile of seconds, in milliseconds."""
+    return statistics.quantiles(values, n=100)[percent - 1] * 1000
+
+
+# --- Tables
+
+
+def tables(opened: Opened, found: dict[str, Figures]) -> str:
+    """Return the results as Markdown."""
+    return "\n\n".join(
+        [_figures_table(opened, found), _ahead(found), _promises(found), _behaviours_table(opened, found)]
+    )
+
+
+def _added(found: dict[str, Figures], name: str, percent: int) -> float:
+    """Return by how many ms requests on one connection took longer than directly."""
+    return ms(found[name].latencies, percent) - ms(found[DIRECT].latencies, percent)
+
+
+COLUMNS: dict[str, Callable[[dict[str, Figures], str], float]] = {
+    "added p50, ms": lambda found, name: _added(found, name, 50),
+    "added p99, ms": lambda found, name: _added(found, name, 99),
+    "lag p50, ms": lambda found, name: ms(found[name].lags[MOST_STREAMS].seconds, 50),
+    "lag p99, ms": lambda found, name: ms(found[name].lags[MOST_STREAMS].seconds, 99),
+    "bunched, %": lambda found, name: (
+        100 * found[name].lags[MOST_STREAMS].held_back / len(found[name].lags[MOST_STREAMS].seconds)
+    ),
+    "CPU ms for 1,000 events": lambda found, name: found[name].cpu_seconds / found[name].events * 1e6,
+    "requests/s": lambda found, name: statistics.median(load.a_second for load in found[name].loads),
+    "their p99, ms": lambda found, name: statistics.median(load.p99_seconds for load in found[name].loads) * 1000,
+    "resident, MiB": lambda found, name: found[name].memory_mib[0],
+    "proportional, MiB": lambda found, name: found[name].memory_mib[1],
+}
+"""Columns of the first table: title -> figure of a gateway. Less is better, except for requests/s."""
+WITHOUT_DIRECT = {"CPU ms for 1,000 events", "resident, MiB", "proportional, MiB"}
+CLOSE = 1.03
+"""Ratio of two figures from which on they count as different: the rounds differ by as much."""
+
+
+def _cell(value: float) -> str:
+    """Return a figure with three digits, at most three of them after the point."""
+    digits = 2 - math.floor(math.log10(max(abs(value), 0.1)))
+    return f"{value:,.{max(digits, 0)}f}"
+
+
+def _figures_table(opened: Opened, found: dict[str, Figures]) -> str:
+    lines = [
+        f"| way | TLS | {' | '.join(COLUMNS)} | lag p50 / p99, {min(found[OURS].lags)} streams, ms |",
+        "| --- | --- |" + " ---: |" * (len(COLUMNS) + 1),
+    ]
+    for name, gateway in opened.gateways.items():
+        cells = []
+        for title, figure in COLUMNS.items():
+            if name == DIRECT and title in WITHOUT_DIRECT:
+                cells.append("")
+            elif name == DIRECT and title.startswith("added"):
+                percent = 50 if "p50" in title else 99
+                cells.append(f"(takes {_cell(ms(found[DIRECT].latencies, percent))})")
+            else:
+                cells.append(_cell(figure(found, name)))
+        few = found[name].lags[min(found[name].lags)].seconds
+        cells.append(f"{_cell(ms(few, 50))} / {_cell(ms(few, 99))}")
+        lines.append(f"| {gateway.title} | {'yes' if gateway.way.tls else 'no'} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _ahead(found: dict[str, Figures]) -> str:
+    """List the columns in which this project's gateway is not first; the direct way does not count."""
+    behind = []
+    for title, figure in COLUMNS.items():
+        values = {name: figure(found, name) for name in found if name != DIRECT}
+        more_is_better = title == "requests/s"
+        best = (max if more_is_better else min)(values, key=lambda name: values[name])
+        ratio = values[best] / values[OURS] if more_is_better else values[OURS] / max(values[best], 1e-9)
+        if best != OURS and values[OURS] != values[best] and ratio > CLOSE:
+            behind.append(f"{title} ({NAMES[best]}: {_cell(values[best])} against {_cell(values[OURS])})")
+    first = "in every column" if not behind else f"in every column except {'; '.join(behind)}"
+    return f"Of the gateways, {NAMES[OURS]} is first, or at most {CLOSE - 1:.0%} behind the first, {first}."
+
+
+def _promises(found: dict[str, Figures]) -> str:
+    kept = all(_added(found, OURS, percent) <= promised for percent, promised in PROMISED_MS.items())
+    promise = ", ".join(f"p{percent} {promised} ms" for percent, promised in PROMISED_MS.items())
+    ours, direct = found[OURS].lags[MOST_STREAMS], found[DIRECT].lags[MOST_STREAMS]
+    over_direct = ms(ours.seconds, 99) - ms(direct.seconds, 99)
+    lag_kept = over_direct <= PROMISED_LAG_MS and ours.held_back <= max(direct.held_back, FEW * len(ours.seconds))
+    return (
+        f"Promised for what {NAMES[OURS]} adds: at most {promise}: **{'kept' if kept else 'not kept'}**; at "
+        f"{MOST_STREAMS} streams, no event waits for the next one ({ours.held_back} of {len(ours.seconds)} did, "
+        f"directly {direct.held_back}), and the lag's p99 is at most {PROMISED_LAG_MS} ms over direct "
+        f"(it is {over_direct:.2f}): **{'kept' if lag_kept else 'not kept'}**."
+    )
+
+
+def _behaviours_table(opened: Opened, found: dict[str, Figures]) -> str:
+    names = [name for name in found if name != DIRECT]
+    lines = [f"| behaviour | {' | '.join(opened.gateways[name].title for name in names)} |"]
+    lines.append("| --- |" + " --- |" * len(names))
+    lines += [
+        f"| {row} | {' | '.join(found[name].behaviours[row] for name in names)} |" for row in found[OURS].behaviours
+    ]
+    for kind in behaviour.LEAVING:
+        cells = []
+        for name in names:
+            seconds = [each for each in found[name].notices[kind] if each is not None]
+            whole = len(seconds) == len(found[name].notices[kind])
+            cells.append(
+                f"{statistics.median(seconds) * 1000:.2g} ms" if whole else f"not within {behaviour.NOTICE_SECONDS} s"
+            )
+        lines.append(f"| a client that leaves a {kind} is noticed after | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_figures(found: dict[str, Figures], directory: Path) -> None:
+    """Draw the latency and the lag of each way."""
+    rows = {"p50": "lag p50, ms", "p99": "lag p99, ms"}
+    added = {
+        NAMES[name]: {f"p{percent}": ms(found[name].latencies, percent) for percent in PROMISED_MS} for name in found
+    }
+    lag = {NAMES[name]: {row: COLUMNS[title](found, name) for row, title in rows.items()} for name in found}
+    directory.joinpath("latency.svg").write_text(bars("One connection, answered at once", "ms", added))
+    directory.joinpath("lag.svg").write_text(bars(f"Lag of the events of {MOST_STREAMS} streams", "ms", lag))
