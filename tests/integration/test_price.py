@@ -3,10 +3,13 @@
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import docker
 import pytest
 
+from components import render
+from components.serving.nginx_config import START_SCRIPT
 from scripts.lib.progress import Display
 from scripts.maintain.price import compare
 from scripts.maintain.price.gateways import DIRECT, GUIDE, LABEL, OURS, PORTS, Opened, opened
@@ -77,6 +80,25 @@ def test_a_gateways_costs_are_its_own(measured: Measured) -> None:
         assert 100 < figures.loads[0].a_second < found[DIRECT].loads[0].a_second
         assert compare.ms(figures.latencies, 50) > compare.ms(found[DIRECT].latencies, 50)
     assert found[DIRECT].memory_mib == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 2), (4, 4), (208, 4)])
+def test_nginx_starts_a_worker_for_each_core_and_at_most_four(cores: int, workers: int, tmp_path: Path) -> None:
+    (tmp_path / START_SCRIPT).write_text((render.FILES / "nginx" / START_SCRIPT).read_text())
+    (tmp_path / "nproc").write_text(f"#!/bin/sh\necho {cores}\n")
+    # Asked for its version it is the real one; to start it says with what.
+    nginx = 'case $1 in -v | -V) exec /usr/sbin/nginx "$1" ;; *) echo "$@" ;; esac'
+    (tmp_path / "nginx").write_text(f"#!/bin/sh\n{nginx}\n")
+    for path in (tmp_path, *tmp_path.iterdir()):
+        path.chmod(0o755)
+    printed = docker.from_env().containers.run(
+        NGINX_IMAGE,
+        entrypoint=["sh", f"/own/{START_SCRIPT}"],
+        environment={"PATH": "/own:/usr/sbin:/usr/bin:/sbin:/bin"},
+        volumes={str(tmp_path): {"bind": "/own", "mode": "ro"}},
+        remove=True,
+    )
+    assert printed.decode().strip().endswith(f"-g daemon off; worker_processes {workers};")
 
 
 def test_behaviours_are_those_of_each_gateway(measured: Measured) -> None:

@@ -22,5 +22,9 @@ for name in access error; do
 done
 # Nginx killed leaves its socket behind, and would not start again beside it.
 rm -f /run/elastic-vllm-metrics/nginx.sock
+# A worker for each core that it may use, because more only wait for each other, and at most four, which carry thousands
+# of streams: one a core, and two while it reloads, would need more memory on 208 cores than the container may have.
+workers=$(nproc)
+if [ "$workers" -gt 4 ]; then workers=4; fi
 # -e: before its configuration is read, Nginx would open a log file, and the root is read-only.
-exec nginx -e stderr -c "$(dirname "$0")/nginx.conf" -g 'daemon off;'
+exec nginx -e stderr -c "$(dirname "$0")/nginx.conf" -g "daemon off; worker_processes $workers;"

@@ -1,4 +1,4 @@
-"""What a gateway does with requests that it should not pass on, without vLLM behind it, and when a client leaves."""
+"""Behaviour towards requests that should not pass, without vLLM behind the gateway, and towards clients that leave."""
 
 import http.client
 import ssl

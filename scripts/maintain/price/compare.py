@@ -24,14 +24,14 @@ class Amount:
 
     rounds: int
     requests: int = 200
-    """On one connection, in a round."""
+    """Requests on one connection, in a round."""
     streams: tuple[int, ...] = (16, MOST_STREAMS)
     events: int = 100
-    """Of each stream, one each 20 ms, in a round."""
+    """Events of each stream, one each 20 ms, in a round."""
     load_seconds: int = 2
-    """Of requests on all connections, in a round."""
+    """Duration of the requests on all connections, in a round."""
     leaves: int = 5
-    """Clients of each kind that leave."""
+    """Clients that leave a request of each kind."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What stands in front of the source, running: this project's Nginx, the guide's, their peers, and nothing (direct)."""
+"""The gateways that are compared, running in front of the source: both Nginx, their peers, and none (direct)."""
 
 import json
 import os
@@ -172,7 +172,7 @@ class Opened:
     gateways: Mapping[str, Gateway]
     source: Source
     cores: tuple[int, int]
-    """Of the gateways, and of source and client."""
+    """The core of the gateways, and that of source and client."""
     image: str
 
     @contextmanager
