@@ -47,8 +47,8 @@ def test_every_request_and_event_is_counted(measured: Measured) -> None:
     _, found = measured
     assert set(found) == {DIRECT, OURS, GUIDE}
     for name, figures in found.items():
-        assert len(figures.latencies) == AMOUNT.requests
-        for streams, lags in figures.lags.items():
+        assert [len(each) for each in figures.latencies] == [AMOUNT.requests]
+        for streams, (lags,) in figures.lags.items():
             # Events that come together with those of the warm-up count.
             least = streams * COUNTED
             assert least <= len(lags.seconds) <= streams * AMOUNT.events, (name, streams)
@@ -57,14 +57,11 @@ def test_every_request_and_event_is_counted(measured: Measured) -> None:
 
 def test_what_buffers_is_told_from_what_does_not(measured: Measured) -> None:
     _, found = measured
-    shares = {
-        name: figures.lags[compare.MOST_STREAMS].held_back / len(figures.lags[compare.MOST_STREAMS].seconds)
-        for name, figures in found.items()
-    }
+    counts = {name: compare.bunched(figures) for name, figures in found.items()}
+    shares = {name: bunched / events for name, (bunched, events) in counts.items()}
     assert max(shares[DIRECT], shares[OURS]) < MOST_BY_CHANCE
     assert shares[GUIDE] > LEAST_BUFFERED
-    buffered, passed_on = (compare.ms(found[name].lags[compare.MOST_STREAMS].seconds, 50) for name in (GUIDE, OURS))
-    assert buffered > 5 * passed_on
+    assert compare.lag_ms(found[GUIDE], 50) > 5 * compare.lag_ms(found[OURS], 50)
 
 
 def test_a_gateways_costs_are_its_own(measured: Measured) -> None:
@@ -77,8 +74,8 @@ def test_a_gateways_costs_are_its_own(measured: Measured) -> None:
         resident, proportional = figures.memory_mib
         assert 2 < proportional < resident < 500
         # A gateway in between cannot be faster than none.
-        assert 100 < figures.loads[0].a_second < found[DIRECT].loads[0].a_second
-        assert compare.ms(figures.latencies, 50) > compare.ms(found[DIRECT].latencies, 50)
+        assert 100 < figures.loads[0] < found[DIRECT].loads[0]
+        assert compare.latency_ms(figures, 50) > compare.latency_ms(found[DIRECT], 50)
     assert found[DIRECT].memory_mib == (0.0, 0.0)
 
 

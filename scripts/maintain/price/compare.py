@@ -9,7 +9,7 @@ from pathlib import Path
 from scripts.maintain.price import behaviour
 from scripts.maintain.price.figures import bars
 from scripts.maintain.price.gateways import DIRECT, NAMES, OURS, Gateway, Opened
-from scripts.maintain.price.traffic import CONNECTIONS, Lags, Load, latencies, stream_lags, throughput
+from scripts.maintain.price.traffic import CONNECTIONS, Lags, latencies, stream_lags, throughput
 
 MOST_STREAMS = 64
 PROMISED_MS = {50: 0.15, 99: 0.5}
@@ -38,13 +38,15 @@ class Amount:
 class Figures:
     """Measurements of one gateway."""
 
-    latencies: list[float] = field(default_factory=list)
-    lags: dict[int, Lags] = field(default_factory=dict)
-    """By the number of streams."""
+    latencies: list[list[float]] = field(default_factory=list)
+    """Seconds of each request, round by round."""
+    lags: dict[int, list[Lags]] = field(default_factory=dict)
+    """By the number of streams, round by round."""
     cpu_seconds: float = 0.0
     events: int = 0
     """The events of MOST_STREAMS, during which the CPU time was taken."""
-    loads: list[Load] = field(default_factory=list)
+    loads: list[float] = field(default_factory=list)
+    """Requests a second, round by round."""
     memory_mib: tuple[float, float] = (0.0, 0.0)
     """Resident and proportional, after the load."""
     notices: dict[str, list[float | None]] = field(default_factory=dict)
@@ -59,7 +61,7 @@ def measure(opened: Opened, amount: Amount, say: Callable[[str], None]) -> dict[
     for number in range(1, amount.rounds + 1):
         say(f"round {number} of {amount.rounds}: requests on one connection")
         for name, gateway in opened.gateways.items():
-            found[name].latencies += latencies(gateway.way, amount.requests)
+            found[name].latencies.append(latencies(gateway.way, amount.requests))
         for streams in amount.streams:
             for name, gateway in opened.gateways.items():
                 say(f"round {number} of {amount.rounds}: {streams} streams, {gateway.title}")
@@ -97,14 +99,28 @@ def _lags(gateway: Gateway, figures: Figures, streams: int, events: int) -> None
     if gateway.pid and streams == MOST_STREAMS:
         figures.cpu_seconds += gateway.cpu_seconds() - before
         figures.events += streams * events
-    taken = figures.lags.setdefault(streams, Lags())
-    taken.seconds += lags.seconds
-    taken.held_back += lags.held_back
+    figures.lags.setdefault(streams, []).append(lags)
 
 
 def ms(values: Sequence[float], percent: int) -> float:
     """Return a percentile of seconds, in milliseconds."""
     return statistics.quantiles(values, n=100)[percent - 1] * 1000
+
+
+def latency_ms(figures: Figures, percent: int) -> float:
+    """Return the median of the rounds' percentiles: what disturbs one round does not count."""
+    return statistics.median(ms(each, percent) for each in figures.latencies)
+
+
+def lag_ms(figures: Figures, percent: int, streams: int = MOST_STREAMS) -> float:
+    """Return the median of the rounds' percentiles."""
+    return statistics.median(ms(each.seconds, percent) for each in figures.lags[streams])
+
+
+def bunched(figures: Figures) -> tuple[int, int]:
+    """Return how many events of MOST_STREAMS came bunched with the next one, and how many came."""
+    rounds = figures.lags[MOST_STREAMS]
+    return sum(each.held_back for each in rounds), sum(len(each.seconds) for each in rounds)
 
 
 # --- Tables
@@ -119,20 +135,17 @@ def tables(opened: Opened, found: dict[str, Figures]) -> str:
 
 def _added(found: dict[str, Figures], name: str, percent: int) -> float:
     """Return by how many ms requests on one connection took longer than directly."""
-    return ms(found[name].latencies, percent) - ms(found[DIRECT].latencies, percent)
+    return latency_ms(found[name], percent) - latency_ms(found[DIRECT], percent)
 
 
 COLUMNS: dict[str, Callable[[dict[str, Figures], str], float]] = {
     "added p50, ms": lambda found, name: _added(found, name, 50),
     "added p99, ms": lambda found, name: _added(found, name, 99),
-    "lag p50, ms": lambda found, name: ms(found[name].lags[MOST_STREAMS].seconds, 50),
-    "lag p99, ms": lambda found, name: ms(found[name].lags[MOST_STREAMS].seconds, 99),
-    "bunched, %": lambda found, name: (
-        100 * found[name].lags[MOST_STREAMS].held_back / len(found[name].lags[MOST_STREAMS].seconds)
-    ),
+    "lag p50, ms": lambda found, name: lag_ms(found[name], 50),
+    "lag p99, ms": lambda found, name: lag_ms(found[name], 99),
+    "bunched, %": lambda found, name: 100 * bunched(found[name])[0] / bunched(found[name])[1],
     "CPU ms for 1,000 events": lambda found, name: found[name].cpu_seconds / found[name].events * 1e6,
-    "requests/s": lambda found, name: statistics.median(load.a_second for load in found[name].loads),
-    "their p99, ms": lambda found, name: statistics.median(load.p99_seconds for load in found[name].loads) * 1000,
+    "requests/s": lambda found, name: statistics.median(found[name].loads),
     "resident, MiB": lambda found, name: found[name].memory_mib[0],
     "proportional, MiB": lambda found, name: found[name].memory_mib[1],
 }
@@ -149,8 +162,9 @@ def _cell(value: float) -> str:
 
 
 def _figures_table(opened: Opened, found: dict[str, Figures]) -> str:
+    few = min(found[OURS].lags)
     lines = [
-        f"| way | TLS | {' | '.join(COLUMNS)} | lag p50 / p99, {min(found[OURS].lags)} streams, ms |",
+        f"| way | TLS | {' | '.join(COLUMNS)} | lag p50 / p99, {few} streams, ms |",
         "| --- | --- |" + " ---: |" * (len(COLUMNS) + 1),
     ]
     for name, gateway in opened.gateways.items():
@@ -160,11 +174,10 @@ def _figures_table(opened: Opened, found: dict[str, Figures]) -> str:
                 cells.append("")
             elif name == DIRECT and title.startswith("added"):
                 percent = 50 if "p50" in title else 99
-                cells.append(f"(takes {_cell(ms(found[DIRECT].latencies, percent))})")
+                cells.append(f"(takes {_cell(latency_ms(found[DIRECT], percent))})")
             else:
                 cells.append(_cell(figure(found, name)))
-        few = found[name].lags[min(found[name].lags)].seconds
-        cells.append(f"{_cell(ms(few, 50))} / {_cell(ms(few, 99))}")
+        cells.append(" / ".join(_cell(lag_ms(found[name], percent, few)) for percent in (50, 99)))
         lines.append(f"| {gateway.title} | {'yes' if gateway.way.tls else 'no'} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -186,13 +199,13 @@ def _ahead(found: dict[str, Figures]) -> str:
 def _promises(found: dict[str, Figures]) -> str:
     kept = all(_added(found, OURS, percent) <= promised for percent, promised in PROMISED_MS.items())
     promise = ", ".join(f"p{percent} {promised} ms" for percent, promised in PROMISED_MS.items())
-    ours, direct = found[OURS].lags[MOST_STREAMS], found[DIRECT].lags[MOST_STREAMS]
-    over_direct = ms(ours.seconds, 99) - ms(direct.seconds, 99)
-    lag_kept = over_direct <= PROMISED_LAG_MS and ours.held_back <= max(direct.held_back, FEW * len(ours.seconds))
+    (held, events), (held_directly, _) = bunched(found[OURS]), bunched(found[DIRECT])
+    over_direct = lag_ms(found[OURS], 99) - lag_ms(found[DIRECT], 99)
+    lag_kept = over_direct <= PROMISED_LAG_MS and held <= max(held_directly, FEW * events)
     return (
         f"Promised for what {NAMES[OURS]} adds: at most {promise}: **{'kept' if kept else 'not kept'}**; at "
-        f"{MOST_STREAMS} streams, no event waits for the next one ({ours.held_back} of {len(ours.seconds)} did, "
-        f"directly {direct.held_back}), and the lag's p99 is at most {PROMISED_LAG_MS} ms over direct "
+        f"{MOST_STREAMS} streams, no event waits for the next one ({held} of {events} did, "
+        f"directly {held_directly}), and the lag's p99 is at most {PROMISED_LAG_MS} ms over direct "
         f"(it is {over_direct:.2f}): **{'kept' if lag_kept else 'not kept'}**."
     )
 
@@ -220,7 +233,7 @@ def write_figures(found: dict[str, Figures], directory: Path) -> None:
     """Draw the latency and the lag of each way."""
     rows = {"p50": "lag p50, ms", "p99": "lag p99, ms"}
     added = {
-        NAMES[name]: {f"p{percent}": ms(found[name].latencies, percent) for percent in PROMISED_MS} for name in found
+        NAMES[name]: {f"p{percent}": latency_ms(found[name], percent) for percent in PROMISED_MS} for name in found
     }
     lag = {NAMES[name]: {row: COLUMNS[title](found, name) for row, title in rows.items()} for name in found}
     directory.joinpath("latency.svg").write_text(bars("One connection, answered at once", "ms", added))

@@ -24,7 +24,7 @@ from docker.models.containers import Container
 
 from components.serving.nginx_config import CONTAINER_PORT
 from scripts.maintain.price.compare import ms
-from scripts.maintain.price.gateways import DIRECT, NAMES, OURS, any_certificate
+from scripts.maintain.price.gateways import DIRECT, NAMES, OURS, any_certificate, first
 from scripts.maintain.price.traffic import Way
 
 STREAMS = 4
@@ -46,7 +46,6 @@ PROMISED_STOP_SECONDS = 1
 RESAMPLES = 1000
 PAIRS = 8  # of blocks for the throughput, in each round: short ones, because the machine's speed varies
 STACKS = Path("/var/lib/elastic-vllm")
-ROOT_GROUP = Path("/sys/fs/cgroup/cpu/cgroup.procs")
 T = TypeVar("T")
 
 
@@ -176,13 +175,6 @@ def processes_of(container: Container) -> list[int]:
     return [int(pid) for (pid,) in container.top(ps_args="-eo pid")["Processes"]]
 
 
-def first(pid: int) -> None:
-    """Give a process (0: this one) priority over all others, whose work is not to be measured."""
-    if pid and ROOT_GROUP.exists():
-        ROOT_GROUP.write_text(str(pid))  # Docker's groups have no real-time share
-    os.sched_setscheduler(pid, os.SCHED_RR, os.sched_param(10))
-
-
 def with_vllm(stack: str, outputs: dict[str, Any], rounds: int, say: Callable[[str], None]) -> str:
     """Return the results as Markdown. vLLM has one core, Nginx and the client share the other."""
     client = docker.from_env(timeout=120)
@@ -192,7 +184,7 @@ def with_vllm(stack: str, outputs: dict[str, Any], rounds: int, say: Callable[[s
     direct = Way(DIRECT, "vllm", 0, None, key, path=str(STACKS / stack / "socket" / "vllm.sock"))
     both = (direct, Way(OURS, address, CONTAINER_PORT, any_certificate(), key))
     every_core = f"0-{(os.cpu_count() or 1) - 1}"
-    first(0)
+    first(os.getpid())
     for pid in processes_of(containers["nginx"]):
         first(pid)
     containers["vllm"].update(cpuset_cpus=str(OTHER_CORE))
