@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 WIDTH, LABELS, BAR, GAP = 720, 190, 16, 14
+HUNDRED = 100.0
 COLOURS = ("#4c78a8", "#e45756")
 
 
@@ -23,7 +24,14 @@ def bars(title: str, unit: str, groups: Mapping[str, Mapping[str, float]]) -> st
             rows.append(
                 f'<rect x="{LABELS}" y="{y}" width="{max(length, 1):.1f}" height="{BAR - 3}" fill="{COLOURS[number]}"/>'
             )
-            rows.append(_text(LABELS + max(length, 1) + 6, y + BAR - 5, f"{values[name]:.3g} {unit}", size=11))
+            rows.append(
+                _text(
+                    LABELS + max(length, 1) + 6,
+                    y + BAR - 5,
+                    f"{values[name]:{',.0f' if values[name] >= HUNDRED else '.3g'}} {unit}",
+                    size=11,
+                )
+            )
             y += BAR
         y += GAP
     legend = []
