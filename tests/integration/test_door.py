@@ -96,6 +96,7 @@ def test_the_door_ends_when_it_is_told_to(pod: Pod, up: bool) -> None:
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.alone
 def test_requests_are_spread_evenly(pods: Pods) -> None:
     with asking(pods.outputs, each=2 * CLIENTS) as answers:
         time.sleep(10)
