@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -286,6 +287,84 @@ def test_known_attacks_get_no_further_than_promised() -> None:
             allowed += permitted
     assert seen
     assert seen - allowed <= PROBES
+
+
+# Prompts that are cached already
+
+CONVERSATIONS, TURNS = 12, 5
+ASK = """
+import http.client, json, socket, sys
+class Vllm(http.client.HTTPConnection):
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect("/run/vllm/vllm.sock")
+vllm = Vllm("vllm")
+for body in json.load(sys.stdin):
+    vllm.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+    answer = vllm.getresponse()
+    text = answer.read()
+    assert answer.status == 200, text
+vllm.request("GET", "/metrics")
+for line in vllm.getresponse().read().decode().splitlines():
+    if line.startswith("vllm:prefix_cache_"):
+        print(line)
+"""
+
+
+def conversation(model: str, number: str) -> list[dict[str, Any]]:
+    """Return the requests of a conversation: all share a system prompt, and each repeats what was said before."""
+    messages = [{"role": "system", "content": "You help with Elastic. " * 60}]
+    bodies = []
+    for turn in range(TURNS):
+        messages.append({"role": "user", "content": f"Question {turn} of {number}. " * 30})
+        bodies.append({"model": model, "messages": list(messages), "max_tokens": 8})
+        messages.append({"role": "assistant", "content": f"Answer {turn} to {number}. " * 20})
+    return bodies
+
+
+def in_pod(name: str, bodies: list[dict[str, Any]]) -> dict[str, float]:
+    """Ask a pod's vLLM directly, and return its counters of prompt tokens: all, and those that it had cached."""
+    command = ["exec", name, f"--namespace={NAMESPACE}", "--container=vllm", "--stdin", "--", "python3", "-c", ASK]
+    lines = [line.split() for line in cluster.kubectl(*command, data=json.dumps(bodies)).splitlines()]
+    return {line[0].partition("{")[0].removeprefix("vllm:prefix_cache_"): float(line[1]) for line in lines}
+
+
+def cached_by(ask: Callable[[], None]) -> float:
+    """Return the share of prompt tokens that both vLLM had cached while `ask` ran."""
+
+    def counted(counter: str) -> float:
+        return sum(in_pod(name, [])[counter] for name in pods("vllm"))
+
+    before = counted("hits_total"), counted("queries_total")
+    ask()
+    return (counted("hits_total") - before[0]) / (counted("queries_total") - before[1])
+
+
+@pytest.mark.usefixtures("stack")
+def test_a_pinned_conversation_finds_more_of_its_prompts_cached() -> None:
+    """Least_conn, as the gateway does it, beside the best that any router could do."""
+    values = outputs()
+    model = values["servedModelName"]
+    context = ssl.create_default_context(cadata=values["caCertificate"])
+    headers = {"Authorization": f"Bearer {values['connectorApiKey']}"}
+
+    def through_the_gateway(number: int) -> None:
+        with httpx2.Client(verify=context, headers=headers, timeout=120, trust_env=False) as client:
+            for body in conversation(model, f"conversation {number}"):
+                assert client.post(values["connectorUrl"], json=body).status_code == HTTPStatus.OK
+
+    def spread() -> None:
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(through_the_gateway, range(CONVERSATIONS)))
+
+    def pinned() -> None:
+        for index, name in enumerate(pods("vllm")):
+            own = range(index, CONVERSATIONS, len(pods("vllm")))
+            in_pod(name, [body for number in own for body in conversation(model, f"pinned {number}")])
+
+    shares = {"least_conn": cached_by(spread), "pinned": cached_by(pinned)}
+    print(f"share of prompt tokens found cached: {shares}")
+    assert 0 < shares["least_conn"] <= shares["pinned"] < 1
 
 
 OBSERVERS = ("observing", "strange")
