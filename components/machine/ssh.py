@@ -137,6 +137,12 @@ def hold_until_exit(key: SshKey) -> None:
     _held.add(key.socket)
 
 
+def release() -> None:
+    """End the agents of `hold_until_exit` now, before another process runs the program, which would wait for them."""
+    _until_exit.close()
+    _held.clear()
+
+
 def expanded(socket_path: str) -> Path:
     """The path as `ssh` expands it, which takes the home directory from the list of users, not from HOME."""
     return Path(socket_path.replace("~", pwd.getpwuid(os.getuid()).pw_dir, 1))

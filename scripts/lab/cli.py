@@ -14,6 +14,7 @@ import pulumi
 import typer
 
 from components.errors import UserError
+from components.machine.ssh import release
 from scripts.lab import RehearsalError, in_a_cluster, machine, podman, pulumi_engine, simulated_vm
 from scripts.lab.emulator import (
     command_adapter,
@@ -135,6 +136,7 @@ def _up_with_pulumi(stack: pulumi_engine.Stack, config: StackConfig, state: Stat
         stack.cancel()
     state.engine = "pulumi"
     state.save()
+    release()  # the check of the settings has run the program in this process
     with serving_hub(config):
         stack.up(config)
 

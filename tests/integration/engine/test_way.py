@@ -28,7 +28,7 @@ def clean(server: Server) -> Iterator[None]:
     environment = server.environment
     yield
     server.environment = environment
-    server.rehearse("down")
+    server.down()
 
 
 def refused(server: Server, *arguments: str) -> str:
@@ -100,6 +100,7 @@ def test_a_key_in_an_agent(server: Server) -> None:
     with agent(server, server.hosts.private_key) as socket:
         server.environment = {**server.environment, **socket}
         comes_up(server, "--set", "sshAgent=true", "--set", "sshPrivateKeyPath=")
+        server.down()  # with the agent
 
 
 def test_an_update_puts_the_flushed_walls_back(server: Server) -> None:
