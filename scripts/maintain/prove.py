@@ -80,7 +80,7 @@ PROOFS = {
         environment=SLOW,
     ),
     "engine": Proof(
-        "on the real Pulumi: a rehearsal, the same canaries, kinds of Docker and ways to a server",
+        "on the real Pulumi: a rehearsal, the same canaries, kinds of Docker, ways to a server, a cluster",
         (*PYTEST, "--timeout", "1800", "tests/integration/engine"),
         needs="pulumi",
     ),
