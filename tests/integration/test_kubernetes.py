@@ -183,12 +183,13 @@ def test_a_rolling_change_of_the_model_fails_no_request() -> None:
 @pytest.mark.usefixtures("stack")
 def test_a_drained_node_fails_no_request() -> None:
     node = NODES[1].name  # clients connect to the first one
-    try:
-        with asking(outputs()) as answers:
+    with asking(outputs()) as answers:
+        try:
             cluster.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=900s")
-            until(lambda: ready("vllm") == 2 and ready("gateway") == 2)
-    finally:
-        cluster.kubectl("uncordon", node)
+            time.sleep(20)
+        finally:
+            cluster.kubectl("uncordon", node)
+        until(lambda: ready("vllm") == 2 and ready("gateway") == 2)
     assert flaws(answers) == []
 
 
