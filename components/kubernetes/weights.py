@@ -164,7 +164,8 @@ def job_manifest(args: ClusterWeightsArgs, claim: str) -> dict[str, Any]:
         ],
     }
     return {
-        **cluster.object("batch/v1", "Job", WEIGHTS, claim),
+        # Else a Job that has failed would fail each later `up`, without another try.
+        **cluster.object("batch/v1", "Job", WEIGHTS, claim, annotations={"pulumi.com/replaceUnready": "true"}),
         "spec": {
             "backoffLimit": 4,
             "template": {

@@ -27,7 +27,8 @@ POLL_SECONDS = 0.5
 SAY_SECONDS = 5
 SECONDS = 600
 """Time that Pulumi's provider waits unless the program names another."""
-SKIP_AWAIT = "pulumi.com/skipAwait"
+SKIP_AWAIT, REPLACE_UNREADY = "pulumi.com/skipAwait", "pulumi.com/replaceUnready"
+"""Annotations by which the provider does not wait, and replaces a Job that has not completed."""
 
 T = TypeVar("T")
 _lock = threading.Lock()
@@ -132,6 +133,9 @@ def _read(resource: Resource) -> Seen:
     found = wanted.get()
     if found is None:
         return "gone"
+    annotations = resource.inputs["metadata"].get("annotations", {})
+    if annotations.get(REPLACE_UNREADY) == "true" and not _is_complete(found):
+        return "expired"
     ready = resource.inputs["kind"] not in SEEN_BY_A_REFRESH or not _missing(resource, wanted, found)
     if ready and _content(wanted.apply(dry=True)) == _content(found):
         return "same"
@@ -252,10 +256,15 @@ def _claim(_wanted: _Object, found: dict[str, Any]) -> str:
     return "" if found.get("status", {}).get("phase") == "Bound" else "it is not bound to a volume"
 
 
+def _is_complete(job: dict[str, Any]) -> bool:
+    conditions = {each["type"]: each["status"] for each in job.get("status", {}).get("conditions", ())}
+    return conditions.get("Complete") == "True"
+
+
 def _job(wanted: _Object, found: dict[str, Any]) -> str:
-    conditions = {each["type"]: each for each in found.get("status", {}).get("conditions", ())}
-    if conditions.get("Complete", {}).get("status") == "True":
+    if _is_complete(found):
         return ""
+    conditions = {each["type"]: each for each in found.get("status", {}).get("conditions", ())}
     if (failed := conditions.get("Failed", {})).get("status") == "True":
         raise RehearsalError(
             f"Job {wanted.namespace}/{wanted.name} failed: {failed.get('message')}{_last_words(wanted)}"

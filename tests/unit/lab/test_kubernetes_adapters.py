@@ -113,6 +113,25 @@ def test_a_refresh_finds_nothing_to_do_for_a_deployment_that_is_ready(monkeypatc
 
 
 @pytest.mark.parametrize(
+    ("condition", "annotation", "seen"),
+    [
+        ("Complete", "true", "same"),
+        ("Complete", "", "same"),
+        ("Failed", "true", "expired"),
+        ("Suspended", "true", "expired"),
+    ],
+)
+def test_a_job_that_has_not_completed_is_replaced_where_it_says_so(
+    condition: str, annotation: str, seen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = copy.deepcopy(JOB)
+    job["metadata"]["annotations"] = {"pulumi.com/replaceUnready": annotation}  # type: ignore[index]
+    status = {"conditions": [{"type": condition, "status": "True"}]}
+    cluster = Cluster({**job, "metadata": {**job["metadata"], "generation": 1}, "status": status})  # type: ignore[dict-item]
+    assert ADAPTERS["kubernetes:batch/v1:Job"].read(resource(cluster, job, monkeypatch)) == seen
+
+
+@pytest.mark.parametrize(
     ("manifest", "path", "value", "replaced"),
     [
         (CLAIM, "spec.resources", {"requests": {"storage": "4G"}}, False),
