@@ -203,7 +203,7 @@ def fetched(server: Copy, outside: Outside, planned: Planned) -> Fetched:
             assert succeeded(server.run(packages))
     finally:
         watcher.stop()
-    shown = b"\n".join(watcher.seen).decode(errors="replace")
+    shown = b"\n".join(watcher.arguments).decode(errors="replace")
     return Fetched(server, program, shown, " ".join(outside.requests()))
 
 
@@ -268,8 +268,10 @@ def test_a_proxy_that_lets_tls_through_needs_the_cas_of_what_is_behind_it(
 
 def test_exceptions_are_asked_directly(fetched: Fetched, outside: Outside, configured: Callable[..., Program]) -> None:
     address = f"http://direct.example:{DIRECT_PORT}"
-    lists = "-o Dir::Etc::sourcelist=/tmp/direct.list -o APT::Update::Error-Mode=any -o APT::Get::List-Cleanup=0"
+    only = "-o Dir::Etc::sourcelist=/tmp/direct.list -o Dir::Etc::sourceparts=-"
+    lists = f"{only} -o APT::Update::Error-Mode=any -o APT::Get::List-Cleanup=0"
     ask = f"""
+chmod 1777 /tmp
 echo 'deb [trusted=yes] {address}/deb ./' >/tmp/direct.list
 apt_get update {lists}
 fetching curl -sSf -o /dev/null {address}/gpgkey

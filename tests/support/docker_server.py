@@ -81,7 +81,8 @@ class Server:
             "packages": self.shell("dpkg-query --show"),
             "units": self.shell("systemctl list-unit-files --no-legend --no-pager"),
             "running": self.shell(
-                "systemctl list-units --no-legend --no-pager --plain --type service,timer,socket | cut -c 1-60"
+                "systemctl list-units --no-legend --no-pager --plain --type service,timer,socket "
+                "| grep -v ^user | cut -c 1-60"  # a login's own
             ),
             "rules": self.shell(
                 "nft -s list ruleset; iptables-legacy-save 2>&1 | grep -v '^#'; ip rule; ip -brief link"

@@ -77,14 +77,17 @@ class Watcher(threading.Thread):
         super().__init__()
         self._done = threading.Event()
         self.seen: set[bytes] = set()
+        self.arguments: set[bytes] = set()
+        """The arguments among what was seen."""
 
     def run(self) -> None:
         while not self._done.wait(0.1):
             for process in Path("/proc").glob("[0-9]*"):
-                for name in ("cmdline", "environ"):
-                    with suppress(OSError):  # ended meanwhile
-                        self.seen.add((process / name).read_bytes())
+                with suppress(OSError):  # ended meanwhile
+                    self.arguments.add((process / "cmdline").read_bytes())
+                    self.seen.add((process / "environ").read_bytes())
 
     def stop(self) -> None:
         self._done.set()
         self.join()
+        self.seen |= self.arguments

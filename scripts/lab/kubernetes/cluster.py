@@ -125,7 +125,7 @@ def kubectl(*arguments: str, data: str | None = None) -> str:
     )
     if done.returncode:
         raise UserError(
-            f"kubectl {' '.join(arguments[:3])}: {done.stderr.strip()[-500:]}", "see `scripts/rehearse cluster status`"
+            f"kubectl {' '.join(arguments[:3])}: {done.stderr.strip()[-2000:]}", "see `scripts/rehearse cluster status`"
         )
     return done.stdout
 

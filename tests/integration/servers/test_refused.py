@@ -75,6 +75,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str, list[str]]] = {
     ),
     "a container on the port": (
         {},
+        "systemctl restart docker; "  # another test has taken its rules away
         f"docker run --detach --name old-nginx --publish 443:443 --entrypoint sleep {NGINX_IMAGE} 600",
         "docker rm --force old-nginx",
         ["port 443 is taken by the container old-nginx (httpsPort)", "docker stop old-nginx"],
