@@ -154,6 +154,7 @@ def test_no_request_fails_while_keys_are_rotated(file: Path, record_property: Ca
     record_property("requests", dict(load.done))
     record_property("failed", dict(load.failed))
     print(f"Nginx {nginx_version(deployed)}: {dict(load.done)}, failed: {dict(load.failed)}")
+    print(deployed.docker.containers.get(f"elastic-vllm-{STACK}-nginx").logs(tail=40).decode())
     allowed = set() if nginx_version(deployed) >= KEEPALIVE_MIN_TIMEOUT else {"closed before any byte"}
     assert set(load.failed) <= allowed, load.failed
     assert min(load.done["plain"], load.done["stream"]) > CLIENTS
