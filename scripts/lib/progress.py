@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TextIO
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -54,6 +54,7 @@ class Display:
         self._apart = results_on_stdout
         self._stream = sys.stderr if results_on_stdout else sys.stdout
         self._lock = threading.Lock()
+        self._printing = threading.Lock()
         self._running: list[Task] = []
         self._finished: list[tuple[str, float, float]] = []  # name, start, seconds
         self._counts: Counter[str] = Counter()
@@ -78,7 +79,7 @@ class Display:
     def line(self, text: str) -> None:
         """Print one line of plain text on standard output, above the table."""
         if not self._live:
-            print(text, flush=True)
+            self._print(text, sys.stdout)
         elif self._apart:
             self._live.stop()
             print(text, flush=True)
@@ -140,7 +141,13 @@ class Display:
                     self._note(f"{'…':<10} {task.name:<32} {task.seconds:4.0f} s  {task.line[:100]}")
 
     def _note(self, text: str) -> None:
-        print(text.rstrip(), file=self._stream, flush=True)
+        self._print(text.rstrip(), self._stream)
+
+    def _print(self, text: str, stream: TextIO) -> None:
+        """Write a line at once: `print` writes its end apart, and another thread's line could come between."""
+        with self._printing:
+            stream.write(f"{text}\n")
+            stream.flush()
 
     def _table_on_a_terminal(self) -> "Live | None":
         try:

@@ -1,11 +1,13 @@
 """Progress of every command: on a terminal a table, elsewhere lines."""
 
+import io
 import os
 import pty
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
@@ -66,6 +68,24 @@ def test_results_are_apart_from_progress(quick: None, capsys: pytest.CaptureFixt
     with Display(results_on_stdout=True) as display, display.task("checks"):
         display.line("ok chat")
     assert capsys.readouterr().out == "ok chat\n"
+
+
+class Halting(io.StringIO):
+    """A stream that another thread writes to between any two writes."""
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        time.sleep(0.002)
+        return written
+
+
+def test_lines_of_threads_do_not_run_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Halting()
+    monkeypatch.setattr(sys, "stdout", stream)
+    names = [f"resource-{number}" for number in range(40)]
+    with Display() as display, ThreadPoolExecutor(8) as threads:
+        list(threads.map(display.line, names))
+    assert sorted(stream.getvalue().splitlines()) == sorted(names)
 
 
 def test_a_task_that_fails_is_reported_as_failed(capsys: pytest.CaptureFixture[str]) -> None:
