@@ -75,11 +75,7 @@ def existing_cluster(
 
 
 def serve(
-    settings: Settings,
-    kubernetes: KubernetesSettings,
-    cluster: Cluster,
-    forms: tuple[Form, ...],
-    clients: Clients,
+    settings: Settings, kubernetes: KubernetesSettings, cluster: Cluster, forms: tuple[Form, ...], clients: Clients
 ) -> tuple[pulumi.Resource, ...]:
     """Build the endpoint in the namespace; return what must exist before Elastic may use it."""
     internal = InternalCertificates("internal", door_name(cluster))
