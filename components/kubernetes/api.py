@@ -6,6 +6,7 @@ The client takes seconds to import, so only the functions that need it do.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -20,7 +21,7 @@ CREDENTIALS_COMMAND = ("scripts/elastic-vllm", "gke-credentials")
 """Command of this project that gives a client of the cluster its token; from Pulumi's plugins, whose directory is the
 project's, as much as from here."""
 SECONDS = 20
-"""Limit for one answer of the API server, to connect and to read."""
+"""Limit for one try to connect to the API server, and for its answer; a try is repeated once."""
 
 
 class ClusterError(Exception):
@@ -31,8 +32,12 @@ def connect(kubeconfig: str, context: str) -> ApiClient:
     """Return a client for `context` of a kubeconfig, which is a file's path or its content. Raises ClusterError."""
     import yaml
     from kubernetes import config
+    from kubernetes.client import Configuration
     from kubernetes.config.config_exception import ConfigException
 
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it would print each try
+    settings = Configuration()
+    settings.retries = 1
     where = kubeconfig if "\n" not in kubeconfig else "the kubeconfig"
     try:
         text = Path(kubeconfig).read_text(encoding="utf-8") if "\n" not in kubeconfig else kubeconfig
@@ -53,10 +58,17 @@ def connect(kubeconfig: str, context: str) -> ApiClient:
                 credentials = user["user"].get("exec", {})
                 if credentials.get("command") == CREDENTIALS_COMMAND[0]:
                     credentials["command"] = str(PROJECT_DIRECTORY / CREDENTIALS_COMMAND[0])
-            return config.new_client_from_config_dict(document, context=context)
-        return config.new_client_from_config(kubeconfig, context=context)
+            client = config.new_client_from_config_dict(document, context=context, client_configuration=settings)
+        else:
+            client = config.new_client_from_config(kubeconfig, context=context, client_configuration=settings)
     except (ConfigException, OSError) as error:
         raise ClusterError(f"the context {context!r} of {where} can't be used: {error}; fix: correct it") from error
+    ask = client.rest_client.request
+    # Else a cluster that does not answer would be waited for without end.
+    client.rest_client.request = lambda *arguments, _request_timeout=None, **named: ask(
+        *arguments, _request_timeout=_request_timeout or (SECONDS, SECONDS), **named
+    )
+    return client
 
 
 def request_errors() -> tuple[type[Exception], ...]:

@@ -13,6 +13,7 @@ from components.kubernetes.isolation import Isolation, IsolationArgs
 from components.kubernetes.objects import Cluster
 from components.kubernetes.vllm_replicas import VllmReplicas, VllmReplicasArgs, door_name, pod_requests
 from components.kubernetes.weights import ClusterWeights, ClusterWeightsArgs
+from components.serving.model_weights import weights_formats
 from components.settings.gke import POOL_LABEL, SYSTEM
 from components.settings.kubernetes import KubernetesSettings
 from components.settings.stack import Settings
@@ -47,6 +48,7 @@ def needs_of(settings: Settings, kubernetes: KubernetesSettings) -> Needs:
         gpus=0 if settings.gke else settings.vllm_gpu_count,
         replicas=replicas,
         node_selector=kubernetes.node_selector,
+        tolerations=[dict(each) for each in kubernetes.tolerations],
         requests=pod_requests(settings.model, settings.vllm_gpu_count, kubernetes.gpu_resource),
         pods=replicas + kubernetes.gateway_replicas + 3,  # and the probes
     )
@@ -142,6 +144,8 @@ def serve(
             revision=settings.model_revision,
             hf_token=settings.hf_token,
             placement=aside,
+            formats=weights_formats(settings.model, settings.vllm_extra_args),
+            parked=settings.parked,
         ),
     )
     vllm = VllmReplicas(

@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -23,6 +24,9 @@ LEAST_VERSION = (1, 29)
 """The first with sidecars that start before a pod's containers and end after them."""
 LEAST_FOR_IMAGES = (1, 35)
 """The first whose API server and kubelet have image volumes without a feature gate."""
+LEAST_CONTAINERD = (2, 1)
+"""The first that mounts images."""
+PULL_SECRETS = ("kubernetes.io/dockerconfigjson", "kubernetes.io/dockercfg")
 SHOWN = 6
 UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "m": 1e-3}
 RESTRICTED = "pod-security.kubernetes.io/enforce"
@@ -45,6 +49,7 @@ class Needs:
     """GPUs of one replica; 0 without any."""
     replicas: int
     node_selector: Mapping[str, str]
+    tolerations: Sequence[Mapping[str, Any]]
     requests: Mapping[str, str]
     """Requests of one replica's vLLM container: resource -> quantity."""
     pods: int
@@ -236,18 +241,27 @@ def _namespace(client: Any, namespace: str, needs: Needs) -> Iterator[str]:
     from kubernetes.client import CoreV1Api
 
     core = CoreV1Api(client)
-    if not _exists(lambda: core.read_namespace(namespace)):
+    spaces: list[Any] = []
+    if not _exists(lambda: spaces.append(core.read_namespace(namespace))):
         yield f"there is no namespace {namespace}; fix: have it made, or set createNamespace to true"
+        return
+    if spaces and spaces[0].status.phase == "Terminating":
+        yield f"the namespace {namespace} is being deleted; fix: wait until it is gone, or use another one"
         return
     if needs.claim:
         found: list[Any] = []
         if not _exists(lambda: found.append(core.read_namespaced_persistent_volume_claim(needs.claim, namespace))):
             yield f"there is no PersistentVolumeClaim {needs.claim} in {namespace}; fix: correct weightsClaim"
-        elif found[0].status.phase == "Lost":
-            yield f"the volume of the PersistentVolumeClaim {needs.claim} is lost; fix: restore it"
-    secret = needs.pull_secret
-    if secret and not _exists(lambda: core.read_namespaced_secret(secret, namespace)):
+        elif found:
+            yield from claim_flaws(found[0], needs)
+    secret, secrets = needs.pull_secret, list[Any]()
+    if secret and not _exists(lambda: secrets.append(core.read_namespaced_secret(secret, namespace))):
         yield f"there is no Secret {secret} in {namespace}; fix: correct imagePullSecret, or create it"
+    elif secrets and secrets[0].type not in PULL_SECRETS:
+        yield (
+            f"the Secret {secret} has the type {secrets[0].type}, which no image is pulled with; fix: make one for "
+            "imagePullSecret by `kubectl create secret docker-registry`"
+        )
 
 
 def _nodes(client: Any, needs: Needs) -> Iterator[str]:
@@ -259,25 +273,91 @@ def _nodes(client: Any, needs: Needs) -> Iterator[str]:
         yield f"there is no StorageClass {storage_class}; fix: set weightsStorageClass to one of the cluster's"
     if runtime_class and not _exists(lambda: NodeV1Api(client).read_runtime_class(runtime_class)):
         yield f"there is no RuntimeClass {runtime_class}; fix: correct runtimeClass, or leave it empty"
-    selector = ",".join(f"{key}={value}" for key, value in needs.node_selector.items())
     nodes: list[Any] = []
-    if not (needs.gpus and needs.replicas) or not _seen(
-        lambda: nodes.extend(CoreV1Api(client).list_node(label_selector=selector).items)
-    ):
+    selector = ",".join(f"{key}={value}" for key, value in needs.node_selector.items())
+    if _seen(lambda: nodes.extend(CoreV1Api(client).list_node(label_selector=selector).items)):
+        yield from node_flaws(nodes, needs, f"nodes with {selector}" if selector else "nodes")
+
+
+def claim_flaws(claim: Any, needs: Needs) -> Iterator[str]:
+    """Yield why vLLM's pods can't mount a PersistentVolumeClaim that exists."""
+    name, modes = needs.claim, claim.status.access_modes or claim.spec.access_modes or []
+    if claim.metadata.deletion_timestamp:
+        yield f"the PersistentVolumeClaim {name} is being deleted; fix: use another weightsClaim"
+    elif claim.status.phase == "Lost":
+        yield f"the volume of the PersistentVolumeClaim {name} is lost; fix: restore it"
+    elif claim.spec.volume_mode == "Block":
+        yield f"the PersistentVolumeClaim {name} is a block device; fix: use one with volumeMode Filesystem"
+    elif [*modes] == ["ReadWriteOncePod"]:
+        yield (
+            f"the PersistentVolumeClaim {name} serves one pod at a time (ReadWriteOncePod), and a change needs two; "
+            "fix: use one with ReadOnlyMany, ReadWriteMany or ReadWriteOnce"
+        )
+    elif needs.replicas > 1 and not {*modes} & {"ReadOnlyMany", "ReadWriteMany"}:
+        yield (
+            f"the PersistentVolumeClaim {name} serves the pods of one node ({', '.join(modes)}), and replicas is "
+            f"{needs.replicas}; fix: use one with ReadOnlyMany or ReadWriteMany, weightsImage, or one replica"
+        )
+
+
+def node_flaws(nodes: Sequence[Any], needs: Needs, where: str) -> Iterator[str]:
+    """Yield why the cluster's nodes can't run vLLM's pods; `nodes` are those that nodeSelector leaves: `where`."""
+    if needs.image_volume:
+        old = sorted({node.status.node_info.container_runtime_version for node in nodes if _mounts_no_image(node)})
+        if old:
+            yield (
+                f"some {where} have {old[0]}, which mounts no images (weightsImage); fix: bring it to 2.1 or newer, "
+                "choose other nodes by nodeSelector, or set weightsClaim or weightsStorageClass instead"
+            )
+    if not (needs.gpus and needs.replicas):
         return
     offers = [int((node.status.allocatable or {}).get(needs.gpu_resource, 0)) for node in nodes]
-    where = f"nodes with {selector}" if selector else "nodes"
+    shut = [_shut(node, needs.tolerations) for node in nodes]
+    room = sum(offer // needs.gpus for offer, reason in zip(offers, shut, strict=True) if not reason)
+    reasons = sorted({reason for offer, reason in zip(offers, shut, strict=True) if reason and offer >= needs.gpus})
     if not any(offers):
         yield (
             f"none of the {len(nodes)} {where} offers {needs.gpu_resource}; fix: install the GPUs' device plugin, or "
             "correct gpuResource and nodeSelector"
         )
-    elif sum(offer // needs.gpus for offer in offers) < needs.replicas:
+    elif room < needs.replicas and reasons:
         yield (
-            f"the {where} have room for {sum(offer // needs.gpus for offer in offers)} replicas of {needs.gpus} "
-            f"{needs.gpu_resource} (the most on one node: {max(offers)}); fix: use fewer replicas or a smaller "
-            "gpuCount, or add nodes: a replica can't be spread over several"
+            f"the {where} that this stack may use have room for {room} replicas of {needs.gpus} {needs.gpu_resource}; "
+            f"others with it are {' or '.join(reasons)}; fix: tolerate the taint (tolerations), kubectl uncordon, or "
+            "use fewer replicas"
         )
+    elif room < needs.replicas:
+        yield (
+            f"the {where} have room for {room} replicas of {needs.gpus} {needs.gpu_resource} (the most on one node: "
+            f"{max(offers)}); fix: use fewer replicas or a smaller gpuCount, or add nodes: a replica can't be spread "
+            "over several"
+        )
+
+
+def _mounts_no_image(node: Any) -> bool:
+    """Return True for a containerd that is too old; other runtimes are not known."""
+    runtime, _, version = node.status.node_info.container_runtime_version.partition("://")
+    numbers = [int(each) for each in re.findall("[0-9]+", version)[:2]]
+    return bool(runtime == "containerd" and numbers and tuple(numbers) < LEAST_CONTAINERD)
+
+
+def _shut(node: Any, tolerations: Sequence[Mapping[str, Any]]) -> str:
+    """Return why no new pod with these tolerations gets to a node; empty where one does."""
+    for taint in node.spec.taints or []:
+        if taint.effect != "PreferNoSchedule" and not any(_tolerates(each, taint) for each in tolerations):
+            if taint.key == "node.kubernetes.io/unschedulable":
+                return "cordoned"
+            return f"tainted with {taint.key}{f'={taint.value}' if taint.value else ''}:{taint.effect}"
+    return ""
+
+
+def _tolerates(toleration: Mapping[str, Any], taint: Any) -> bool:
+    """Compare as Kubernetes does (core/v1/toleration.go)."""
+    if toleration.get("effect", "") not in {"", taint.effect} or toleration.get("key", "") not in {"", taint.key}:
+        return False
+    if toleration.get("operator", "Equal") == "Exists":
+        return True
+    return bool(toleration.get("key")) and toleration.get("value", "") == (taint.value or "")
 
 
 def _quota(client: Any, namespace: str, needs: Needs, *, in_use: bool) -> Iterator[str]:

@@ -2,18 +2,15 @@
 
 import json
 import logging
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 
 import pulumi
 from pulumi import dynamic
 
 from components import render
-from components.kubernetes import api, objects
+from components.kubernetes import api, objects, probe_pods
 from components.kubernetes.api import ClusterError
 from components.kubernetes.gateway import METRICS_PORT
 from components.kubernetes.objects import GATEWAY, INSTANCE, NETWORK, VLLM, WEIGHTS, Cluster
@@ -43,9 +40,6 @@ GATEWAY_ADDRESS = "GATEWAY-ADDRESS"
 PROBED = (VLLM, GATEWAY)
 SHUT = {VLLM: ("API server", "DNS", "metadata server", "gateway"), GATEWAY: ("API server", "metadata server")}
 """Probe -> what it must not reach."""
-SECONDS = 1200
-"""Limit for the probes, whose image a node may have to pull first."""
-POLL_SECONDS = 0.5
 Props = dict[str, Any]
 """kubeconfig, context, namespace, service, pods (JSON), accept."""
 
@@ -264,62 +258,13 @@ def run_probes(props: Props) -> dict[str, dict[str, bool]]:
     from kubernetes.client import CoreV1Api
 
     core = CoreV1Api(api.connect(props["kubeconfig"], props["context"]))
-    namespace = props["namespace"]
-    names = [pod["metadata"]["name"] for pod in json.loads(props["pods"])]
     try:
-        address = core.read_namespaced_service(props["service"], namespace).spec.cluster_ip
-        pods = json.loads(props["pods"].replace(GATEWAY_ADDRESS, address))
-        _delete(core, namespace, names)  # those of a run that was cut off
-        for pod in pods:
-            core.create_namespaced_pod(namespace, pod)
-        return {
-            pod["metadata"]["labels"]["elastic-vllm/probe"]: _result(core, namespace, pod["metadata"]["name"])
-            for pod in pods
-        }
+        address = core.read_namespaced_service(props["service"], props["namespace"]).spec.cluster_ip
     except api.request_errors() as error:
         raise api.explained(error, "the isolation check's pods") from error
-    finally:
-        with suppress(*api.request_errors()):
-            _delete(core, namespace, names)
-
-
-def _result(core: Any, namespace: str, name: str) -> dict[str, bool]:
-    end = time.monotonic() + SECONDS
-    while True:
-        status = core.read_namespaced_pod(name, namespace).status
-        if status.phase == "Succeeded":
-            found: dict[str, bool] = json.loads(core.read_namespaced_pod_log(name, namespace).splitlines()[-1])
-            return found
-        if cause := _stuck(status, late=time.monotonic() > end):
-            raise ClusterError(f"the isolation check's pod {name} can't run: {cause}")
-        time.sleep(POLL_SECONDS)
-
-
-def _stuck(status: Any, *, late: bool) -> str:
-    """Return why a pod will not run, with the fix; empty as long as it may."""
-    for container in status.container_statuses or []:
-        waiting = container.state.waiting
-        if waiting and waiting.reason in {"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"}:
-            return (
-                f"{waiting.reason}: {waiting.message}; fix: is vllmImage right, do the nodes reach its registry, and "
-                "does it need imagePullSecret?"
-            )
-    if status.phase == "Failed":
-        return "it failed; fix: see `kubectl describe pod`"
-    for condition in status.conditions or []:
-        if late and condition.type == "PodScheduled" and condition.status != "True":
-            return f"{condition.message}; fix: correct nodeSelector and tolerations, or make room"
-    return f"it has not ended after {SECONDS} s; fix: see `kubectl describe pod`" if late else ""
-
-
-def _delete(core: Any, namespace: str, names: Sequence[str]) -> None:
-    """Delete pods, and wait until they are gone."""
-    for name in names:
-        with api.tolerated(HTTPStatus.NOT_FOUND):
-            core.delete_namespaced_pod(name, namespace, grace_period_seconds=0)
-    end = time.monotonic() + 60
-    for name in names:
-        with api.tolerated(HTTPStatus.NOT_FOUND):
-            while time.monotonic() < end:
-                core.read_namespaced_pod(name, namespace)
-                time.sleep(POLL_SECONDS)
+    pods = json.loads(props["pods"].replace(GATEWAY_ADDRESS, address))
+    last_lines = probe_pods.run(core, props["namespace"], pods, "the isolation check's pod")
+    return {
+        pod["metadata"]["labels"]["elastic-vllm/probe"]: json.loads(line)
+        for pod, line in zip(pods, last_lines, strict=True)
+    }

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pulumi
@@ -13,9 +13,9 @@ from components import render
 from components.catalogue.models import Model
 from components.kubernetes import objects
 from components.kubernetes.objects import WEIGHTS, Cluster
+from components.kubernetes.weights_check import MOUNTED_AT, WeightsCheck, WeightsCheckArgs
 from components.serving.model_weights import DOWNLOAD_UID
 
-MOUNTED_AT = "/models"
 DOWNLOAD_HOURS = 12
 
 
@@ -52,13 +52,18 @@ class ClusterWeightsArgs:
     """Secret; empty where none is needed."""
     placement: Mapping[str, Any]
     """Nodes of the pods that read the weights: the volume must be there as well."""
+    formats: Mapping[str, str]
+    """Formats of the files (`weights_formats`)."""
+    parked: bool
+    """True if no pod reads the weights, and there may be no node for one."""
 
 
 class ClusterWeights(pulumi.ComponentResource):
     """The weights are in a volume that vLLM's pods mount read-only.
 
     With a storage class, a Job has downloaded them from the hub into a claim of the stack's own, complete and of the
-    pinned revision; the token is known to that Job alone. Claims and images of others are left as they are.
+    pinned revision; the token is known to that Job alone. Claims and images of others are left as they are, and a pod
+    has looked at what is in them.
     """
 
     volume: Volume
@@ -67,14 +72,33 @@ class ClusterWeights(pulumi.ComponentResource):
         super().__init__("elastic-vllm:index:ClusterWeights", name, None, opts)
         if args.image:
             source = {"image": {"reference": args.image, "pullPolicy": objects.image_pull_policy(args.image)}}
-            self.volume = Volume(source=source, sub_path="", ready=())
+            self.volume = self._checked(name, args, Volume(source=source, sub_path="", ready=()))
         elif args.claim:
-            self.volume = Volume(source=_claim(args.claim), sub_path=args.directory, ready=())
+            volume = Volume(source=_claim(args.claim), sub_path=args.directory, ready=())
+            self.volume = self._checked(name, args, volume)
         else:
             manifest = claim_manifest(args)
             ready = self._download(name, args, manifest)
             self.volume = Volume(source=_claim(manifest["metadata"]["name"]), sub_path=args.directory, ready=(ready,))
         self.register_outputs({})
+
+    def _checked(self, name: str, args: ClusterWeightsArgs, volume: Volume) -> Volume:
+        if args.parked:
+            return volume
+        check = WeightsCheck(
+            f"{name}-check",
+            WeightsCheckArgs(
+                cluster=args.cluster,
+                image=args.loader_image,
+                placement=args.placement,
+                source=volume.source,
+                directory=volume.sub_path,
+                setting="weightsImage" if args.image else "weightsClaim",
+                formats=args.formats,
+            ),
+            parent=self,
+        )
+        return replace(volume, ready=(check,))
 
     def _download(self, name: str, args: ClusterWeightsArgs, manifest: objects.Manifest) -> pulumi.Resource:
         cluster = args.cluster

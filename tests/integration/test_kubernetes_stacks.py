@@ -1,7 +1,5 @@
 """Further stacks on the laboratory's cluster: with exactly the Role's rights, and one that comes from a machine."""
 
-import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from components.kubernetes.existing_cluster import RESTRICTED
 from scripts.lab.kubernetes import cluster
-from scripts.lab.kubernetes.layout import KUBECONFIG, NODES, SHARED
-from scripts.lab.tiny_models import MODELS
-from tests.integration.conftest import ROOT, outputs_of, rehearse, rehearse_cluster, rehearse_up
-from tests.support import local_sshd
+from scripts.lab.kubernetes.layout import NODES
+from tests.integration.conftest import outputs_of, rehearse, rehearse_cluster, rehearse_up
+from tests.support import lab_stacks, local_sshd
+from tests.support.lab_stacks import written
 from tests.support.made_stacks import stack_file
 from tests.support.netns_machine import outcomes
 
@@ -22,81 +19,32 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
 NAMESPACE = "rights"
 USER = "deployer"
-CONTEXT_OF_USER = "deployer@lab"
 VOLUME = 3
 """Number of the shared volume; the stack k8s has the first one."""
-
-
-def written(name: str) -> dict[str, Any]:
-    """Return the settings of one of the repository's stacks."""
-    config = yaml.safe_load((ROOT / "stacks" / f"Pulumi.{name}.yaml").read_text())["config"]
-    return {key.removeprefix("elastic-vllm:"): value for key, value in config.items()}
 
 
 @pytest.fixture(scope="module")
 def settings(machine: None) -> Iterator[dict[str, Any]]:
     """Settings of a stack in a namespace that its administrator has made ready."""
-    images = [written("k8s")[key] for key in ("nginxImage", "vllmImage")]
-    done = rehearse_cluster("up", "--nodes", "2", *(part for image in images for part in ("--image", image)))
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    claim = {
-        "storageClassName": "shared",
-        "volumeName": f"shared-{VOLUME}",
-        "accessModes": ["ReadOnlyMany"],
-        "resources": {"requests": {"storage": "1Gi"}},
-    }
-    named = {"name": "models", "namespace": NAMESPACE}
-    labels = {RESTRICTED: "restricted"}
-    apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}})
-    apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": named, "spec": claim})
-    model = written("k8s")["model"].replace("/", "--")
-    shutil.copytree(MODELS / model, SHARED / f"volume-{VOLUME}" / model, dirs_exist_ok=True)
-    yield written("k8s") | {"namespace": NAMESPACE, "httpsPort": 30444, "replicas": 1, "gatewayReplicas": 2}
-    cluster.kubectl("delete", "namespace", NAMESPACE, "--wait")
-    cluster.kubectl(
-        "patch", "persistentvolume", f"shared-{VOLUME}", "--type=merge", '--patch={"spec": {"claimRef": null}}'
-    )
-
-
-def apply(manifest: dict[str, Any]) -> None:
-    cluster.kubectl("apply", "--server-side", "--filename=-", data=json.dumps(manifest))
+    lab_stacks.two_nodes()
+    with lab_stacks.namespace(NAMESPACE, VOLUME):
+        yield written("k8s") | {"namespace": NAMESPACE, "httpsPort": 30444, "replicas": 1, "gatewayReplicas": 2}
 
 
 @pytest.fixture(scope="module")
 def user(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The kubeconfig of a user with the Role of docs/reference, bound in the namespace, and with nothing else."""
-    role = (ROOT / "docs/reference/kubernetes-role.yaml").read_text().replace("NAMESPACE", NAMESPACE)
-    cluster.kubectl("apply", "--filename=-", data=role)
-    cluster.kubectl("create", "serviceaccount", USER, f"--namespace={NAMESPACE}")
-    name = yaml.safe_load(role)["metadata"]["name"]
-    subject = f"--serviceaccount={NAMESPACE}:{USER}"
-    cluster.kubectl("create", "rolebinding", USER, f"--role={name}", subject, f"--namespace={NAMESPACE}")
-    token = cluster.kubectl("create", "token", USER, f"--namespace={NAMESPACE}", "--duration=2h").strip()
-    config = yaml.safe_load(KUBECONFIG.read_text())
-    config["users"] = [{"name": USER, "user": {"token": token}}]
-    context = {"cluster": config["clusters"][0]["name"], "user": USER}
-    config["contexts"] = [{"name": CONTEXT_OF_USER, "context": context}]
-    config["current-context"] = CONTEXT_OF_USER
-    path = tmp_path_factory.mktemp("user") / "kubeconfig"
-    path.touch(0o600)
-    path.write_text(yaml.safe_dump(config))
-    return path
+    lab_stacks.bind_role(NAMESPACE, USER)
+    return lab_stacks.kubeconfig_of(USER, NAMESPACE, tmp_path_factory.mktemp("user") / "kubeconfig")
 
 
 def own(settings: dict[str, Any], user: Path) -> dict[str, Any]:
     """Return the settings for that user."""
-    return settings | {"kubeconfig": str(user), "kubeContext": CONTEXT_OF_USER}
-
-
-def left() -> set[str]:
-    """Return what is in the namespace, but what was there before the stack and what every namespace has."""
-    kinds = cluster.kubectl("api-resources", "--namespaced", "--verbs=list", "--output=name").split()
-    wanted = ",".join(kind for kind in kinds if not kind.startswith(("events", "endpoint")))
-    return set(cluster.kubectl("get", wanted, f"--namespace={NAMESPACE}", "--output=name").split())
+    return settings | {"kubeconfig": str(user), "kubeContext": lab_stacks.context_of(USER)}
 
 
 def test_the_roles_rights_are_enough_from_first_to_last(settings: dict[str, Any], user: Path) -> None:
-    before = left()
+    before = lab_stacks.left(NAMESPACE)
     with stack_file("rights", own(settings, user)):
         done = rehearse("up", "--engine", "embedded", "--verify", stack="rights")
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
@@ -104,7 +52,7 @@ def test_the_roles_rights_are_enough_from_first_to_last(settings: dict[str, Any]
         rehearse_up("--set", "keys={default: [2, 1]}", stack="rights")
         done = rehearse("down", stack="rights")
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-        assert left() == before
+        assert lab_stacks.left(NAMESPACE) == before
 
 
 def test_a_stack_comes_from_a_machine_with_its_key_and_its_ca(settings: dict[str, Any], user: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from components.elastic import resources as elastic_resources
-from components.kubernetes import existing_cluster, isolation, loaded
+from components.kubernetes import existing_cluster, isolation, loaded, weights_check
 from components.machine import packet_filter
 from components.machine.host import RAN_TO_ITS_END
 
@@ -100,7 +100,7 @@ class Registered:
             return {path: _at(self.inputs, path) for path in (*REPLACING[self.type], *self.replace_on_changes)}
         if self.type.startswith("pulumi-python:"):
             name = f"{self.type.rpartition(':')[2]}Provider"
-            modules = (elastic_resources, packet_filter, existing_cluster, isolation, loaded)
+            modules = (elastic_resources, packet_filter, existing_cluster, isolation, loaded, weights_check)
             provider = next(getattr(module, name) for module in modules if hasattr(module, name))
             return {name: self.inputs.get(name) for name in provider.replaced_by}
         # Of these providers, every input that a setting can change forces replacement, unless it is ignored.

@@ -1,5 +1,7 @@
 # Defines check_weights DIRECTORY: fails unless a model's weights are there, complete and readable by the server.
-# LOAD_FORMAT, CONFIG_FORMAT and TOKENIZER_MODE are vLLM's arguments of that name, where they are given.
+# LOAD_FORMAT, CONFIG_FORMAT and TOKENIZER_MODE are vLLM's arguments of that name, where they are given. PLACE_SETTINGS
+# are the settings that say where the weights are, FETCH is what to do where some are missing, and AS_SERVER is set where
+# the server's own user runs this.
 # shellcheck shell=bash
 
 # The size that a safetensors file must have: 8 bytes, then a JSON header of that length, then the tensors.
@@ -41,9 +43,16 @@ stays_inside() {
 check_weights() {
   local directory=$1 file link unreadable pointer missing="" incomplete="weights in $1 are incomplete"
   local loaded="*.safetensors" index=model.safetensors.index.json config=config.json
-  local fetch="copy the model's directory again, or set modelSource to hub"
-  [ -d "$directory" ] || fail "no weights in $directory (model, weightsDirectory)" "$fetch"
+  local fetch=${FETCH:-"copy the model's directory again, or set modelSource to hub"}
+  [ -d "$directory" ] || fail "no weights in $directory (${PLACE_SETTINGS:-model, weightsDirectory})" "$fetch"
 
+  if [ -n "${AS_SERVER:-}" ]; then
+    unreadable=$(find -L "$directory" ! -type l \( ! -readable -o \( -type d ! -executable \) \) -print -quit 2>/dev/null)
+  else # nothing else grants it that
+    unreadable=$(find -L "$directory" \( \( -type f ! -perm -o=r \) -o \( -type d ! -perm -o=rx \) \) -print -quit)
+  fi
+  [ -z "$unreadable" ] ||
+    fail "the server's user may not read $unreadable" "run: chmod -R o+rX $directory"
   # vLLM sees this directory alone: a hub's cache links to files beside it.
   while IFS= read -r -d '' link; do
     [ -e "$link" ] || fail "$incomplete: $link leads nowhere" "$fetch"
@@ -54,7 +63,7 @@ check_weights() {
   pointer=$(find "$directory/" -maxdepth 1 -type f -size -2 \
     -regex '.*\.\(safetensors\|json\|model\|jinja\|txt\|py\|tiktoken\)' \
     -exec grep -q '^version https://git-lfs.github.com/spec/' -- {} \; -print -quit)
-  [ -z "$pointer" ] || fail "$pointer is a pointer of Git LFS, not the file" "run there: git lfs pull. Or set modelSource to hub"
+  [ -z "$pointer" ] || fail "$pointer is a pointer of Git LFS, not the file" "run there: git lfs pull"
 
   # The files that vLLM 0.32 loads (model_loader/default_loader.py).
   if [ "${LOAD_FORMAT:-auto}" = mistral ] || { [ "${LOAD_FORMAT:-auto}" = auto ] && compgen -G "$directory/consolidated*.safetensors" >/dev/null; }; then
@@ -87,9 +96,5 @@ check_weights() {
     [ "$(safetensors_size "$file")" = "$(stat -L -c %s -- "$file")" ] ||
       fail "$incomplete: $(basename "$file") is cut short or damaged" "$fetch"
   done
-  # The server's own user reads them; nothing else grants it that.
-  unreadable=$(find -L "$directory" \( \( -type f ! -perm -o=r \) -o \( -type d ! -perm -o=rx \) \) -print -quit)
-  [ -z "$unreadable" ] ||
-    fail "the server's user may not read $unreadable" "run: chmod -R o+rX $directory"
   echo "weights complete: $(du -sLh -- "$directory" | cut -f 1) in $directory"
 }

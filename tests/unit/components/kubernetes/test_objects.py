@@ -1,6 +1,7 @@
 """The objects of target kubernetes: as reviewed, valid for each version of Kubernetes, and what they promise."""
 
 import base64
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -83,8 +84,10 @@ def pods(program: Program) -> Iterator[tuple[str, dict[str, Any]]]:
     for kind in ("Deployment", "Job"):
         for each in objects(program, kind):
             yield each["metadata"]["name"], each["spec"]["template"]
-    check = program.resources["isolation-check"]
-    for probe in yaml.safe_load(check.inputs["pods"]):
+    probes = yaml.safe_load(program.resources["isolation-check"].inputs["pods"])
+    if check := program.resources.get("weights-check"):
+        probes.append(json.loads(check.inputs["pod"]))
+    for probe in probes:
         yield probe["metadata"]["name"], probe
 
 
@@ -153,7 +156,8 @@ def test_the_program_has_the_rights_for_all_that_it_creates(variant: Program) ->
 
 
 def test_nothing_is_created_before_the_cluster_was_looked_at(variant: Program) -> None:
-    for resource in [*registered(variant), variant.resources["isolation-check"]]:
+    checks = [each for name, each in variant.resources.items() if name in {"isolation-check", "weights-check"}]
+    for resource in [*registered(variant), *checks]:
         assert "cluster-check" in variant.waits_for(resource.name)
 
 
@@ -162,9 +166,32 @@ def test_no_pod_of_vllm_starts_before_its_walls_are_proven(variant: Program) -> 
     assert {"isolation-check", "isolation-deny", "isolation-vllm", "isolation-gateway"} <= before
 
 
+@pytest.mark.parametrize("name", ["rehearsal", "weights-image"])
+def test_no_pod_of_vllm_starts_before_its_weights_were_looked_at(name: str, program_of: Callable[..., Program]) -> None:
+    program = program_of("k8s", **VARIANTS[name])
+    assert "weights-check" in program.waits_for("vllm-pods")
+    assert "isolation-vllm" in program.waits_for("weights-check")
+    named_pods = dict(pods(program))
+    check, vllm = (named_pods[f"elastic-vllm-k8s-{each}"]["spec"] for each in ("weights-check", "vllm"))
+    (volume,) = check["volumes"]
+    assert volume in vllm["volumes"]
+    assert check.get("nodeSelector") == vllm.get("nodeSelector")
+    assert check.get("tolerations") == vllm.get("tolerations")
+    for each in ("containers", "securityContext"):
+        users = [spec[each][0]["securityContext"] if each == "containers" else spec[each] for spec in (check, vllm)]
+        assert users[0]["runAsUser"] == users[1]["runAsUser"]
+
+
+@pytest.mark.parametrize("name", ["weights-job", "parked"])
+def test_no_pod_looks_at_weights_that_were_checked_or_that_nobody_reads(
+    name: str, program_of: Callable[..., Program]
+) -> None:
+    assert "weights-check" not in program_of("k8s", **VARIANTS[name]).resources
+
+
 def test_services_and_budgets_select_no_probe(variant: Program) -> None:
-    probes = [pod["metadata"]["labels"] for name, pod in pods(variant) if "-probe-" in name]
-    assert len(probes) == 3
+    probes = [pod["metadata"]["labels"] for name, pod in pods(variant) if "-probe-" in name or "-check" in name]
+    assert len(probes) in {3, 4}
     selectors = [each["spec"]["selector"] for each in objects(variant, "Service")]
     selectors += [each["spec"]["selector"]["matchLabels"] for each in objects(variant, "PodDisruptionBudget")]
     for selector in selectors:
@@ -275,12 +302,14 @@ def test_a_key_changes_a_secret_in_place_and_no_pod(program_of: Callable[..., Pr
 
 def test_a_model_change_rolls_vllms_pods_alone(program_of: Callable[..., Program]) -> None:
     changed = changes(program_of("k8s"), program_of("k8s", model="rehearsal/tiny-2"))
-    assert changed == {"created": [], "replaced": [], "updated": ["vllm-pods"], "deleted": []}
+    assert changed == {"created": [], "replaced": [], "updated": ["vllm-pods", "weights-check"], "deleted": []}
 
 
 def test_parking_ends_vllms_pods_and_nothing_else(program_of: Callable[..., Program]) -> None:
     parked = program_of("k8s", parked=True)
-    assert changes(program_of("k8s"), parked)["updated"] == ["cluster-check", "vllm-pods"]
+    changed = changes(program_of("k8s"), parked)
+    assert changed["updated"] == ["cluster-check", "vllm-pods"]
+    assert changed["deleted"] == ["weights-check"]  # there may be no node for its pod
     assert named(parked, "Deployment", "elastic-vllm-k8s-vllm")["spec"]["replicas"] == 0
 
 

@@ -225,6 +225,48 @@ def test_very_many_unreadable_files_are_refused_too(weights: Path) -> None:
     assert failed(check(weights), "the server's user may not read", "chmod -R o+rX")
 
 
+AS_A_POD = {"as_server": "yes", "place_settings": "weightsClaim, model", "fetch": "fill the volume again"}
+NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+
+
+def check_as_nobody(directory: Path) -> Result:
+    """Check as a pod of vLLM does, whose user owns nothing."""
+    script = render.script("weights/check-weights.sh", weights=str(directory), **AS_A_POD)
+    return bash(script + 'check_weights "$WEIGHTS"\n', under=NOBODY)
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda _: None, ()),
+        (lambda d: (d / "tokenizer.json").chmod(0o640), ("the server's user may not read", "tokenizer.json")),
+        (lambda d: d.chmod(0o750), ("the server's user may not read",)),
+        (lambda d: (d / "config.json").unlink(), ("no config.json", "fix: fill the volume again")),
+        (
+            lambda d: d.rename(d.with_name("x")),
+            ("no weights in", "(weightsClaim, model)"),
+        ),
+    ],
+)
+def test_a_pod_looks_with_its_own_eyes(damage: Callable[[Path], object], words: Sequence[str], weights: Path) -> None:
+    for path in weights.parents[:6]:
+        path.chmod(path.stat().st_mode | 0o055)
+    damage(weights)
+    result = check_as_nobody(weights)
+    assert failed(result, *words) if words else result.returncode == 0, result.stderr
+
+
+@as_root
+def test_a_pod_reads_what_its_group_may(weights: Path) -> None:
+    for path in weights.parents[:6]:
+        path.chmod(path.stat().st_mode | 0o055)
+    for path in (weights, *weights.iterdir()):
+        os.chown(path, 0, 65534)
+        path.chmod(0o750 if path.is_dir() else 0o640)
+    assert check_as_nobody(weights).returncode == 0
+
+
 # check-host.sh
 
 SCRIPTS = ("weights/check-weights.sh", "containers/check-engine.sh", "host/check-host.sh")

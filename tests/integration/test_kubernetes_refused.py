@@ -1,0 +1,342 @@
+"""Needs of a stack that the laboratory's cluster really lacks: one clear message each, before anything is created.
+
+Or, where only the cluster's own try shows it, at the resource that it stops.
+"""
+
+import json
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scripts.lab.kubernetes import cluster
+from scripts.lab.kubernetes.layout import KUBECONFIG, NODES
+from tests.integration.conftest import rehearse
+from tests.support import lab_stacks
+from tests.support.lab_stacks import CLAIM, apply, written
+from tests.support.made_stacks import stack_file
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+
+NAMESPACE, OTHER, STACK, USER, NOBODY = "refused", "refused-too", "refused", "deployer", "nobody"
+VOLUME, OTHER_VOLUME = 4, 5
+UNTOUCHED = "nothing was changed"
+DIGEST = f"sha256:{'a' * 64}"
+MODEL = written("k8s")["model"].replace("/", "--")
+
+
+@pytest.fixture(scope="module")
+def volume(machine: None) -> Iterator[Path]:
+    """Directory of the volume of a namespace that could hold the stack."""
+    lab_stacks.two_nodes()
+    with lab_stacks.namespace(NAMESPACE, VOLUME) as directory:
+        lab_stacks.bind_role(NAMESPACE, USER)
+        cluster.kubectl("create", "serviceaccount", NOBODY, f"--namespace={NAMESPACE}")
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def settings(volume: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    path = lab_stacks.kubeconfig_of(USER, NAMESPACE, tmp_path_factory.mktemp("user") / "kubeconfig")
+    mine = {"kubeconfig": str(path), "kubeContext": lab_stacks.context_of(USER), "namespace": NAMESPACE}
+    return written("k8s") | mine | {"httpsPort": 30446, "replicas": 1, "gatewayReplicas": 1}
+
+
+def refused(settings: dict[str, Any], **changed: Any) -> str:
+    """Bring the stack up, which must fail; return its words in one line."""
+    with stack_file(STACK, settings | changed):
+        done = rehearse("up", "--engine", "embedded", stack=STACK)
+    assert done.returncode not in {0, None}
+    words = " ".join(f"{done.stdout} {done.stderr}".split())
+    assert "Traceback" not in words
+    assert "fix: " in words
+    return words
+
+
+def refused_untouched(settings: dict[str, Any], **changed: Any) -> str:
+    """Bring the stack up, which must fail before anything is created."""
+    before = lab_stacks.left(NAMESPACE)
+    words = refused(settings, **changed)
+    assert lab_stacks.left(NAMESPACE) == before
+    return words
+
+
+def at(path: Path, **cluster_fields: str) -> dict[str, Any]:
+    """Return the settings for a kubeconfig with other fields of the cluster."""
+    return {"kubeconfig": str(lab_stacks.kubeconfig_of(USER, NAMESPACE, path, **cluster_fields))}
+
+
+# The way to the cluster
+
+
+def test_no_cluster(settings: dict[str, Any], tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"https://127.0.0.1:{closed.getsockname()[1]}"
+        words = refused_untouched(settings, **at(tmp_path / "kubeconfig", server=address))
+    assert "no answer from the cluster" in words
+    assert "fix: is the cluster up, does this machine reach it" in words
+
+
+def test_a_cluster_of_another_name(settings: dict[str, Any], tmp_path: Path) -> None:
+    words = refused_untouched(settings, **at(tmp_path / "kubeconfig", server="https://cluster.invalid:6443"))
+    assert "no answer from the cluster" in words
+
+
+def test_a_cluster_with_another_ca(settings: dict[str, Any], tmp_path: Path) -> None:
+    user = yaml.safe_load(KUBECONFIG.read_text())["users"][0]["user"]  # a certificate that is no CA of the cluster's
+    data = user["client-certificate-data"]
+    words = refused_untouched(settings, **at(tmp_path / "kubeconfig", **{"certificate-authority-data": data}))
+    assert "certificate verify failed" in words.lower()
+
+
+def test_a_token_that_does_not_count(settings: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "kubeconfig"
+    document = yaml.safe_load(Path(settings["kubeconfig"]).read_text())
+    document["users"][0]["user"]["token"] += "x"
+    path.touch(0o600)
+    path.write_text(yaml.safe_dump(document))
+    words = refused_untouched(settings, kubeconfig=str(path))
+    assert "the cluster refuses the credentials of kubeContext" in words
+    assert document["users"][0]["user"]["token"] not in words
+
+
+def test_a_context_that_the_kubeconfig_lacks(settings: dict[str, Any]) -> None:
+    words = refused_untouched(settings, kubeContext="production")
+    assert f"has no context 'production'; fix: set kubeContext to one of {lab_stacks.context_of(USER)}" in words
+
+
+# Rights
+
+
+def test_a_user_without_rights(settings: dict[str, Any], tmp_path: Path) -> None:
+    path = lab_stacks.kubeconfig_of(NOBODY, NAMESPACE, tmp_path / "kubeconfig")
+    words = refused_untouched(settings, kubeconfig=str(path), kubeContext=lab_stacks.context_of(NOBODY))
+    assert f"has no rights in the namespace {NAMESPACE} for secrets (get, list, watch, create, patch, delete)" in words
+    assert "fix: have the Role of docs/reference/kubernetes-role.yaml bound to that user" in words
+
+
+def test_a_user_without_one_of_the_rights(settings: dict[str, Any], tmp_path: Path) -> None:
+    role = yaml.safe_load(cluster.kubectl("get", "role", "elastic-vllm", f"--namespace={NAMESPACE}", "-o", "yaml"))
+    rules = [rule for rule in role["rules"] if rule["resources"] != ["networkpolicies"]]
+    fewer = {"apiVersion": role["apiVersion"], "kind": "Role", "rules": rules}
+    apply({**fewer, "metadata": {"name": "fewer", "namespace": NAMESPACE}})
+    subject = f"--serviceaccount={NAMESPACE}:{NOBODY}"
+    cluster.kubectl("create", "rolebinding", "fewer", "--role=fewer", subject, f"--namespace={NAMESPACE}")
+    try:
+        path = lab_stacks.kubeconfig_of(NOBODY, NAMESPACE, tmp_path / "kubeconfig")
+        words = refused_untouched(settings, kubeconfig=str(path), kubeContext=lab_stacks.context_of(NOBODY))
+        assert "for networkpolicies (get, list, watch, create, patch, delete); fix: " in words
+    finally:
+        cluster.kubectl("delete", "rolebinding,role", "fewer", f"--namespace={NAMESPACE}")
+
+
+# The namespace
+
+
+def test_a_namespace_that_is_not_there(settings: dict[str, Any]) -> None:
+    admin = {"kubeconfig": str(KUBECONFIG), "kubeContext": written("k8s")["kubeContext"]}
+    words = refused_untouched(settings, **admin, namespace="nowhere")
+    assert "there is no namespace nowhere; fix: have it made, or set createNamespace to true" in words
+
+
+def test_a_namespace_that_may_not_be_made(settings: dict[str, Any]) -> None:
+    words = refused_untouched(settings, namespace="nowhere", createNamespace=True)
+    assert "no right to create namespaces; fix: have the namespace made, and set createNamespace to false" in words
+
+
+def test_a_namespace_that_is_being_deleted(settings: dict[str, Any]) -> None:
+    apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OTHER}})
+    metadata = {"name": "kept", "namespace": OTHER, "finalizers": ["example.com/kept"]}
+    apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata})
+    cluster.kubectl("delete", "namespace", OTHER, "--wait=false")
+    try:
+        admin = {"kubeconfig": str(KUBECONFIG), "kubeContext": written("k8s")["kubeContext"]}
+        words = refused_untouched(settings, **admin, namespace=OTHER)
+        assert f"the namespace {OTHER} is being deleted" in words
+    finally:
+        patch = '--patch={"metadata": {"finalizers": null}}'
+        cluster.kubectl("patch", "configmap", "kept", f"--namespace={OTHER}", "--type=merge", patch)
+        cluster.kubectl("wait", "--for=delete", f"namespace/{OTHER}", "--timeout=120s")
+
+
+# What it has
+
+
+@contextmanager
+def there(manifest: dict[str, Any]) -> Iterator[None]:
+    """Have an object in the namespace."""
+    manifest["metadata"]["namespace"] = NAMESPACE
+    apply(manifest)
+    try:
+        yield
+    finally:
+        cluster.kubectl("delete", manifest["kind"], manifest["metadata"]["name"], f"--namespace={NAMESPACE}")
+
+
+def quota(**hard: str) -> AbstractContextManager[None]:
+    spec = {"hard": {key.replace("_", "."): value for key, value in hard.items()}}
+    return there({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "small"}, "spec": spec})
+
+
+def limit_range() -> AbstractContextManager[None]:
+    spec = {"limits": [{"type": "Container", "default": {"memory": "64Mi"}}]}
+    return there({"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "small"}, "spec": spec})
+
+
+def secret() -> AbstractContextManager[None]:
+    return there({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "registry"}, "type": "Opaque"})
+
+
+@contextmanager
+def gpus(number: int, *, taint: bool) -> Iterator[None]:
+    """Have the first node offer GPUs, as a device plugin has it."""
+    name = NODES[0].name
+    patch = {"status": {"capacity": {"nvidia.com/gpu": str(number)}, "allocatable": {"nvidia.com/gpu": str(number)}}}
+    gone = {"status": {"capacity": {"nvidia.com/gpu": None}, "allocatable": {"nvidia.com/gpu": None}}}
+    change = ("patch", "node", name, "--subresource=status", "--type=merge")
+    cluster.kubectl(*change, f"--patch={json.dumps(patch)}")
+    if taint:
+        cluster.kubectl("taint", "node", name, "nvidia.com/gpu=present:NoSchedule")
+    try:
+        yield
+    finally:
+        cluster.kubectl(*change, f"--patch={json.dumps(gone)}")
+        if taint:
+            cluster.kubectl("taint", "node", name, "nvidia.com/gpu-")
+
+
+GPUS = {"accelerator": "nvidia", "gpuCount": 2}
+
+
+@pytest.mark.parametrize(
+    ("lacking", "changed", "words"),
+    [
+        (
+            nullcontext,
+            {"weightsClaim": "nothing"},
+            "there is no PersistentVolumeClaim nothing in refused; fix: correct",
+        ),
+        (
+            nullcontext,
+            {"weightsClaim": "", "weightsStorageClass": "nothing", "modelRevision": "a" * 40},
+            "there is no StorageClass nothing; fix: set weightsStorageClass to one of the cluster's",
+        ),
+        (nullcontext, {"runtimeClass": "nothing"}, "there is no RuntimeClass nothing; fix: correct runtimeClass"),
+        (nullcontext, {"imagePullSecret": "nothing"}, "there is no Secret nothing in refused; fix: correct"),
+        (secret, {"imagePullSecret": "registry"}, "the Secret registry has the type Opaque, which no image is pulled"),
+        (nullcontext, GPUS, "none of the 2 nodes offers nvidia.com/gpu; fix: install the GPUs' device plugin"),
+        (lambda: gpus(1, taint=False), GPUS, "the nodes have room for 0 replicas of 2 nvidia.com/gpu (the most on one"),
+        (lambda: gpus(2, taint=True), GPUS, "tainted with nvidia.com/gpu=present:NoSchedule; fix: tolerate the taint"),
+        (lambda: quota(pods="2"), {}, "the ResourceQuota small leaves 2 of pods, and this stack needs 5; fix: have it"),
+        (lambda: quota(requests_memory="1Gi"), {}, "the ResourceQuota small leaves 1.07374e+09 of requests.memory"),
+        (lambda: quota(limits_memory="99Gi"), {}, "the ResourceQuota small demands limits.memory of every container"),
+        (limit_range, {}, "the LimitRange small gives a container 64Mi of memory"),
+    ],
+)
+def test_a_cluster_without_what_the_stack_needs(
+    lacking: Callable[[], AbstractContextManager[None]], changed: dict[str, Any], words: str, settings: dict[str, Any]
+) -> None:
+    with lacking():
+        said = refused_untouched(settings, **changed)
+    assert words in said
+    assert UNTOUCHED in said
+
+
+def test_a_claim_that_serves_one_node(settings: dict[str, Any]) -> None:
+    admin = {"kubeconfig": str(KUBECONFIG), "kubeContext": written("k8s")["kubeContext"]}
+    apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OTHER}})
+    try:
+        apply(lab_stacks.claim(OTHER, OTHER_VOLUME, "ReadWriteOnce"))
+        said = refused_untouched(settings, **admin, namespace=OTHER, replicas=2)
+        assert f"the PersistentVolumeClaim {CLAIM} serves the pods of one node (ReadWriteOnce)" in said
+        assert UNTOUCHED in said
+    finally:
+        cluster.kubectl("delete", "namespace", OTHER, "--wait")
+        lab_stacks.free(OTHER_VOLUME)
+
+
+# What only a pod can tell
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        ("localhost/elastic-vllm/nothing:1", "ErrImageNeverPull"),
+        (f"registry.invalid/vllm:1@{DIGEST}", "ErrImagePull"),
+    ],
+)
+def test_an_image_that_can_not_be_pulled(image: str, words: str, settings: dict[str, Any]) -> None:
+    said = refused(settings, vllmImage=image)
+    assert f"can't run: {words}: " in said
+    assert "fix: is vllmImage right, do the nodes reach its registry, and does it need imagePullSecret?" in said
+
+
+@contextmanager
+def other_weights(directory: Path, change: Callable[[Path], object]) -> Iterator[None]:
+    """Have the model's directory changed."""
+    model = directory / MODEL
+    kept = directory / "kept"
+    shutil.copytree(model, kept)
+    try:
+        change(model)
+        yield
+    finally:
+        shutil.rmtree(model, ignore_errors=True)
+        kept.rename(model)
+
+
+def cut(model: Path) -> None:
+    path = next(model.glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (shutil.rmtree, f"no weights in /models/{MODEL} (weightsClaim, model); fix: fill the volume again, or correct"),
+        (cut, "is cut short or damaged; fix: fill the volume again"),
+        (lambda model: (model / "config.json").unlink(), "no config.json; fix: fill the volume again"),
+        (lambda model: (model / "config.json").chmod(0o600), "the server's user may not read"),
+    ],
+)
+def test_weights_that_vllm_could_not_load(
+    change: Callable[[Path], object], words: str, settings: dict[str, Any], volume: Path
+) -> None:
+    with other_weights(volume, change):
+        said = refused(settings)
+    assert words in said
+    assert "vllm-pods" not in said.partition("failed")[0]
+
+
+def test_a_volume_that_the_chosen_nodes_do_not_reach(settings: dict[str, Any]) -> None:
+    """As one in another zone."""
+    admin = {"kubeconfig": str(KUBECONFIG), "kubeContext": written("k8s")["kubeContext"]}
+    here, there_is = (node.name for node in NODES)
+    apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OTHER}})
+    original = json.loads(cluster.kubectl("get", "persistentvolume", f"shared-{OTHER_VOLUME}", "--output=json"))
+    bound: dict[str, Any] = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": "of-one-node"},
+        "spec": {key: original["spec"][key] for key in ("storageClassName", "capacity", "accessModes", "local")},
+    }
+    expression = {"key": "kubernetes.io/hostname", "operator": "In", "values": [here]}
+    bound["spec"]["nodeAffinity"] = {"required": {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}}
+    claim = lab_stacks.claim(OTHER, OTHER_VOLUME)
+    claim["spec"]["volumeName"] = "of-one-node"
+    try:
+        apply(bound)
+        apply(claim)
+        selector = {"kubernetes.io/hostname": there_is}
+        said = refused(settings, **admin, namespace=OTHER, nodeSelector=selector)
+        assert "volume node affinity conflict" in said or "didn't match PersistentVolume's node affinity" in said
+        assert "use a volume that these nodes reach" in said
+    finally:
+        cluster.kubectl("delete", "namespace", OTHER, "--wait")
+        cluster.kubectl("delete", "persistentvolume", "of-one-node")
