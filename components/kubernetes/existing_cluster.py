@@ -172,6 +172,21 @@ def require(props: Props, *, in_use: bool) -> None:
         )
 
 
+def is_in_use(props: Props, deployment: str) -> bool:
+    """Return True if the namespace holds the stack already, whose Deployment of that name counts against its quotas.
+
+    Raises ClusterError.
+    """
+    from kubernetes.client import AppsV1Api
+
+    apps, namespace = AppsV1Api(api.connect(props["kubeconfig"], props["context"])), props["namespace"]
+    found: list[Any] = []
+    try:
+        return _exists(lambda: found.append(apps.read_namespaced_deployment(deployment, namespace))) and bool(found)
+    except api.request_errors() as error:
+        raise api.explained(error, f"the namespace {namespace}") from error
+
+
 def _version(client: Any, needs: Needs) -> Iterator[str]:
     from kubernetes.client import VersionApi
 

@@ -6,6 +6,7 @@ Or, where only the cluster's own try shows it, at the resource that it stops.
 import json
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -16,7 +17,7 @@ import yaml
 
 from scripts.lab.kubernetes import cluster
 from scripts.lab.kubernetes.layout import KUBECONFIG, NODES
-from tests.integration.conftest import rehearse
+from tests.integration.conftest import ROOT, rehearse, rehearse_up
 from tests.support import lab_stacks
 from tests.support.lab_stacks import CLAIM, apply, written
 from tests.support.made_stacks import stack_file
@@ -259,6 +260,27 @@ def test_a_claim_that_serves_one_node(settings: dict[str, Any]) -> None:
     finally:
         cluster.kubectl("delete", "namespace", OTHER, "--wait")
         lab_stacks.free(OTHER_VOLUME)
+
+
+def preflight(*arguments: str) -> tuple[int, str]:
+    """Run `preflight` for the stack; return its status and words."""
+    command = [str(ROOT / "scripts" / "elastic-vllm"), "preflight", "--stack", STACK, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert "Traceback" not in f"{done.stdout}{done.stderr}"
+    return done.returncode, " ".join(done.stdout.split())
+
+
+def test_preflight_says_the_same_and_knows_a_stack_that_is_up(settings: dict[str, Any]) -> None:
+    with stack_file(STACK, settings):
+        with quota(pods="2"):
+            code, words = preflight()
+            assert code == 1
+            assert "the ResourceQuota small leaves 2 of pods, and this stack needs 5; fix: have it" in words
+        assert preflight()[0] == 0
+        rehearse_up("--engine", "embedded", stack=STACK)
+        with quota(pods="5"):
+            assert preflight()[0] == 0
+            assert preflight("--set", "replicas=9")[0] == 1
 
 
 # What only a pod can tell

@@ -79,7 +79,8 @@ def _look_at_cluster(stack: str, settings: Settings, kubernetes: KubernetesSetti
         task.say(f"the cluster of {kubernetes.context}")
         props = {**kubernetes.as_output(), "needs": endpoint.needs_of(settings, kubernetes).as_text()}
         try:
-            existing_cluster.require(props, in_use=False)
+            in_use = existing_cluster.is_in_use(props, f"elastic-vllm-{stack}-vllm")
+            existing_cluster.require(props, in_use=in_use)
         except ClusterError as error:
             problem = str(error)
     if as_json:

@@ -135,7 +135,8 @@ def test_firewalld_flushes_what_it_finds_with_nftables(server: Server) -> None:
 
 def test_nginx_opens_no_connection_with_docker_on_legacy_iptables(server: Server) -> None:
     """Beside the walls' own nftables: both kinds of rules are in the kernel at once."""
-    server.shell("update-alternatives --set iptables /usr/sbin/iptables-legacy && systemctl restart docker")
+    restart = "systemctl reset-failed docker; systemctl restart docker"  # more often than systemd lets pass
+    server.shell(f"update-alternatives --set iptables /usr/sbin/iptables-legacy; {restart}")
     try:
         server.wait_for_nginx()
         assert "DOCKER" in server.shell("iptables-legacy --list-rules")
@@ -146,7 +147,7 @@ def test_nginx_opens_no_connection_with_docker_on_legacy_iptables(server: Server
     finally:
         server.shell(
             "iptables-legacy -F; iptables-legacy -X; iptables-legacy -t nat -F; iptables-legacy -t nat -X; "
-            "update-alternatives --auto iptables && systemctl restart docker"
+            f"update-alternatives --auto iptables; {restart}"
         )
         server.wait_for_nginx()
 

@@ -48,6 +48,22 @@ def test_the_program_is_the_same_in_any_locale(values_of: Callable[..., dict[str
     assert usual[1] == ascii_only[1]
 
 
+@pytest.mark.parametrize("name", ["elastic-vllm", "rehearse"])
+def test_a_terminal_shows_what_it_can(name: str, tmp_path: Path) -> None:
+    for path, text in {
+        f"scripts/{name}": (ROOT / "scripts" / name).read_text(),
+        "scripts/setup": "#!/bin/sh\n",
+        ".venv/bin/python": f"#!/bin/sh\nexec {sys.executable} -c 'print(\"50 % \\u2588\\u2026 \\u00fc\")'\n",
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+        (tmp_path / path).chmod(0o755)
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment.pop("PYTHONIOENCODING", None)
+    done = subprocess.run([tmp_path / "scripts" / name, "--help"], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (0, b"50 % ?? ?\n"), done.stderr
+
+
 def test_programs_on_the_server_print_what_scripts_look_for(tmp_path: Path) -> None:
     """German there; a message that is looked for is English nevertheless."""
     compiled = subprocess.run(
