@@ -99,7 +99,11 @@ set) all ;;
 watch)
   while :; do
     all
-    while read -r -t 60 _ || [ "$?" -gt 128 ]; do all; done < <(changes 2>/dev/null)
+    patience=1 # what is taken away before the sources listen is found soon
+    while read -r -t "$patience" _ || [ "$?" -gt 128 ]; do
+      all
+      if [ "$patience" -lt 60 ]; then patience=$((2 * patience)); fi
+    done < <(changes 2>/dev/null)
     sleep 1
   done
   ;;

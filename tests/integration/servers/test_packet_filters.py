@@ -126,6 +126,12 @@ def test_nginx_opens_no_connection_after(flush: str, server: Server) -> None:
     assert server.opened_by_nginx(*TARGETS) == set()
 
 
+@pytest.mark.parametrize("seconds", [0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5])
+def test_a_flush_while_the_service_starts_is_seen(seconds: float, server: Server) -> None:
+    server.shell(f"systemctl restart {SERVICE}; sleep {seconds}; nft flush ruleset")
+    wait_until(lambda: hosts_table(server) and containers_table(server), 10)
+
+
 def test_firewalld_flushes_what_it_finds_with_nftables(server: Server) -> None:
     """As Debian ships it; otherwise the tests above would show less."""
     settings = server.shell(f"cat {FIREWALLD}").splitlines()
