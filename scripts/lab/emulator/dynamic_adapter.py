@@ -86,6 +86,7 @@ ADAPTERS = {
     "pulumi-python:dynamic/elastic:InferenceEndpoint": _adapter(_ELASTIC, {"url", "id"}),
     "pulumi-python:dynamic/kubernetes:ClusterCheck": _adapter({*_CLUSTER, "needs"}, set()),
     "pulumi-python:dynamic/kubernetes:IsolationCheck": _adapter({*_CLUSTER, "service", "pods", "accept"}, set()),
+    "pulumi-python:dynamic/kubernetes:WeightsCheck": _adapter({*_CLUSTER, "pod"}, set()),
     "pulumi-python:dynamic/kubernetes:Loaded": _adapter({*_CLUSTER, "selector", "container", "digest"}, set()),
     "pulumi-python:dynamic/host:PacketFilter": _adapter({"ssh", "check", "set", "on"}, set()),
 }

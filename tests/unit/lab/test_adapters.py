@@ -12,12 +12,13 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from scripts.lab import RehearsalError, machine
+from scripts.lab import RehearsalError, cli, machine
 from scripts.lab.emulator.command_adapter import COMMAND, fingerprint, parse_host_key, read_private_key
 from scripts.lab.emulator.docker_adapters import health_check, host_options
 from scripts.lab.emulator.resource import Resource
 from scripts.lab.emulator.tls_adapters import ADAPTERS
 from scripts.lab.ssh_keys import write_keys
+from tests.support.program import ROOT
 
 TLS = "tls:index/"
 
@@ -223,3 +224,12 @@ def test_what_people_start_in_their_bashrc_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "started").exists()
     subprocess.run(["/bin/bash", "-c", "true"], env=session, stdin=subprocess.DEVNULL, check=True)
     assert (tmp_path / "started").exists()
+
+
+def test_every_type_of_the_program_can_be_rehearsed() -> None:
+    """Those of Google's are in tests/integration/test_google_cloud.py."""
+    names = (ROOT / "tests/golden/state-names.txt").read_text().splitlines()
+    types = {name.split("::")[0].rpartition("$")[2] for name in names}
+    wanted = {each for each in types if not each.startswith(("elastic-vllm:", "gcp:", "pulumi:providers:"))}
+    assert len(wanted) > 25
+    assert wanted <= {*cli.ADAPTERS}
