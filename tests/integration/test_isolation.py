@@ -159,6 +159,7 @@ def without(deployed: Deployment, *walls: Wall) -> AbstractContextManager[None]:
     return packet_filters.without(PREFIX, deployed.nginx.attrs["State"]["Pid"], *walls)
 
 
+@pytest.mark.alone
 def test_nginx_opens_no_connection(deployed: Deployment, listeners: Listeners, neighbour: Neighbour) -> None:
     """Either wall is enough, and nothing else is."""
     beyond = {neighbour.server, f"{METADATA}:80", "198.51.100.1:443"}
