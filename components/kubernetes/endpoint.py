@@ -50,7 +50,7 @@ def needs_of(settings: Settings, kubernetes: KubernetesSettings) -> Needs:
         node_selector=kubernetes.node_selector,
         tolerations=[dict(each) for each in kubernetes.tolerations],
         requests=pod_requests(settings.model, settings.vllm_gpu_count, kubernetes.gpu_resource),
-        pods=replicas + kubernetes.gateway_replicas + 3,  # and the probes
+        pods=replicas + kubernetes.gateway_replicas + 4,  # those that look at network and weights
     )
 
 

@@ -234,7 +234,7 @@ GPUS = {"accelerator": "nvidia", "gpuCount": 2}
         (nullcontext, GPUS, "none of the 2 nodes offers nvidia.com/gpu; fix: install the GPUs' device plugin"),
         (lambda: gpus(1, taint=False), GPUS, "the nodes have room for 0 replicas of 2 nvidia.com/gpu (the most on one"),
         (lambda: gpus(2, taint=True), GPUS, "tainted with nvidia.com/gpu=present:NoSchedule; fix: tolerate the taint"),
-        (lambda: quota(pods="2"), {}, "the ResourceQuota small leaves 2 of pods, and this stack needs 5; fix: have it"),
+        (lambda: quota(pods="2"), {}, "the ResourceQuota small leaves 2 of pods, and this stack needs 6; fix: have it"),
         (lambda: quota(requests_memory="1Gi"), {}, "the ResourceQuota small leaves 1.07374e+09 of requests.memory"),
         (lambda: quota(limits_memory="99Gi"), {}, "the ResourceQuota small demands limits.memory of every container"),
         (limit_range, {}, "the LimitRange small gives a container 64Mi of memory"),
@@ -275,10 +275,10 @@ def test_preflight_says_the_same_and_knows_a_stack_that_is_up(settings: dict[str
         with quota(pods="2"):
             code, words = preflight()
             assert code == 1
-            assert "the ResourceQuota small leaves 2 of pods, and this stack needs 5; fix: have it" in words
+            assert "the ResourceQuota small leaves 2 of pods, and this stack needs 6; fix: have it" in words
         assert preflight()[0] == 0
         rehearse_up("--engine", "embedded", stack=STACK)
-        with quota(pods="5"):
+        with quota(pods="6"):
             assert preflight()[0] == 0
             assert preflight("--set", "replicas=9")[0] == 1
 
