@@ -402,9 +402,13 @@ def _quota(client: Any, namespace: str, needs: Needs, *, in_use: bool) -> Iterat
             left = quantity(hard[name]) - quantity(used.get(name, "0"))
             if left < wanted[name]:
                 yield (
-                    f"the ResourceQuota {quota.metadata.name} leaves {left:g} of {name}, and this stack needs "
-                    f"{wanted[name]:g}; fix: have it raised, or use fewer replicas"
+                    f"the ResourceQuota {quota.metadata.name} leaves {_shown(name, left)} of {name}, and this stack "
+                    f"needs {_shown(name, wanted[name])}; fix: have it raised, or use fewer replicas"
                 )
+
+
+def _shown(resource: str, number: float) -> str:
+    return f"{number / 2**30:.4g}Gi" if resource.endswith("memory") else f"{number:g}"
 
 
 def quantity(text: str) -> float:

@@ -30,7 +30,7 @@ def run(core: Any, namespace: str, pods: Sequence[Mapping[str, Any]], what: str)
         _delete(core, namespace, names)  # those of a run that was cut off
         for pod in pods:
             core.create_namespaced_pod(namespace, pod)
-        return [_last_line(core, namespace, name, what) for name in names]
+        return [_last_line(core, namespace, pod, what) for pod in pods]
     except api.request_errors() as error:
         raise api.explained(error, what) from error
     finally:
@@ -38,8 +38,8 @@ def run(core: Any, namespace: str, pods: Sequence[Mapping[str, Any]], what: str)
             _delete(core, namespace, names)
 
 
-def _last_line(core: Any, namespace: str, name: str, what: str) -> str:
-    begun = time.monotonic()
+def _last_line(core: Any, namespace: str, pod: Mapping[str, Any], what: str) -> str:
+    name, begun = pod["metadata"]["name"], time.monotonic()
     while True:
         status = core.read_namespaced_pod(name, namespace).status
         if status.phase in {"Succeeded", "Failed"}:
@@ -50,14 +50,17 @@ def _last_line(core: Any, namespace: str, name: str, what: str) -> str:
                 return lines[-1]
             raise ClusterError(_failure(lines) or f"{what} {name} failed: {_ended(status)}")
         seconds = time.monotonic() - begun
-        if cause := _stuck(status, seconds):
+        if cause := _stuck(status):
             raise ClusterError(f"{what} {name} can't run: {cause}")
-        if seconds > SECONDS:
-            chosen = f"involvedObject.name={name},type=Warning"
-            warnings = [each.message for each in core.list_namespaced_event(namespace, field_selector=chosen).items]
+        if unplaced := _unplaced(status) if seconds > PLACE_SECONDS else "":
             raise ClusterError(
-                f"{what} {name} has not ended after {SECONDS} s: {'; '.join(warnings[-1:]) or 'no reason was given'}; "
-                f"fix: correct what it names, or see `kubectl describe -n {namespace} pod/{name}` while it is there"
+                f"{what} {name} gets no node: {'; '.join([unplaced, *_warnings(core, namespace, pod)])}; fix: correct "
+                "nodeSelector and tolerations, use a volume or a class that these nodes reach, or make room"
+            )
+        if seconds > SECONDS:
+            raise ClusterError(
+                f"{what} {name} has not ended after {SECONDS} s: "
+                f"{'; '.join(_warnings(core, namespace, pod)) or 'no reason was given'}; fix: correct what it names"
             )
         time.sleep(POLL_SECONDS)
 
@@ -75,8 +78,8 @@ def _ended(status: Any) -> str:
     return f"{words[0] or 'no reason was given'}; fix: correct what it names, and run the same again"
 
 
-def _stuck(status: Any, seconds: float) -> str:
-    """Return why a pod will not run, with the fix; empty as long as it may. It was created `seconds` ago."""
+def _stuck(status: Any) -> str:
+    """Return why a pod will not run, with the fix; empty as long as it may."""
     for container in status.container_statuses or []:
         waiting = container.state.waiting
         if waiting and waiting.reason in NO_IMAGE:
@@ -86,13 +89,25 @@ def _stuck(status: Any, seconds: float) -> str:
             )
         if waiting and waiting.reason in NO_START:
             return f"{waiting.reason}: {waiting.message}; fix: correct what it names"
-    for condition in status.conditions or []:
-        if condition.type == "PodScheduled" and condition.status != "True" and seconds > PLACE_SECONDS:
-            return (
-                f"{condition.message}; fix: correct nodeSelector and tolerations, use a volume that these nodes reach, "
-                "or make room"
-            )
     return ""
+
+
+def _unplaced(status: Any) -> str:
+    """Return why the pod has no node; empty if it has one."""
+    return next(
+        (each.message for each in status.conditions or [] if each.type == "PodScheduled" and each.status != "True"), ""
+    )
+
+
+def _warnings(core: Any, namespace: str, pod: Mapping[str, Any]) -> list[str]:
+    """Return the cluster's last warning about the pod, and that about each of its claims."""
+    volumes = pod.get("spec", {}).get("volumes", [])
+    claims = [each["persistentVolumeClaim"]["claimName"] for each in volumes if "persistentVolumeClaim" in each]
+    last = []
+    for name in (pod["metadata"]["name"], *claims):
+        chosen = f"involvedObject.name={name},type=Warning"
+        last += [each.message for each in core.list_namespaced_event(namespace, field_selector=chosen).items][-1:]
+    return last
 
 
 def _delete(core: Any, namespace: str, names: Sequence[str]) -> None:

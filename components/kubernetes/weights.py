@@ -83,9 +83,11 @@ class ClusterWeights(pulumi.ComponentResource):
         self.register_outputs({})
 
     def _checked(self, name: str, args: ClusterWeightsArgs, volume: Volume) -> Volume:
-        if args.parked:
-            return volume
-        check = WeightsCheck(
+        return volume if args.parked else replace(volume, ready=(self._check(name, args, volume),))
+
+    def _check(self, name: str, args: ClusterWeightsArgs, volume: Volume) -> pulumi.Resource:
+        filled = bool(args.image or args.claim)
+        return WeightsCheck(
             f"{name}-check",
             WeightsCheckArgs(
                 cluster=args.cluster,
@@ -93,15 +95,15 @@ class ClusterWeights(pulumi.ComponentResource):
                 placement=args.placement,
                 source=volume.source,
                 directory=volume.sub_path,
-                setting="weightsImage" if args.image else "weightsClaim",
-                formats=args.formats,
+                setting="weightsImage" if args.image else "weightsClaim" if args.claim else "weightsStorageClass",
+                formats=args.formats if filled else None,
             ),
             parent=self,
+            depends_on=volume.ready,
         )
-        return replace(volume, ready=(check,))
 
     def _download(self, name: str, args: ClusterWeightsArgs, manifest: objects.Manifest) -> pulumi.Resource:
-        cluster = args.cluster
+        cluster, claim_name = args.cluster, manifest["metadata"]["name"]
         claim = cluster.declare(
             f"{name}-claim",
             manifest,
@@ -118,11 +120,13 @@ class ClusterWeights(pulumi.ComponentResource):
             ),
             parent=self,
         )
+        # A Job whose volume is never bound would be waited for as long as a download may take.
+        check = self._check(name, args, Volume(source=_claim(claim_name, read_only=False), sub_path="", ready=(claim,)))
         return cluster.declare(
             f"{name}-download",
-            job_manifest(args, manifest["metadata"]["name"]),
+            job_manifest(args, claim_name),
             parent=self,
-            depends_on=[claim, token],
+            depends_on=[claim, token, check],
             custom_timeouts=pulumi.CustomTimeouts(create=f"{DOWNLOAD_HOURS}h"),
         )
 
@@ -210,5 +214,5 @@ def job_manifest(args: ClusterWeightsArgs, claim: str) -> dict[str, Any]:
     }
 
 
-def _claim(name: str) -> dict[str, Any]:
-    return {"persistentVolumeClaim": {"claimName": name, "readOnly": True}}
+def _claim(name: str, *, read_only: bool = True) -> dict[str, Any]:
+    return {"persistentVolumeClaim": {"claimName": name, **({"readOnly": True} if read_only else {})}}

@@ -1,8 +1,8 @@
-"""Looks at a model's weights in a claim or an image, as the pods of vLLM will see them, before one starts."""
+"""Looks at the volume with a model's weights as the pods that fill or read it will see it, before one starts."""
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from pulumi import dynamic
 from components import render
 from components.kubernetes import api, objects, probe_pods
 from components.kubernetes.objects import INSTANCE, NETWORK, VLLM, Cluster
+from components.serving.model_weights import DOWNLOAD_UID
 from components.serving.vllm_process import VLLM_UID
 
 # gRPC would print a traceback for each error that a provider raises; Pulumi shows the error's own words.
@@ -37,21 +38,30 @@ class WeightsCheckArgs:
     """The model's directory in it; empty for its root."""
     setting: str
     """Setting that names the volume."""
-    formats: Mapping[str, str]
-    """Formats of the files (`weights_formats`)."""
+    formats: Mapping[str, str] | None
+    """Formats of the files (`weights_formats`); None where a download is yet to fill the volume."""
+
+
+def _script(args: WeightsCheckArgs) -> str:
+    if args.formats is None:
+        script = render.script("kubernetes/check-volume.sh", volume=MOUNTED_AT, setting=args.setting)
+    else:
+        script = render.script(
+            "weights/check-weights.sh",
+            weights=f"{MOUNTED_AT}/{args.directory}".rstrip("/"),
+            place_settings=f"{args.setting}, model",
+            fetch=f"fill the volume again, or correct {args.setting}",
+            as_server="yes",
+            **args.formats,
+        )
+        script += 'check_weights "$WEIGHTS"\n'
+    return script
 
 
 def pod_manifest(args: WeightsCheckArgs) -> dict[str, Any]:
     """The pod that looks. It is walled in as vLLM is, and no Service or budget selects it."""
     cluster = args.cluster
-    script = render.script(
-        "weights/check-weights.sh",
-        weights=f"{MOUNTED_AT}/{args.directory}".rstrip("/"),
-        place_settings=f"{args.setting}, model",
-        fetch=f"fill the volume again, or correct {args.setting}",
-        as_server="yes",
-        **args.formats,
-    )
+    user, fills = (VLLM_UID, False) if args.formats is not None else (DOWNLOAD_UID, True)
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -61,7 +71,7 @@ def pod_manifest(args: WeightsCheckArgs) -> dict[str, Any]:
             "labels": {"app.kubernetes.io/name": "elastic-vllm", INSTANCE: cluster.stack, NETWORK: VLLM},
         },
         "spec": {
-            **objects.pod(cluster, VLLM_UID),
+            **objects.pod(cluster, user),
             **args.placement,
             # A volume of one node is where vLLM's pod has it.
             "affinity": {
@@ -84,10 +94,10 @@ def pod_manifest(args: WeightsCheckArgs) -> dict[str, Any]:
                     "name": "check",
                     "image": args.image,
                     "imagePullPolicy": objects.image_pull_policy(args.image),
-                    "command": ["bash", "-c", f'{script}check_weights "$WEIGHTS"\n'],
+                    "command": ["bash", "-c", _script(args)],
                     "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "512Mi"}},
-                    "securityContext": objects.container_security(cluster, VLLM_UID),
-                    "volumeMounts": [{"name": "weights", "mountPath": MOUNTED_AT, "readOnly": True}],
+                    "securityContext": objects.container_security(cluster, user),
+                    "volumeMounts": [{"name": "weights", "mountPath": MOUNTED_AT, "readOnly": not fills}],
                 }
             ],
             "volumes": [{"name": "weights", **args.source}],
@@ -114,11 +124,13 @@ class WeightsCheckProvider(dynamic.ResourceProvider):
 
 
 class WeightsCheck(dynamic.Resource, module="kubernetes", name="WeightsCheck"):
-    """The weights are there, complete, and readable by vLLM's user."""
+    """The weights are there, complete, and readable by vLLM's user; or the volume for them can be filled."""
 
-    def __init__(self, name: str, args: WeightsCheckArgs, *, parent: pulumi.Resource) -> None:
+    def __init__(
+        self, name: str, args: WeightsCheckArgs, *, parent: pulumi.Resource, depends_on: Sequence[pulumi.Resource] = ()
+    ) -> None:
         inputs = {**args.cluster.access(), "pod": json.dumps(pod_manifest(args), sort_keys=True)}
-        options = pulumi.ResourceOptions(parent=parent, depends_on=list(args.cluster.ready))
+        options = pulumi.ResourceOptions(parent=parent, depends_on=[*args.cluster.ready, *depends_on])
         super().__init__(WeightsCheckProvider(), name, inputs, options)
 
 

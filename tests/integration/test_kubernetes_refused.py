@@ -48,6 +48,15 @@ def settings(volume: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return written("k8s") | mine | {"httpsPort": 30446, "replicas": 1, "gatewayReplicas": 1}
 
 
+@pytest.fixture(scope="module")
+def admin(volume: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The cluster's admin, by a file that is not the laboratory's: with that one it prepares what is missing."""
+    path = tmp_path_factory.mktemp("admin") / "kubeconfig"
+    path.touch(0o600)
+    path.write_text(KUBECONFIG.read_text())
+    return {"kubeconfig": str(path), "kubeContext": written("k8s")["kubeContext"]}
+
+
 def refused(settings: dict[str, Any], **changed: Any) -> str:
     """Bring the stack up, which must fail; return its words in one line."""
     with stack_file(STACK, settings | changed):
@@ -140,8 +149,7 @@ def test_a_user_without_one_of_the_rights(settings: dict[str, Any], tmp_path: Pa
 # The namespace
 
 
-def test_a_namespace_that_is_not_there(settings: dict[str, Any]) -> None:
-    admin = {"kubeconfig": str(KUBECONFIG), "kubeContext": written("k8s")["kubeContext"]}
+def test_a_namespace_that_is_not_there(settings: dict[str, Any], admin: dict[str, Any]) -> None:
     words = refused_untouched(settings, **admin, namespace="nowhere")
     assert "there is no namespace nowhere; fix: have it made, or set createNamespace to true" in words
 
@@ -151,13 +159,12 @@ def test_a_namespace_that_may_not_be_made(settings: dict[str, Any]) -> None:
     assert "no right to create namespaces; fix: have the namespace made, and set createNamespace to false" in words
 
 
-def test_a_namespace_that_is_being_deleted(settings: dict[str, Any]) -> None:
+def test_a_namespace_that_is_being_deleted(settings: dict[str, Any], admin: dict[str, Any]) -> None:
     apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OTHER}})
     metadata = {"name": "kept", "namespace": OTHER, "finalizers": ["example.com/kept"]}
     apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata})
     cluster.kubectl("delete", "namespace", OTHER, "--wait=false")
     try:
-        admin = {"kubeconfig": str(KUBECONFIG), "kubeContext": written("k8s")["kubeContext"]}
         words = refused_untouched(settings, **admin, namespace=OTHER)
         assert f"the namespace {OTHER} is being deleted" in words
     finally:
@@ -235,22 +242,30 @@ GPUS = {"accelerator": "nvidia", "gpuCount": 2}
         (lambda: gpus(1, taint=False), GPUS, "the nodes have room for 0 replicas of 2 nvidia.com/gpu (the most on one"),
         (lambda: gpus(2, taint=True), GPUS, "tainted with nvidia.com/gpu=present:NoSchedule; fix: tolerate the taint"),
         (lambda: quota(pods="2"), {}, "the ResourceQuota small leaves 2 of pods, and this stack needs 6; fix: have it"),
-        (lambda: quota(requests_memory="1Gi"), {}, "the ResourceQuota small leaves 1.07374e+09 of requests.memory"),
+        (
+            lambda: quota(requests_memory="1Gi"),
+            {},
+            "leaves 1Gi of requests.memory, and this stack needs 5Gi",
+        ),
         (lambda: quota(limits_memory="99Gi"), {}, "the ResourceQuota small demands limits.memory of every container"),
         (limit_range, {}, "the LimitRange small gives a container 64Mi of memory"),
     ],
 )
 def test_a_cluster_without_what_the_stack_needs(
-    lacking: Callable[[], AbstractContextManager[None]], changed: dict[str, Any], words: str, settings: dict[str, Any]
+    lacking: Callable[[], AbstractContextManager[None]],
+    changed: dict[str, Any],
+    words: str,
+    settings: dict[str, Any],
+    admin: dict[str, Any],
 ) -> None:
+    seen_by_admins = bool(changed.keys() & {"weightsStorageClass", "runtimeClass", "accelerator"})
     with lacking():
-        said = refused_untouched(settings, **changed)
+        said = refused_untouched(settings, **(admin if seen_by_admins else {}), **changed)
     assert words in said
     assert UNTOUCHED in said
 
 
-def test_a_claim_that_serves_one_node(settings: dict[str, Any]) -> None:
-    admin = {"kubeconfig": str(KUBECONFIG), "kubeContext": written("k8s")["kubeContext"]}
+def test_a_claim_that_serves_one_node(settings: dict[str, Any], admin: dict[str, Any]) -> None:
     apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OTHER}})
     try:
         apply(lab_stacks.claim(OTHER, OTHER_VOLUME, "ReadWriteOnce"))
@@ -336,9 +351,16 @@ def test_weights_that_vllm_could_not_load(
     assert "vllm-pods" not in said.partition("failed")[0]
 
 
-def test_a_volume_that_the_chosen_nodes_do_not_reach(settings: dict[str, Any]) -> None:
+def test_a_class_that_a_namespaces_user_does_not_see(settings: dict[str, Any]) -> None:
+    weights = {"weightsClaim": "", "weightsStorageClass": "nothing", "modelRevision": "a" * 40}
+    said = refused(settings, **weights)
+    assert "the weights check's pod elastic-vllm-refused-weights-check gets no node: " in said
+    assert 'storageclass.storage.k8s.io "nothing" not found; fix: ' in said
+    assert "use a volume or a class that these nodes reach" in said
+
+
+def test_a_volume_that_the_chosen_nodes_do_not_reach(settings: dict[str, Any], admin: dict[str, Any]) -> None:
     """As one in another zone."""
-    admin = {"kubeconfig": str(KUBECONFIG), "kubeContext": written("k8s")["kubeContext"]}
     here, there_is = (node.name for node in NODES)
     apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OTHER}})
     original = json.loads(cluster.kubectl("get", "persistentvolume", f"shared-{OTHER_VOLUME}", "--output=json"))
@@ -358,7 +380,7 @@ def test_a_volume_that_the_chosen_nodes_do_not_reach(settings: dict[str, Any]) -
         selector = {"kubernetes.io/hostname": there_is}
         said = refused(settings, **admin, namespace=OTHER, nodeSelector=selector)
         assert "volume node affinity conflict" in said or "didn't match PersistentVolume's node affinity" in said
-        assert "use a volume that these nodes reach" in said
+        assert "use a volume or a class that these nodes reach" in said
     finally:
         cluster.kubectl("delete", "namespace", OTHER, "--wait")
         cluster.kubectl("delete", "persistentvolume", "of-one-node")

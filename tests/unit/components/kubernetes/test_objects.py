@@ -182,11 +182,19 @@ def test_no_pod_of_vllm_starts_before_its_weights_were_looked_at(name: str, prog
         assert users[0]["runAsUser"] == users[1]["runAsUser"]
 
 
-@pytest.mark.parametrize("name", ["weights-job", "parked"])
-def test_no_pod_looks_at_weights_that_were_checked_or_that_nobody_reads(
-    name: str, program_of: Callable[..., Program]
-) -> None:
-    assert "weights-check" not in program_of("k8s", **VARIANTS[name]).resources
+def test_no_pod_looks_at_weights_that_nobody_reads(program_of: Callable[..., Program]) -> None:
+    assert "weights-check" not in program_of("k8s", **VARIANTS["parked"]).resources
+
+
+def test_a_download_begins_once_its_volume_can_be_filled(program_of: Callable[..., Program]) -> None:
+    program = program_of("k8s", **VARIANTS["weights-job"])
+    assert "weights-claim" in program.waits_for("weights-check")
+    assert "weights-check" in program.waits_for("weights-download")
+    check = dict(pods(program))["elastic-vllm-k8s-weights-check"]["spec"]
+    (job,) = objects(program, "Job")
+    filling = job["spec"]["template"]["spec"]
+    assert check["volumes"] == [each for each in filling["volumes"] if each["name"] == "weights"]
+    assert check["securityContext"] == filling["securityContext"]
 
 
 def test_services_and_budgets_select_no_probe(variant: Program) -> None:
@@ -346,6 +354,7 @@ def test_every_file_for_pods_gets_there(program_of: Callable[..., Program]) -> N
     secrets = [value for each in objects(program, "Secret") for value in each["data"].values()]
     sent = str([base64.b64decode(value).decode() for value in secrets]) + str(objects(program, "ConfigMap"))
     sent += str(program.resources["isolation-check"].inputs["pods"])
+    sent += str(program_of("k8s", **VARIANTS["weights-job"]).resources["weights-check"].inputs["pod"])
     for path in sorted((FILES / "kubernetes").iterdir()):
         words = path.read_text().splitlines()[0].strip("#\"' ")
         assert words.split("'")[0] in sent, path.name

@@ -9,14 +9,18 @@ from kubernetes.client import ApiException
 from components.kubernetes import probe_pods
 from components.kubernetes.api import ClusterError
 
-POD = {"metadata": {"name": "probe"}}
+VOLUMES = [{"name": "tmp", "emptyDir": {}}, {"name": "weights", "persistentVolumeClaim": {"claimName": "models"}}]
+POD = {"metadata": {"name": "probe"}, "spec": {"volumes": VOLUMES}}
+CLAIMS = "involvedObject.name=models,type=Warning"
 
 
 class Core:
     """The API of one pod, whose status is that of `statuses` in turn."""
 
-    def __init__(self, *statuses: Any, log: str = "", warnings: tuple[str, ...] = ()) -> None:
-        self.statuses, self.log, self.warnings = list(statuses), log, warnings
+    def __init__(
+        self, *statuses: Any, log: str = "", warnings: tuple[str, ...] = (), of_claim: tuple[str, ...] = ()
+    ) -> None:
+        self.statuses, self.log, self.warnings, self.of_claim = list(statuses), log, warnings, of_claim
         self.exists = False
 
     def create_namespaced_pod(self, _namespace: str, _pod: Any) -> None:
@@ -39,8 +43,8 @@ class Core:
         self.exists = False
 
     def list_namespaced_event(self, _namespace: str, *, field_selector: str) -> Any:
-        assert field_selector == "involvedObject.name=probe,type=Warning"
-        return SimpleNamespace(items=[SimpleNamespace(message=each) for each in self.warnings])
+        about = {"involvedObject.name=probe,type=Warning": self.warnings, CLAIMS: self.of_claim}[field_selector]
+        return SimpleNamespace(items=[SimpleNamespace(message=each) for each in about])
 
 
 def status(phase: str = "Pending", *, unplaced: str = "", **state: Any) -> Any:
@@ -89,7 +93,11 @@ def test_its_last_line_is_the_answer_and_it_goes() -> None:
         (Core(status(waiting=why("CreateContainerConfigError", "no subPath"))), "no subPath; fix: correct what"),
         (
             Core(status(unplaced="0/2 nodes are available: 2 node(s) had volume node affinity conflict")),
-            "volume node affinity conflict; fix: correct nodeSelector and tolerations, use a volume that these nodes",
+            "volume node affinity conflict; fix: correct nodeSelector and tolerations, use a volume or a class that",
+        ),
+        (
+            Core(status(unplaced="0/2 nodes are available"), of_claim=('storageclass "nothing" not found',)),
+            '0/2 nodes are available; storageclass "nothing" not found; fix: ',
         ),
         (
             Core(status(waiting=why("ContainerCreating", "")), warnings=("first", "Multi-Attach error for volume")),
