@@ -25,7 +25,7 @@ from tests.support.made_stacks import stack_file
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
 NAMESPACE, OTHER, STACK, USER, NOBODY = "refused", "refused-too", "refused", "deployer", "nobody"
-VOLUME, OTHER_VOLUME = 4, 5
+VOLUME, OTHER_VOLUME = 4, 2
 UNTOUCHED = "nothing was changed"
 DIGEST = f"sha256:{'a' * 64}"
 MODEL = written("k8s")["model"].replace("/", "--")
