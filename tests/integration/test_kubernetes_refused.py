@@ -219,7 +219,13 @@ def gpus(number: int, *, taint: bool) -> Iterator[None]:
             cluster.kubectl("taint", "node", name, "nvidia.com/gpu-")
 
 
-GPUS = {"accelerator": "nvidia", "gpuCount": 2}
+GPUS = {
+    "accelerator": "nvidia",
+    "gpuCount": 2,
+    "model": "openai/gpt-oss-120b",
+    "vllmImage": f"registry.invalid/vllm:0.32.0@{DIGEST}",
+    "nginxImage": f"registry.invalid/nginx:1.30.6@{DIGEST}",
+}
 
 
 @pytest.mark.parametrize(
