@@ -7,7 +7,8 @@ unknown), `about` (texts, by kind of part), `files`: each with `path` (relative,
 (hexadecimal) and `carried` (false for files that a delta omits, because the bundle before it had the same content).
 SHA256SUMS lists the manifest and all carried files in the format of sha256sum; SHA256SUMS.sig is its OpenSSH signature.
 
-`about` of an image: `reference` (as pinned by the stack) and `name` (its name at the site).
+`about` of an image: `reference` (as pinned by the stack) and `name` (its name at the site). The image of the weights,
+which only bundles for clusters have, was made by the build: `name`, `model` and `revision`.
 `about` of the weights: `model`, `revision` (the hub's commit, or a summary of files from a directory).
 """
 

@@ -10,6 +10,7 @@ from components.errors import UserError
 from components.settings.problems import DIRECTORY, Problem, Problems
 
 UNSIGNED = "unsigned"
+FOR_SERVERS = "rebuild it from a stack with target existing"
 DECIDED_BY_BUNDLE = {"model": ("weights", "model"), "modelRevision": ("weights", "revision")} | {
     f"{role}Image": (f"image-{role}", "reference") for role in ("vllm", "nginx", "dcgm")
 }
@@ -80,6 +81,9 @@ def read_bundle(given: Mapping[str, str], defaults: Mapping[str, str], project_d
         manifest = bundle_manifest.read(_path(given["bundle"], project_directory))
     except UserError as error:
         wrong = Problem("bundle", given["bundle"], error.cause, error.fix)
+        return BundleContents(undecided=frozenset(DECIDED_BY_BUNDLE), problems=(wrong,))
+    if "image-weights" in manifest.parts:
+        wrong = Problem("bundle", given["bundle"], "it is for a cluster: its weights are an image", FOR_SERVERS)
         return BundleContents(undecided=frozenset(DECIDED_BY_BUNDLE), problems=(wrong,))
     decided, problems = {}, []
     for key, (name, what) in DECIDED_BY_BUNDLE.items():

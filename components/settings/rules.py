@@ -458,7 +458,7 @@ CLUSTER_RULES: Sequence[Rule] = (
         "bundle",
         lambda f: f.values["bundle"],
         "set, but target is {f.values[target]}",
-        "remove it: copy the images to the site's registry, and name them in vllmImage, nginxImage and weightsImage",
+        "remove it: `scripts/elastic-vllm bundle push` sends its images to a registry, and prints the settings",
     ),
     Rule(
         "nginxImage",

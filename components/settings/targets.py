@@ -6,6 +6,7 @@ from components.settings import downloads, gcp, gke, kubernetes
 
 EXISTING, GCP, KUBERNETES, GKE = TARGETS = ("existing", "gcp", "kubernetes", "gke")
 _SERVERS = (EXISTING, GCP)
+CLUSTERS = (KUBERNETES, GKE)
 
 TARGETS_OF: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(gcp.KEYS, (GCP,)),

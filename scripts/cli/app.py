@@ -86,6 +86,7 @@ class _Bundle(Commands):
             "scripts.cli.bundle.verify", "Check that a bundle is complete and signed", parses_itself=True
         ),
         "install": Command("scripts.cli.bundle.install", "Install what this project needs", parses_itself=True),
+        "push": Command("scripts.cli.bundle.push", "Send the images to a cluster's registry", parses_itself=True),
     }
 
 

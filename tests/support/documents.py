@@ -71,7 +71,9 @@ NEEDS = {
 }
 """Beginning of a command -> what tests do not have."""
 
-MENTIONED = frozenset({"docker exec", "docker load", "docker image rm", "docker stop -t 30", "podman run"})
+MENTIONED = frozenset(
+    {"docker exec", "docker login", "podman login", "docker load", "docker image rm", "docker stop -t 30", "podman run"}
+)
 """Words in sentences that say what another command does."""
 
 

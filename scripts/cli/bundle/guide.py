@@ -1,6 +1,6 @@
 """The guide in a bundle: the steps at the site, in order, with each command as it is typed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from components.bundle.manifest import MANIFEST, SIGNATURE, SUMS
 from components.machine.host import STORE
@@ -24,12 +24,44 @@ def text(stack: str, parts: Sequence[Wanted], *, weights_directory: str, base: B
         _update(stack),
         _elastic(stack),
     ]
+    return _numbered(stack, sections)
+
+
+def of_cluster(stack: str, parts: Sequence[Wanted], *, base: Base | None) -> str:
+    """Return the guide for a stack in a cluster, whose images come from a registry of the site."""
+    there = {part.name: part for part in parts}
+    sections = [
+        _carry(stack, base, CONTROL_OF_CLUSTER),
+        _check(),
+        _install(stack, pulumi="pulumi" in there, base=base),
+        _push(stack, there, base),
+        _up(stack, pulumi="pulumi" in there, shown=PULLED),
+        _space_of_cluster(there),
+        _update_of_cluster(stack),
+        _elastic(stack),
+    ]
+    return _numbered(stack, sections)
+
+
+def _numbered(stack: str, sections: Sequence[str]) -> str:
     return f"# The bundle of stack {stack}, at its site\n\n" + "\n".join(
         section.replace("## ", f"## {number}. ", 1) for number, section in enumerate(sections, 1)
     )
 
 
-def _carry(stack: str, base: Base | None) -> str:
+CONTROL = f"""
+There are two machines at the site: the control machine, which runs the program and has Python with its venv module
+(version and architecture as {MANIFEST} says: `python`, `architecture`), an SSH client and the private key; and the
+server with the GPUs, which needs only an SSH server. The commands below run on the control machine, in this directory.
+"""
+CONTROL_OF_CLUSTER = f"""
+The site has the cluster, a registry that its nodes pull from, and a control machine that runs the program: it reaches
+both, and has Python with its venv module (version and architecture as {MANIFEST} says: `python`, `architecture`),
+skopeo and a kubeconfig. The commands below run on the control machine, in this directory.
+"""
+
+
+def _carry(stack: str, base: Base | None, control: str = CONTROL) -> str:
     delta = ""
     if base:
         delta = f"""
@@ -40,11 +72,7 @@ This is a delta: it leaves out what the bundle before it has, the one whose {MAN
 
 - This directory, on any disk: complete, with nothing added.
 - The signer's public key, as `signer.pub`, by another way than the disk; otherwise it proves nothing.
-{delta}
-There are two machines at the site: the control machine, which runs the program and has Python with its venv module
-(version and architecture as {MANIFEST} says: `python`, `architecture`), an SSH client and the private key; and the
-server with the GPUs, which needs only an SSH server. The commands below run on the control machine, in this directory.
-The stack is `{stack}`. Set the project's directory there, and the path of the signer's public key:
+{delta}{control}The stack is `{stack}`. Set the project's directory there, and the path of the signer's public key:
 
     export PROJECT="$HOME/elastic-vllm" SIGNER="$HOME/signer.pub"
 """
@@ -120,7 +148,77 @@ into the server, so that nothing large goes over SSH, this names the directory t
 {of_host}"""
 
 
-def _up(stack: str, *, pulumi: bool) -> str:
+def _push(stack: str, parts: Mapping[str, Wanted], base: Base | None) -> str:
+    packages = (
+        """
+The control machine lacked skopeo when it was probed. It is in this bundle, with all that it needs:
+
+    sudo dpkg --install packages/*.deb
+"""
+        if "packages" in parts
+        else ""
+    )
+    roles = [name.removeprefix("image-") for name in parts if name.startswith("image-")]
+    claim = "" if "weights" in roles else "The weights are not in this bundle: `weightsClaim` names where they are.\n"
+    more = " --base BUNDLE-BEFORE" if base else ""
+    return f"""## Images to the registry, and the settings
+{packages}
+Log in with a user that may push (`skopeo login registry.example.com`), then send the images ({", ".join(roles)}):
+
+    "$PROJECT/scripts/elastic-vllm" bundle push . --key "$SIGNER" --registry registry.example.com/elastic-vllm{more}
+
+`--ca FILE` names the CA of the registry's certificate where the system does not know it. If the command is interrupted,
+run it again: layers that the registry has are not sent again. It ends with the settings for
+`stacks/Pulumi.{stack}.yaml` of the project, which name the images by their digests. Put them there, beside the
+cluster's own (`kubeconfig`, `kubeContext`, `namespace`); remove `modelRevision`, `hfToken` and `weightsStorageClass`.
+{claim}
+If the nodes have to log in to pull, `imagePullSecret: registry` names a Secret of this form, with a user that may only
+pull (for target gke, with Artifact Registry, they need none):
+
+    kubectl create secret generic registry --namespace NAMESPACE --type kubernetes.io/dockerconfigjson \\
+      --from-file .dockerconfigjson=config.json
+"""
+
+
+def _space_of_cluster(parts: Mapping[str, Wanted]) -> str:
+    weights = "`du -sh images/weights-*`, twice: packed, and unpacked" if "image-weights" in parts else "none"
+    return f"""## Disks
+
+| where | what | room |
+| --- | --- | --- |
+| this disk | the bundle | `du -sh .` |
+| control machine | the project, its packages, the CLI | 1 GB; the bundle itself can stay on the disk |
+| registry | images | `du -sh images`, for each model that is kept |
+| each node with GPUs | vLLM's image, unpacked | two to three times `du -sh images/vllm-*` |
+| each node with GPUs | weights | {weights} |
+
+Nodes delete images that nothing uses when their disks fill up (kubelet's `imageGCHighThresholdPercent`).
+"""
+
+
+def _update_of_cluster(stack: str) -> str:
+    return f"""## Updates in the field
+
+On the connected machine, with the {MANIFEST} of the bundle that is here (a small file: carry it out once):
+
+    scripts/elastic-vllm bundle build --stack {stack} --since {MANIFEST} --output /media/disk/delta --sign-key KEY
+
+The delta holds only what is new. Here: check it as above, `scripts/elastic-vllm bundle install` it, and push it with
+`--base` and the directory of the bundle before. Then the new settings, and `pulumi up --stack {stack}`. The way back is
+the settings of before: the registry still has their images.
+"""
+
+
+SENT = """
+`up` shows what it will send, and the space that it needs, before it sends anything. If it is interrupted, run it again:
+it resumes, and files that are on the server already are not sent again.
+"""
+PULLED = """
+The nodes pull the images while `up` waits for the pods: minutes for vLLM's and the weights, once on each node.
+"""
+
+
+def _up(stack: str, *, pulumi: bool, shown: str = SENT) -> str:
     up = (
         f"pulumi stack init {stack}      # the first time\n    pulumi up --stack {stack}"
         if pulumi
@@ -133,10 +231,7 @@ def _up(stack: str, *, pulumi: bool) -> str:
     {up}
     scripts/elastic-vllm verify --stack {stack}
     scripts/elastic-vllm handoff --stack {stack}
-
-`up` shows what it will send, and the space that it needs, before it sends anything. If it is interrupted, run it again:
-it resumes, and files that are on the server already are not sent again.
-{other}"""
+{shown}{other}"""
 
 
 def _space(parts: dict[str, Wanted], weights_directory: str) -> str:
@@ -179,7 +274,7 @@ def _elastic(stack: str) -> str:
     return f"""## What the Elastic admin gets
 
 `scripts/elastic-vllm handoff --stack {stack}` writes it: URL, key file, the CA's certificate, bodies for connector and
-inference endpoint. Kibana and Elasticsearch reach the server over the site's own network; nothing of this needs the
+inference endpoint. Kibana and Elasticsearch reach the endpoint over the site's own network; nothing of this needs the
 internet. An air-gapped Elastic has further needs, which are not in this bundle:
 
 - Elastic's own guide: https://www.elastic.co/docs/deploy-manage/deploy/self-managed/air-gapped-install (package
@@ -190,5 +285,5 @@ internet. An air-gapped Elastic has further needs, which are not in this bundle:
   https://www.elastic.co/docs/explore-analyze/ai-features/ai-chat-experiences/ai-assistant-host-doc-artifacts
 - The CA's certificate: for the connector in kibana.yml (`xpack.actions.customHostSettings`), for the inference endpoint
   in the truststore of every Elasticsearch node. The hand-off says how.
-- `xpack.actions.allowedHosts` must let the server through where it is set.
+- `xpack.actions.allowedHosts` must let the endpoint through where it is set.
 """

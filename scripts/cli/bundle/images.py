@@ -8,7 +8,7 @@ import hashlib
 import json
 import subprocess
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -77,7 +77,7 @@ def from_docker(reference: str, name: str, directory: Path, say: Callable[[str],
     (image,) = manifests
     layers = image["Layers"]
     assert isinstance(layers, list)  # noqa: S101 - the format
-    _finish(directory, name, stored[str(image["Config"])], [stored[layer] for layer in layers])
+    finish(directory, name, stored[str(image["Config"])], [stored[layer] for layer in layers])
 
 
 def from_registry(reference: str, name: str, architecture: str, directory: Path, say: Callable[[str], None]) -> None:
@@ -88,20 +88,14 @@ def from_registry(reference: str, name: str, architecture: str, directory: Path,
     """
     directory.mkdir(parents=True, exist_ok=True)
     target = f"oci:{directory}:image"
-    command = ["skopeo", *_platform(architecture), "copy", *_plain(reference, "--src-tls-verify=false")]
-    with _skopeo([*command, _without_tag(reference), target]) as process:
-        assert process.stdout  # noqa: S101 - asked for
-        last_line = ""
-        for line in process.stdout:
-            last_line = line.strip() or last_line
-            say(last_line)
-    if process.returncode:
+    command = [*_platform(architecture), "copy", *plain(reference, "--src-tls-verify=false")]
+    code, output = run_skopeo([*command, _without_tag(reference), target], say)
+    if code:
+        last_line = output.strip().rpartition("\n")[2]
         raise UserError(f"image {reference} can't be fetched: {last_line[-300:]}", "check its name and the network")
     index = json.loads((directory / "index.json").read_text(encoding="utf-8"))
     manifest = json.loads((directory / BLOBS / _hex(index["manifests"][0]["digest"])).read_text(encoding="utf-8"))
-    _finish(
-        directory, name, _hex(manifest["config"]["digest"]), [_hex(layer["digest"]) for layer in manifest["layers"]]
-    )
+    finish(directory, name, _hex(manifest["config"]["digest"]), [_hex(layer["digest"]) for layer in manifest["layers"]])
 
 
 def bytes_in_registry(reference: str, architecture: str) -> int:
@@ -118,10 +112,9 @@ def bytes_in_registry(reference: str, architecture: str) -> int:
 
 def _manifest(reference: str) -> dict[str, Any]:
     """Return a reference's document in its registry: an image's manifest, or an index of several."""
-    command = ["skopeo", "inspect", "--raw", *_plain(reference, "--tls-verify=false"), _without_tag(reference)]
-    with _skopeo(command) as process:
-        text = process.communicate()[0]
-    if process.returncode:
+    command = ["inspect", "--raw", *plain(reference, "--tls-verify=false"), _without_tag(reference)]
+    code, text = run_skopeo(command, lambda _: None)
+    if code:
         error = " ".join(text.split())[-300:]
         if any(word in error for word in UNKNOWN):
             raise BadInputError(f"there is no image {reference} in its registry", "correct its name, or pin it again")
@@ -136,18 +129,26 @@ def loaded_id(directory: Path) -> str:
     return f"sha256:{Path(image['Config']).name}"
 
 
-def _skopeo(command: list[str]) -> subprocess.Popen[str]:
+def run_skopeo(arguments: Sequence[str], say: Callable[[str], None]) -> tuple[int, str]:
+    """Run skopeo, and return its exit status and all of its output; `say` gets each line. Raises UserError."""
+    pipe, same = subprocess.PIPE, subprocess.STDOUT
+    lines: list[str] = []
     try:
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        with subprocess.Popen(["skopeo", *arguments], stdout=pipe, stderr=same, text=True) as process:
+            assert process.stdout  # noqa: S101 - asked for
+            for line in process.stdout:
+                lines.append(line)
+                say(line)
     except FileNotFoundError as error:
-        raise UserError("there is no skopeo here, which fetches images", "apt-get install skopeo") from error
+        raise UserError("there is no skopeo here, which moves images", "install the package skopeo") from error
+    return process.returncode, "".join(lines)
 
 
 def _platform(architecture: str) -> list[str]:
     return ["--override-os", "linux", "--override-arch", architecture]
 
 
-def _plain(reference: str, option: str) -> list[str]:
+def plain(reference: str, option: str) -> list[str]:
     """Return skopeo's option for plain HTTP with a registry on this machine, as Docker does."""
     return [option] if reference.partition("/")[0].partition(":")[0] in {"localhost", "127.0.0.1"} else []
 
@@ -174,7 +175,7 @@ def _store(content: IO[bytes], blobs: Path, say: Callable[[str], None]) -> str:
     return state.hexdigest()
 
 
-def _finish(directory: Path, name: str, config: str, layers: list[str]) -> None:
+def finish(directory: Path, name: str, config: str, layers: Sequence[str]) -> None:
     """Write manifest.json, and remove everything that `docker load` does not read."""
     image = {"Config": f"{BLOBS}/{config}", "RepoTags": [name], "Layers": [f"{BLOBS}/{layer}" for layer in layers]}
     (directory / LOAD).write_text(json.dumps([image]) + "\n")

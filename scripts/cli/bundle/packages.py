@@ -80,9 +80,15 @@ HOOKS = (
 )
 
 
-def names(server: Probe, *, runtime: str, gpus: bool) -> list[str]:
-    """Return the packages that the server lacks. Raises UserError if there are none for it."""
-    lacking = [package.name for package in PACKAGES if package.is_needed(server, runtime, gpus=gpus)]
+def names(server: Probe, *, runtime: str | None, gpus: bool) -> list[str]:
+    """Return the packages that the server lacks, or without `runtime`, a machine that pushes images to a registry.
+
+    Raises UserError if there are none for it.
+    """
+    if runtime is None:
+        lacking = ["skopeo"] if server.programs.get("skopeo") is None else []
+    else:
+        lacking = [package.name for package in PACKAGES if package.is_needed(server, runtime, gpus=gpus)]
     if gpus and not _has_driver(server):
         lacking += _driver(server)
     if gpus and not _has_toolkit(server):
@@ -133,8 +139,8 @@ def _driver(server: Probe) -> list[str]:
     return found + ([f"nvidia-fabricmanager-{LEAST_DRIVER}"] if server.switches else [])
 
 
-def part(server: Probe, *, runtime: str, gpus: bool, here: Probe | None = None) -> Wanted | None:
-    """Return the packages for a server, or None if it lacks none. Raises UserError if this machine can't get them."""
+def part(server: Probe, *, runtime: str | None, gpus: bool, here: Probe | None = None) -> Wanted | None:
+    """Return the packages that `names` finds, or None. Raises UserError if this machine can't get them."""
     asked = names(server, runtime=runtime, gpus=gpus)
     if not asked:
         return None

@@ -76,7 +76,7 @@ printf ' "nvidia_driver": %s,\n' "$driver"
 printf ' "programs": {'
 comma=""
 for program in "docker --version" "podman --version" "runc --version" "nvidia-ctk --version" "curl --version" "nft --version" \
-  "logrotate --version" "rsync --version" "python3 --version" "sudo --version"; do
+  "logrotate --version" "rsync --version" "python3 --version" "sudo --version" "skopeo --version"; do
   read -r -a words <<<"$program"
   printf '%s\n  "%s": %s' "$comma" "${words[0]}" "$(version "${words[@]}")"
   comma=,

@@ -19,7 +19,13 @@ from scripts.cli.bundle.wanted import Say, UnreachableError, Wanted
 from scripts.lib.errors import BadInputError
 
 RELEASES = "https://github.com/pulumi"
-PLUGINS = ("command", "docker", "random", "tls")
+PLUGINS = {
+    "existing": ("command", "docker", "random", "tls"),
+    "gcp": ("command", "docker", "random", "tls", "gcp"),
+    "kubernetes": ("kubernetes", "random", "tls"),
+    "gke": ("kubernetes", "random", "tls", "gcp"),
+}
+"""Target -> the plugins that its resources need."""
 CLI_ARCHITECTURES = {"amd64": "x64", "arm64": "arm64"}
 LINE = re.compile(r"([0-9a-f]{64}|[0-9a-f]{40}) [ *](?:\./)?(\S+)")
 HASHES = {64: "sha256", 40: "sha1"}
@@ -37,13 +43,13 @@ class Archive:
     checksums: str
 
 
-def archives(requirements: Path, architecture: str, gcp: bool) -> list[Archive]:
+def archives(requirements: Path, architecture: str, target: str) -> list[Archive]:
     """Return the archives that match requirements.txt: plugins have their SDKs' versions."""
     pins = dict(re.findall(r"^(pulumi[\w-]*)==([\w.]+)", requirements.read_text(encoding="utf-8"), re.MULTILINE))
     cli = pins["pulumi"]
     name = f"pulumi-v{cli}-linux-{CLI_ARCHITECTURES.get(architecture, architecture)}.tar.gz"
     found = [Archive(repository="pulumi", version=cli, name=name, checksums=f"pulumi-{cli}-checksums.txt")]
-    for plugin in (*PLUGINS, *(["gcp"] if gcp else [])):
+    for plugin in PLUGINS[target]:
         version = pins[f"pulumi-{plugin}"]
         found.append(
             Archive(

@@ -54,7 +54,7 @@ def _components(directory: Path, manifest: Manifest, name: str) -> list[Componen
             }
             for repository, purl in purls.items()
         ]
-    if name == "weights":
+    if name in {"weights", "image-weights"} and "revision" in part.about:
         about = {"type": "machine-learning-model", "name": part.about["model"], "version": part.about["revision"]}
         return [{**about, "bom-ref": name, **licences}]
     if name.startswith("image-"):

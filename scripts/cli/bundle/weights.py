@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -74,14 +75,9 @@ def from_hub(model: Model, revision: str, endpoint: str) -> Wanted:
 
 def from_directory(model: Model, given: Path) -> Wanted:
     """Return a model's files from a local directory; `revision` is derived from their names and content."""
-    files = sorted(path for path in given.rglob("*") if path.is_file()) if given.is_dir() else []
-    if not any(path.suffix == ".safetensors" for path in files):
-        raise BadInputError(f"--weights {given}: no .safetensors file in it", "give the model's own directory")
-    # Python hashes without its lock.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        sums = dict(zip(files, pool.map(manifest.sha256, files), strict=True))
-    listing = json.dumps([(path.relative_to(given).as_posix(), checksum) for path, checksum in sums.items()])
-    revision = f"files-{hashlib.sha256(listing.encode()).hexdigest()[:16]}"
+    sums = checksums(given)
+    revision = revision_of(sums)
+    files = {given / name: checksum for name, checksum in sums.items()}
 
     def make(path: Path, say: Say) -> None:
         targets = {file: path / file.relative_to(given) for file in files}
@@ -90,10 +86,10 @@ def from_directory(model: Model, given: Path) -> Wanted:
         for number, (file, target) in enumerate(targets.items(), 1):
             say(f"{number} of {len(files)} files")
             target.parent.mkdir(parents=True, exist_ok=True)
-            if target.is_file() and manifest.sha256(target) == sums[file]:
+            if target.is_file() and manifest.sha256(target) == files[file]:
                 continue
             shutil.copyfile(file, target)
-            if manifest.sha256(target) != sums[file]:
+            if manifest.sha256(target) != files[file]:
                 raise UserError(f"{file} changed while it was copied", "run the same again")
 
     return Wanted(
@@ -105,6 +101,22 @@ def from_directory(model: Model, given: Path) -> Wanted:
         licence=model.licence,
         about={"model": model.name, "revision": revision},
     )
+
+
+def checksums(given: Path) -> dict[str, str]:
+    """Return the checksum of each file in a model's directory, by its path there. Raises BadInputError."""
+    files = sorted(path for path in given.rglob("*") if path.is_file()) if given.is_dir() else []
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise BadInputError(f"--weights {given}: no .safetensors file in it", "give the model's own directory")
+    # Python hashes without its lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        sums = list(pool.map(manifest.sha256, files))
+    return {path.relative_to(given).as_posix(): checksum for path, checksum in zip(files, sums, strict=True)}
+
+
+def revision_of(sums: Mapping[str, str]) -> str:
+    """Return a name for the content of a directory."""
+    return f"files-{hashlib.sha256(json.dumps(list(sums.items())).encode()).hexdigest()[:16]}"
 
 
 def directory(model: Model, revision: str) -> str:

@@ -16,7 +16,7 @@ from scripts.cli.bundle.pulumi_cli import Archive
 from scripts.cli.bundle.wanted import Wanted
 from tests.support.program import ROOT
 
-WANTED = pulumi_cli.archives(ROOT / "requirements.txt", "amd64", gcp=False)
+WANTED = pulumi_cli.archives(ROOT / "requirements.txt", "amd64", "existing")
 PULUMI = """#!/bin/sh
 printf '%s %s\\n' "$PULUMI_HOME" "$*" >>"$(dirname "$0")/../calls"
 case "$*" in *refuse*) echo 'error: no such plugin' >&2; exit 1 ;; esac

@@ -104,6 +104,12 @@ def test_what_cannot_be_had(changes: Mapping[str, object], message: str) -> None
         names(server, runtime="docker", gpus="distribution" not in changes)
 
 
+def test_a_machine_that_pushes_images_needs_skopeo_alone() -> None:
+    """Also by a probe of before skopeo was looked for."""
+    assert names(BARE, runtime=None, gpus=False) == ["skopeo"]
+    assert names(replace(BARE, programs={**BARE.programs, "skopeo": "1.9.3"}), runtime=None, gpus=False) == []
+
+
 @pytest.mark.parametrize(
     "here",
     [

@@ -31,9 +31,19 @@ def test_plugins_have_the_versions_of_their_packages_as_the_requirements_name_th
     ]
     for each in plugins:
         assert f"{each.repository.removeprefix('pulumi-')} {each.version}" in requirements
-    assert any(
-        each.repository == "pulumi-gcp" for each in pulumi_cli.archives(ROOT / "requirements.txt", "amd64", True)
-    )
+
+
+@pytest.mark.parametrize(
+    ("target", "plugins"),
+    [
+        ("gcp", ["command", "docker", "random", "tls", "gcp"]),
+        ("kubernetes", ["kubernetes", "random", "tls"]),
+        ("gke", ["kubernetes", "random", "tls", "gcp"]),
+    ],
+)
+def test_each_target_has_its_plugins(target: str, plugins: list[str]) -> None:
+    _, *found = pulumi_cli.archives(ROOT / "requirements.txt", "amd64", target)
+    assert [each.repository for each in found] == [f"pulumi-{name}" for name in plugins]
 
 
 def test_they_are_fetched_and_checked(mirror: Mirror, tmp_path: Path) -> None:

@@ -67,6 +67,16 @@ def test_a_bundle_is_for_a_server_that_exists(settle: Callable[..., Settings], b
     assert problem == f"bundle = '{bundle}': set, but target is gcp; set target to existing, or remove it"
 
 
+def test_a_bundle_for_a_cluster_is_refused(settle: Callable[..., Settings], tmp_path: Path) -> None:
+    parts = empty_bundle.parts()
+    parts["image-weights"] = parts.pop("weights")
+    directory = empty_bundle.write(tmp_path / "b", parts)
+    (problem,) = found(lambda: settle("airgap", {"bundle": str(directory)}))
+    assert problem.endswith(
+        "it is for a cluster: its weights are an image; rebuild it from a stack with target existing"
+    )
+
+
 def test_an_unfinished_bundle_is_refused(settle: Callable[..., Settings], tmp_path: Path) -> None:
     directory = empty_bundle.write(tmp_path / "b", empty_bundle.parts())
     (directory / "SHA256SUMS").unlink()

@@ -87,7 +87,7 @@ CONTRADICTIONS: list[Any] = [
         *("gke", {"machineType": "a2-ultragpu-1g", "model": "meta-llama/Llama-3.3-70B-Instruct"}, "model"),
         *("1 x 80 GiB", "machineType: each replica has the whole model on one node"),
     ),
-    ("gke", {"bundle": "/nowhere"}, "bundle", "set, but target is gke", "the site's registry"),
+    ("gke", {"bundle": "/nowhere"}, "bundle", "set, but target is gke", "bundle push` sends its images to a registry"),
     ("gke", {"containerRuntime": "podman"}, "containerRuntime", "the cluster's nodes have their own", "remove it"),
 ]
 

@@ -69,7 +69,11 @@ CONTRADICTIONS: list[Any] = [
         *("k8s", {"accelerator": "nvidia", "model": "openai/gpt-oss-120b", "gpuCount": 1, "gpuMemoryGib": 40}, "model"),
         *("1 x 40 GiB", "each replica has the whole model on one node"),
     ),
-    ("k8s", {"bundle": "/nowhere"}, "bundle", "set, but target is kubernetes", "the site's registry"),
+    ("k8s", {"bundle": "/nowhere"}, "bundle", "set, but target is kubernetes", "bundle push` sends its images to a"),
+    (
+        *("k8s", {**CLAIM, "weightsImage": "registry.example/models/tiny:1"}, "weightsImage"),
+        *("invalid format", "pin it as name:tag@sha256:digest"),
+    ),
 ]
 
 
