@@ -71,13 +71,13 @@ class Factory:
         command: list[str | Path] = [self.project / "scripts" / "elastic-vllm", "bundle", "build", "--stack", STACK]
         command += ["--output", self.directory / name, "--weights", weights, "--sign-key", self.key, *arguments]
         command += ["--probe", self.probe, "--pulumi", "none"]
-        pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(_wheels())}
+        pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels())}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **pip})
         assert done.returncode == 0, done.stdout + done.stderr
         return self.directory / name
 
 
-def _wheels() -> Path:
+def wheels() -> Path:
     """Return a directory with the wheels of requirements.txt, kept because pip needs ten seconds to find them."""
     wanted = collect.wheels(ROOT)
     made = debian_roots.DIRECTORY / f"wheels-{hashlib.sha256(wanted.source.encode()).hexdigest()[:12]}"

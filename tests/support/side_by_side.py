@@ -25,7 +25,17 @@ NO_IMAGES = tuple(f"integration/test_{name}." for name in ("gpu_install", "cloud
 UNIT = "unit/"
 APART = tuple(
     f"integration/test_{name}."
-    for name in ("diagnose", "rotate", "elastic", "bundle", "google_cloud", "certificates", "hub", "netns_hosts")
+    for name in (
+        "diagnose",
+        "rotate",
+        "elastic",
+        "bundle",
+        "bundle_push",
+        "google_cloud",
+        "certificates",
+        "hub",
+        "netns_hosts",
+    )
 )
 """Tests with a stack or a machine to themselves, the longest first. None may leave anything on this machine, even for a
 while, that does not have its stack's name: other tests search packages, groups and containers after a stack is gone."""
