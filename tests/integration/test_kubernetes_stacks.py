@@ -1,16 +1,23 @@
 """Further stacks on the laboratory's cluster: with exactly the Role's rights, and one that comes from a machine."""
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import docker
 import pytest
 import yaml
 
 from scripts.lab.kubernetes import cluster
-from scripts.lab.kubernetes.layout import NODES
+from scripts.lab.kubernetes.configuration import REGISTRIES
+from scripts.lab.kubernetes.layout import HERE, NODES
+from scripts.lab.tiny_models import MODELS
 from tests.integration.conftest import outputs_of, rehearse, rehearse_cluster, rehearse_up
-from tests.support import lab_stacks, local_sshd
+from tests.integration.test_bundle import import_image, project
+from tests.integration.test_bundle_push import Built
+from tests.support import lab_stacks, local_registry, local_sshd
 from tests.support.lab_stacks import written
 from tests.support.made_stacks import stack_file
 from tests.support.netns_machine import outcomes
@@ -19,6 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
 NAMESPACE = "rights"
 USER = "deployer"
+BUNDLED = {"vllm": "localhost/elastic-vllm/carried-vllm:0.32.0", "nginx": "localhost/elastic-vllm/carried-nginx:1.30.6"}
 VOLUME = 3
 """Number of the shared volume; the stack k8s has the first one."""
 
@@ -73,6 +81,55 @@ def test_a_stack_comes_from_a_machine_with_its_key_and_its_ca(settings: dict[str
         kept = {how for name, how in moved.items() if name.startswith(("key-", "certificate-ca"))}
         assert kept <= {"unchanged"}
         assert moved["nginx-container"] == moved["vllm-container"] == "deleted"
+
+
+@pytest.fixture
+def pulled(user: Path, tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """Settings that `bundle push` printed for a registry that both nodes reach, which wants a login to pull as well."""
+    nginx = written("k8s")["nginxImage"]
+    client = docker.from_env()
+    client.images.get(nginx).tag(*BUNDLED["nginx"].split(":"))
+    import_image(BUNDLED["vllm"], b"vllm")  # 5 GB less to pack; the nodes have the real one
+    (tmp_path / "registry").mkdir()
+    with local_registry.secure(tmp_path / "registry", HERE) as registry:
+        made = Built(project(tmp_path / "project"), tmp_path / "bundle", registry, tmp_path)
+        stack = {"target": "kubernetes", "modelCatalogue": "scripts/lab/models.yaml", "model": written("k8s")["model"]}
+        made.settings(**stack, **{f"{role}Image": name for role, name in BUNDLED.items()})
+        built = made.build(made.bundle, "--weights", str(MODELS / written("k8s")["model"].replace("/", "--")))
+        assert built.returncode == 0, built.stdout + built.stderr
+        (tmp_path / ".docker").mkdir()
+        login = registry.login(tmp_path / ".docker" / "config.json")
+        pushed = made.push()
+        assert pushed.returncode == 0, pushed.stderr
+        printed = yaml.safe_load(pushed.stdout[pushed.stdout.index("config:") :])["config"]
+        trusted = [node.library / REGISTRIES / registry.host for node in NODES]
+        for place in trusted:
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copy(registry.ca, place / "ca.crt")
+        secret = ["create", "secret", "generic", "registry", "--type=kubernetes.io/dockerconfigjson"]
+        cluster.kubectl(*secret, f"--from-file=.dockerconfigjson={login}", f"--namespace={NAMESPACE}")
+        yield {key.removeprefix("elastic-vllm:"): each for key, each in printed.items()} | {"weightsClaim": ""}
+        cluster.kubectl("delete", "secret", "registry", f"--namespace={NAMESPACE}")
+        for place in trusted:
+            shutil.rmtree(place)
+    for name in BUNDLED.values():
+        client.images.remove(name)
+
+
+def test_nodes_pull_the_weights_of_a_bundle_from_the_sites_registry(
+    settings: dict[str, Any], user: Path, pulled: dict[str, Any]
+) -> None:
+    real = {"vllmImage": settings["vllmImage"], "imagePullSecret": "registry"}
+    with stack_file("rights", own(settings, user) | pulled | real):
+        done = rehearse("up", "--engine", "embedded", "--verify", stack="rights")
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        pods = json.loads(cluster.kubectl("get", "pods", f"--namespace={NAMESPACE}", "--output=json"))["items"]
+        (volume,) = [each["image"] for pod in pods for each in pod["spec"]["volumes"] if "image" in each]
+        assert volume == {"reference": pulled["weightsImage"], "pullPolicy": "IfNotPresent"}
+        events = cluster.kubectl("get", "events", f"--namespace={NAMESPACE}", "--output=jsonpath={.items[*].message}")
+        for role in ("nginx", "weights"):
+            assert f'Successfully pulled image "{pulled[f"{role}Image"]}"' in events
+        assert set(outcomes(rehearse_up(stack="rights")).values()) == {"unchanged"}
 
 
 def test_a_network_that_enforces_nothing_is_refused_unless_that_is_accepted(

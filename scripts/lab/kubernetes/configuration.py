@@ -24,6 +24,8 @@ IMAGES = "localhost/elastic-vllm"
 PAUSE_IMAGE = f"{IMAGES}/pause:{VERSION}"
 CNI_PROGRAMS = "/usr/lib/cni"
 SOCKET = "/run/containerd/containerd.sock"
+REGISTRIES = "registries"
+"""In a node's /var/lib: HOST:PORT/ca.crt is the CA of a registry that it pulls from."""
 ENFORCER_NAME = "network-policies"
 
 
@@ -94,6 +96,9 @@ state = "/run/containerd"
 
 [plugins."io.containerd.cri.v1.images".pinned_images]
   sandbox = "{PAUSE_IMAGE}"
+
+[plugins."io.containerd.cri.v1.images".registry]
+  config_path = "/var/lib/{REGISTRIES}"
 
 [plugins."io.containerd.cri.v1.runtime"]
   # A lower score than the parent's needs CAP_SYS_RESOURCE, which a container or a small VM may lack.
