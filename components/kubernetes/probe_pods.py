@@ -9,8 +9,8 @@ from typing import Any
 from components.kubernetes import api
 from components.kubernetes.api import ClusterError
 
-SECONDS = 1200
-"""Limit for a pod, whose image a node may have to pull first."""
+SECONDS = 7200
+"""Limit for a pod: a node may have to pull vLLM's image first, and the weights' (tens of gigabytes)."""
 PLACE_SECONDS = 300
 """Limit for a node to be found, which may have to be started first."""
 POLL_SECONDS = 0.5
@@ -84,8 +84,8 @@ def _stuck(status: Any) -> str:
         waiting = container.state.waiting
         if waiting and waiting.reason in NO_IMAGE:
             return (
-                f"{waiting.reason}: {waiting.message}; fix: is vllmImage right, do the nodes reach its registry, and "
-                "does it need imagePullSecret?"
+                f"{waiting.reason}: {waiting.message}; fix: is the image's name right, do the nodes reach its registry "
+                "and know its CA, and does it need imagePullSecret?"
             )
         if waiting and waiting.reason in NO_START:
             return f"{waiting.reason}: {waiting.message}; fix: correct what it names"

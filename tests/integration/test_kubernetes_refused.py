@@ -317,7 +317,7 @@ def test_preflight_says_the_same_and_knows_a_stack_that_is_up(settings: dict[str
 def test_an_image_that_can_not_be_pulled(image: str, words: str, settings: dict[str, Any]) -> None:
     said = refused(settings, vllmImage=image)
     assert f"can't run: {words}: " in said
-    assert "fix: is vllmImage right, do the nodes reach its registry, and does it need imagePullSecret?" in said
+    assert "fix: is the image's name right, do the nodes reach its registry and know its CA, and does it" in said
 
 
 @contextmanager

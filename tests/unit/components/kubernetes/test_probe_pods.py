@@ -89,7 +89,10 @@ def test_its_last_line_is_the_answer_and_it_goes() -> None:
             Core(status("Failed", terminated=why("StartError", 'exec: "bash": not found'))),
             'the check\'s pod probe failed: StartError exec: "bash": not found; fix: correct what it names',
         ),
-        (Core(status(waiting=why("ErrImagePull", "unauthorized"))), "ErrImagePull: unauthorized; fix: is vllmImage"),
+        (
+            Core(status(waiting=why("ErrImagePull", "unauthorized"))),
+            "ErrImagePull: unauthorized; fix: is the image's name right",
+        ),
         (Core(status(waiting=why("CreateContainerConfigError", "no subPath"))), "no subPath; fix: correct what"),
         (
             Core(status(unplaced="0/2 nodes are available: 2 node(s) had volume node affinity conflict")),
