@@ -1,5 +1,6 @@
 """Further stacks on the laboratory's cluster: with exactly the Role's rights, and one that comes from a machine."""
 
+import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -88,7 +89,8 @@ def pulled(user: Path, tmp_path: Path) -> Iterator[dict[str, Any]]:
     """Settings that `bundle push` printed for a registry that both nodes reach, which wants a login to pull as well."""
     nginx = written("k8s")["nginxImage"]
     client = docker.from_env()
-    client.images.get(nginx).tag(*BUNDLED["nginx"].split(":"))
+    # One of its own: kubelet gives what was pulled with a login to no pod without one, by whatever name.
+    client.images.build(fileobj=io.BytesIO(f"FROM {nginx}\nLABEL carried=yes\n".encode()), tag=BUNDLED["nginx"])
     import_image(BUNDLED["vllm"], b"vllm")  # 5 GB less to pack; the nodes have the real one
     (tmp_path / "registry").mkdir()
     with local_registry.secure(tmp_path / "registry", HERE) as registry:
