@@ -271,16 +271,34 @@ def test_a_cluster_without_what_the_stack_needs(
     assert UNTOUCHED in said
 
 
-def test_a_claim_that_serves_one_node(settings: dict[str, Any], admin: dict[str, Any]) -> None:
+@contextmanager
+def claimed(*modes: str, nodes: tuple[str, ...]) -> Iterator[None]:
+    """Have another namespace with a claim on a volume with these access modes, which these nodes reach."""
+    shared = json.loads(cluster.kubectl("get", "persistentvolume", f"shared-{OTHER_VOLUME}", "--output=json"))["spec"]
+    expression = {"key": "kubernetes.io/hostname", "operator": "In", "values": list(nodes)}
+    spec = {key: shared[key] for key in ("storageClassName", "capacity", "local")} | {
+        "accessModes": list(modes),
+        "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}},
+    }
+    claim = lab_stacks.claim(OTHER, OTHER_VOLUME, modes[0])
+    claim["spec"]["volumeName"] = "another"
     apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OTHER}})
     try:
-        apply(lab_stacks.claim(OTHER, OTHER_VOLUME, "ReadWriteOnce"))
+        apply({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "another"}, "spec": spec})
+        apply(claim)
+        bound = "--for=jsonpath={.status.phase}=Bound"
+        cluster.kubectl("wait", bound, f"persistentvolumeclaim/{CLAIM}", f"--namespace={OTHER}", "--timeout=60s")
+        yield
+    finally:
+        cluster.kubectl("delete", "namespace", OTHER, "--wait")
+        cluster.kubectl("delete", "persistentvolume", "another", "--ignore-not-found")
+
+
+def test_a_claim_that_serves_one_node(settings: dict[str, Any], admin: dict[str, Any]) -> None:
+    with claimed("ReadWriteOnce", nodes=(NODES[0].name,)):
         said = refused_untouched(settings, **admin, namespace=OTHER, replicas=2)
         assert f"the PersistentVolumeClaim {CLAIM} serves the pods of one node (ReadWriteOnce)" in said
         assert UNTOUCHED in said
-    finally:
-        cluster.kubectl("delete", "namespace", OTHER, "--wait")
-        lab_stacks.free(OTHER_VOLUME)
 
 
 def preflight(*arguments: str) -> tuple[int, str]:
@@ -367,26 +385,8 @@ def test_a_class_that_a_namespaces_user_does_not_see(settings: dict[str, Any]) -
 
 def test_a_volume_that_the_chosen_nodes_do_not_reach(settings: dict[str, Any], admin: dict[str, Any]) -> None:
     """As one in another zone."""
-    here, there_is = (node.name for node in NODES)
-    apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OTHER}})
-    original = json.loads(cluster.kubectl("get", "persistentvolume", f"shared-{OTHER_VOLUME}", "--output=json"))
-    bound: dict[str, Any] = {
-        "apiVersion": "v1",
-        "kind": "PersistentVolume",
-        "metadata": {"name": "of-one-node"},
-        "spec": {key: original["spec"][key] for key in ("storageClassName", "capacity", "accessModes", "local")},
-    }
-    expression = {"key": "kubernetes.io/hostname", "operator": "In", "values": [here]}
-    bound["spec"]["nodeAffinity"] = {"required": {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}}
-    claim = lab_stacks.claim(OTHER, OTHER_VOLUME)
-    claim["spec"]["volumeName"] = "of-one-node"
-    try:
-        apply(bound)
-        apply(claim)
-        selector = {"kubernetes.io/hostname": there_is}
-        said = refused(settings, **admin, namespace=OTHER, nodeSelector=selector)
-        assert "volume node affinity conflict" in said or "didn't match PersistentVolume's node affinity" in said
-        assert "use a volume or a class that these nodes reach" in said
-    finally:
-        cluster.kubectl("delete", "namespace", OTHER, "--wait")
-        cluster.kubectl("delete", "persistentvolume", "of-one-node")
+    here, elsewhere = (node.name for node in NODES)
+    with claimed("ReadWriteMany", nodes=(here,)):
+        said = refused(settings, **admin, namespace=OTHER, nodeSelector={"kubernetes.io/hostname": elsewhere})
+    assert "volume node affinity conflict" in said or "didn't match PersistentVolume's node affinity" in said
+    assert "use a volume or a class that these nodes reach" in said
