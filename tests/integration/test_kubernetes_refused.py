@@ -328,8 +328,8 @@ def test_preflight_says_the_same_and_knows_a_stack_that_is_up(settings: dict[str
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        ("localhost/elastic-vllm/nothing:1", "ErrImageNeverPull"),
-        (f"registry.invalid/vllm:1@{DIGEST}", "ErrImagePull"),
+        ("localhost/elastic-vllm/nothing:0.32.0", "ErrImageNeverPull"),
+        (f"registry.invalid/vllm:0.32.0@{DIGEST}", "ErrImagePull"),
     ],
 )
 def test_an_image_that_can_not_be_pulled(image: str, words: str, settings: dict[str, Any]) -> None:
