@@ -7,7 +7,7 @@ import runpy
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +26,8 @@ from scripts.lib.progress import Display
 from scripts.lib.stack_config import StackConfig
 
 PARALLEL = 32
+KEPT_OPTIONS = ("provider", "dependencies", "trigger", "deleted_with", "retained", "protect")
+"""Options of a resource that its record keeps."""
 
 
 class StoppedError(Exception):
@@ -124,7 +126,8 @@ class Monitor(mocks.MockMonitor):
             "trigger": _plain(rpc.deserialize_properties(trigger.object).get("value")),
             "deleted_with": request.deletedWith,
             "retained": request.retainOnDelete,
-            "ignored": frozenset(path.split(".")[0].split("[")[0] for path in request.ignoreChanges),
+            "protect": request.protect,
+            "ignored": frozenset(path.split("[")[0] for path in request.ignoreChanges),
         }
         resource = self._resource(
             Record(type=request.type, name=request.name, id="", inputs=inputs, outputs={}, provider=provider), say
@@ -133,7 +136,7 @@ class Monitor(mocks.MockMonitor):
 
     def _bring_about(self, urn: str, wanted: Resource, options: dict[str, Any]) -> tuple[str, Record]:
         adapter, old = self.adapters[wanted.type], self.state.resources.get(urn)
-        made = {key: options[key] for key in ("provider", "dependencies", "trigger", "deleted_with", "retained")}
+        made = {key: options[key] for key in KEPT_OPTIONS}
 
         def create(outcome: str) -> tuple[str, Record]:
             # Recorded before it exists: if this process is killed now, `down` still removes its traces.
@@ -157,10 +160,11 @@ class Monitor(mocks.MockMonitor):
         if old.begun == "delete":
             return remake("created", before)
         # Ignored inputs stay as they were, unless the resource is replaced: then they are as the program has them now.
-        compared = {*old.inputs, *wanted.inputs} - options["ignored"]
-        changed = {key for key in compared if old.inputs.get(key) != wanted.inputs.get(key)}
+        inputs = _ignoring(options["ignored"], old.inputs, wanted.inputs)
+        changed = {key for key in {*old.inputs, *inputs} if old.inputs.get(key) != inputs.get(key)}
         moved = old.provider != options["provider"] or old.trigger != options["trigger"]
-        if moved or (changed and (adapter.replaces(changed) or adapter.remakes(old.inputs, wanted.inputs))):
+        if moved or (changed and (adapter.replaces(changed) or adapter.remakes(old.inputs, inputs))):
+            _refuse_protected(old)
             if moved or not adapter.overlaps(old.inputs, wanted.inputs):
                 self.remove(urn, before)
             else:
@@ -168,12 +172,13 @@ class Monitor(mocks.MockMonitor):
                     self.state.resources[f"{urn}::replaced::{old.id}"] = old
             return create("replaced")
         if changed:
-            kept = {key: value for key, value in old.inputs.items() if key in options["ignored"]}
-            wanted = replace(wanted, inputs={**wanted.inputs, **kept})
+            wanted = replace(wanted, inputs=inputs)
             current = replace(wanted, id=old.id, outputs=old.outputs)
             outputs = adapter.update(current) if adapter.update else {}
             return "updated", self._keep(urn, wanted, old.id, outputs, made)
         seen = adapter.read(before)
+        if seen == "expired":
+            _refuse_protected(old)
         if seen in {"gone", "expired"}:
             return remake("created" if seen == "gone" else "replaced", before)
         if seen == "repaired" or made != {key: getattr(old, key) for key in made}:
@@ -199,10 +204,9 @@ class Monitor(mocks.MockMonitor):
                     self._forget(urn)
                     task.outcome = "deleted"
                     continue
-                try:
+                with _named(record):
+                    _refuse_protected(record)
                     self.remove(urn, self._resource(record, task.say))
-                except RehearsalError as error:
-                    raise RehearsalError(f"{record.name} ({_short(record.type)}): {error}") from error
                 task.outcome = "retained" if record.retained else "deleted"
 
     def _resource(self, record: Record, say: Callable[[str], None]) -> Resource:
@@ -279,6 +283,9 @@ def destroy(
 ) -> None:
     """Delete every resource in the state, dependents first and providers last."""
     monitor = Monitor(config, state, adapters, display)
+    for record in state.resources.values():  # before anything is deleted
+        with _named(record):
+            _refuse_protected(record)
     order = deletion_order(state.resources)
     providers = [urn for urn in order if state.resources[urn].type.startswith("pulumi:providers:")]
     monitor.delete_all([urn for urn in order if urn not in providers])
@@ -292,6 +299,40 @@ def outputs(stack: str, root: Path = ROOT) -> dict[str, dict[str, Any]]:
     if found is None:
         raise RehearsalError(f"stack {stack} isn't up: start it with `scripts/rehearse up --stack {stack}`")
     return found
+
+
+@contextmanager
+def _named(record: Record) -> Iterator[None]:
+    """Put a resource's name in front of the block's error."""
+    try:
+        yield
+    except RehearsalError as error:
+        raise RehearsalError(f"{record.name} ({_short(record.type)}): {error}") from error
+
+
+def _refuse_protected(record: Record) -> None:
+    if record.protect:
+        raise RehearsalError(
+            "it is protected and can't be deleted; fix: lift the protection, bring the stack up, then do this again"
+        )
+
+
+def _ignoring(paths: Iterable[str], old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Return the new inputs with the old values, or none, at these paths (`a` or `a.b`)."""
+    result = new
+    for path in paths:
+        key, _, rest = path.partition(".")
+        if not rest:
+            value = old.get(key)
+        elif isinstance(old.get(key), dict) and isinstance(result.get(key), dict):
+            value = _ignoring([rest], old[key], result[key])
+        else:
+            continue
+        result = {
+            **{each: kept for each, kept in result.items() if each != key},
+            **({} if value is None else {key: value}),
+        }
+    return result
 
 
 def _run(directory: Path, monitor: Monitor) -> dict[str, dict[str, Any]]:

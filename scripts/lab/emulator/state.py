@@ -31,6 +31,7 @@ class Record:
     trigger: Any = None  # the resource option replacement_trigger
     deleted_with: str = ""  # the URN of the resource that it is deleted with
     retained: bool = False  # left alone when it is deleted
+    protect: bool = False  # not to be deleted
     begun: Literal["", "create", "delete"] = ""  # begun and not finished: it may or may not exist
 
 

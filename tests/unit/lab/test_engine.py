@@ -169,6 +169,34 @@ def test_ignored_change_does_nothing(stack: Stack) -> None:
     assert stack.up(program.format(2)) == []
 
 
+def test_only_the_ignored_part_of_an_input_is_ignored(stack: Stack) -> None:
+    program = "Thing('a', pulumi.ResourceOptions(ignore_changes=['value.b', 'value.c']), value={})"
+    stack.up(program.format({"a": 1, "b": 1}))
+    assert stack.up(program.format({"a": 1, "b": 2, "c": 3})) == []
+    assert stack.up(program.format({"a": 2, "b": 2, "c": 3})) == ["update a"]
+    assert stack.world.exists["a"] == {"value": {"a": 2, "b": 1}}
+
+
+def test_a_protected_resource_stays_and_with_it_all_others(stack: Stack) -> None:
+    program = "a = Thing('a', pulumi.ResourceOptions(protect={}), fixed={}); Thing('b', value=a.made)"
+    stack.up(program.format(True, 1))
+    for destroy in (stack.down, lambda: stack.up("pass"), lambda: stack.up(program.format(True, 2))):
+        with pytest.raises(
+            RehearsalError, match=r"a \(.*\): it is protected and can't be deleted; fix: lift the protection"
+        ):
+            destroy()
+        assert "delete a" not in stack.world.done
+    with pytest.raises(RehearsalError, match="is protected"):
+        stack.down()
+    assert stack.world.done == []
+    assert stack.up(program.format(False, 1)) == ["create b"]
+    stack.up(program.format(True, 1))
+    del stack.world.exists["a"]  # by somebody else, whom it does not keep from that
+    assert stack.up(program.format(True, 1)) == ["delete a", "create a"]
+    stack.up(program.format(False, 1))
+    assert stack.down() == ["delete b", "delete a"]
+
+
 def test_a_replacement_uses_the_ignored_input_as_it_is_declared_now(stack: Stack) -> None:
     program = "Thing('a', pulumi.ResourceOptions(ignore_changes=['value']), value={0}, fixed={1})"
     stack.up(program.format(1, 1))
