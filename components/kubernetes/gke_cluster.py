@@ -175,6 +175,11 @@ def _cluster(
         )
         if ranges
         else None,
+        "master_auth": container.ClusterMasterAuthArgs(
+            client_certificate_config=container.ClusterMasterAuthClientCertificateConfigArgs(
+                issue_client_certificate=False
+            )
+        ),
         "workload_identity_config": container.ClusterWorkloadIdentityConfigArgs(
             workload_pool=f"{settings.project}.svc.id.goog"
         ),
@@ -201,6 +206,7 @@ def _cluster(
             shielded_instance_config=container.ClusterNodeConfigShieldedInstanceConfigArgs(
                 enable_secure_boot=True, enable_integrity_monitoring=True
             ),
+            workload_metadata_config=container.ClusterNodeConfigWorkloadMetadataConfigArgs(mode="GKE_METADATA"),
         ),
         "resource_labels": dict(settings.labels),
         "deletion_protection": settings.protect,

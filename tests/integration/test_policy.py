@@ -14,7 +14,15 @@ from tests.support import tool_environment
 from tests.support.program import Program
 from tests.support.registered import INSTANCE
 from tests.support.terraform_plan import terraform_plan
-from tests.unit.conftest import ON_GOOGLE, bundle, private_key, program_of, values_of  # noqa: F401 - fixtures
+from tests.unit.conftest import (  # noqa: F401 - fixtures
+    ON_GKE,
+    ON_GOOGLE,
+    bundle,
+    kubeconfig,
+    private_key,
+    program_of,
+    values_of,
+)
 
 pytestmark = pytest.mark.slow  # the quick run has tests/support/google_rules.py
 
@@ -32,6 +40,19 @@ EXCEPTIONS = {
 }
 PRIVATE = {"CKV_GCP_40"}
 """Exceptions that private mode does not need."""
+IN_CLUSTERS = {
+    "CKV_GCP_12": "the add-on that enforces NetworkPolicies: Dataplane V2 does, and refuses that add-on",
+    "CKV_GCP_20": "authorized networks: the control plane has no address at all, unless controlPlaneSourceRanges gives "
+    "it one for these alone",
+    "CKV_GCP_26": EXCEPTIONS["CKV_GCP_26"],
+    "CKV_GCP_61": "visibility within a node shows in the same flow logs",
+    "CKV_GCP_65": "a Google group for RBAC has to be made in your organization; access is by IAM",
+    "CKV_GCP_66": "Binary Authorization asks a policy of the whole project; the stack's images are pinned by digest",
+    "CKV2_GCP_18": "the same as for a VM; a cluster's firewall rules are Google's own",
+}
+BY_ADDRESS = {"CKV_GCP_20"}
+"""Exceptions that a control plane with an address does not need."""
+PLANE = {"controlPlaneSourceRanges": ["203.0.113.7/32"]}
 
 # A change of the inputs of prod (resource, path, value) and the rule that must find it: proof that checkov reads the
 # output of terraform_plan.
@@ -43,6 +64,23 @@ WRONG: list[tuple[str, tuple[str | int, ...], Any, str]] = [
     ("vm-instance", ("metadata", "serial-port-enable"), True, "CKV_GCP_35"),
     ("vm-instance", ("canIpForward",), True, "CKV_GCP_36"),
     ("vm-instance", ("shieldedInstanceConfig", "enableIntegrityMonitoring"), False, "CKV_GCP_39"),
+]
+# The same for gke.
+WRONG_IN_CLUSTERS: list[tuple[str, tuple[str | int, ...], Any, str]] = [
+    ("gke-cluster", ("resourceLabels",), None, "CKV_GCP_21"),
+    ("gke-cluster", ("ipAllocationPolicy",), None, "CKV_GCP_23"),
+    ("gke-cluster", ("privateClusterConfig",), None, "CKV_GCP_25"),
+    ("gke-cluster", ("privateClusterConfig",), None, "CKV_GCP_64"),
+    ("gke-cluster", ("masterAuth", "clientCertificateConfig", "issueClientCertificate"), True, "CKV_GCP_13"),
+    ("gke-cluster", ("releaseChannel",), None, "CKV_GCP_70"),
+    ("gke-cluster", ("enableShieldedNodes",), False, "CKV_GCP_71"),
+    ("gke-gpu", ("nodeConfig", "shieldedInstanceConfig", "enableSecureBoot"), False, "CKV_GCP_68"),
+    ("gke-gpu", ("nodeConfig", "shieldedInstanceConfig", "enableIntegrityMonitoring"), False, "CKV_GCP_72"),
+    ("gke-gpu", ("nodeConfig", "workloadMetadataConfig", "mode"), "GCE_METADATA", "CKV_GCP_69"),
+    ("gke-gpu", ("management", "autoRepair"), False, "CKV_GCP_9"),
+    ("gke-gpu", ("management", "autoUpgrade"), False, "CKV_GCP_10"),
+    ("gke-account-node", ("role",), "roles/editor", "CKV_GCP_117"),
+    ("gke-subnetwork", ("privateIpGoogleAccess",), False, "CKV_GCP_74"),
 ]
 
 
@@ -72,14 +110,17 @@ def found(
     program_of: Callable[..., Program],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, set[str]]:
-    """Map each plan to the rules that it breaks: every stack file for Google Cloud, and prod with each wrong input."""
+    """Map each plan to the rules that it breaks: every stack for Google, and prod and gke with each wrong input."""
     directory = tmp_path_factory.mktemp("plans")
-    for stack in ON_GOOGLE:
+    for stack in (*ON_GOOGLE, *ON_GKE):
         (directory / f"{stack}.json").write_text(json.dumps(terraform_plan(program_of(stack))))
-    for name, path, value, rule in WRONG:
-        program = copy.deepcopy(program_of("prod"))
-        _change(program, name, path, value)
-        (directory / f"wrong {rule}.json").write_text(json.dumps(terraform_plan(program)))
+    for stack in ON_GKE:
+        (directory / f"{stack} by address.json").write_text(json.dumps(terraform_plan(program_of(stack, **PLANE))))
+    for base, wrong in (("prod", WRONG), ("gke", WRONG_IN_CLUSTERS)):
+        for name, path, value, rule in wrong:
+            program = copy.deepcopy(program_of(base))
+            _change(program, name, path, value)
+            (directory / f"wrong {base} {rule}.json").write_text(json.dumps(terraform_plan(program)))
     return checkov(directory)
 
 
@@ -100,6 +141,14 @@ def test_a_stack_file_breaks_only_the_excepted_rules(
     assert found[stack] == set(EXCEPTIONS) - (PRIVATE if private else set())
 
 
-@pytest.mark.parametrize("rule", [rule for *_, rule in WRONG])
-def test_checkov_finds_what_is_wrong(rule: str, found: dict[str, set[str]]) -> None:
-    assert rule in found[f"wrong {rule}"]
+@pytest.mark.parametrize("stack", ON_GKE)
+def test_a_cluster_breaks_only_the_excepted_rules(stack: str, found: dict[str, set[str]]) -> None:
+    assert found[stack] == set(IN_CLUSTERS)
+    assert found[f"{stack} by address"] == set(IN_CLUSTERS) - BY_ADDRESS
+
+
+@pytest.mark.parametrize(
+    ("base", "rule"), [*(("prod", rule) for *_, rule in WRONG), *(("gke", rule) for *_, rule in WRONG_IN_CLUSTERS)]
+)
+def test_checkov_finds_what_is_wrong(base: str, rule: str, found: dict[str, set[str]]) -> None:
+    assert rule in found[f"wrong {base} {rule}"]

@@ -70,6 +70,12 @@ def pods_see_no_credentials_of_nodes(program: Program) -> Iterator[str]:
             yield pool.name
 
 
+def nobody_gets_a_certificate_of_a_client(program: Program) -> Iterator[str]:
+    for cluster in program.of_type(CLUSTER):
+        if _at(cluster.inputs, "masterAuth.clientCertificateConfig.issueClientCertificate") is not False:
+            yield cluster.name
+
+
 def nodes_verify_their_boot(program: Program) -> Iterator[str]:
     yield from (cluster.name for cluster in program.of_type(CLUSTER) if not cluster.inputs.get("enableShieldedNodes"))
     for pool, config in _pools(program):
@@ -222,6 +228,7 @@ RULES: list[Rule] = [
     the_control_plane_is_open_to_nobody_by_address_alone,
     the_network_enforces_policies,
     pods_see_no_credentials_of_nodes,
+    nobody_gets_a_certificate_of_a_client,
     nodes_verify_their_boot,
     kubelets_answer_nobody_unknown,
     no_default_service_account,
@@ -253,6 +260,7 @@ EXAMPLES: list[tuple[Rule, str, str, Any]] = [
     (the_network_enforces_policies, "gke-cluster", "datapathProvider", None),
     (pods_see_no_credentials_of_nodes, "gke-cluster", "workloadIdentityConfig", None),
     (pods_see_no_credentials_of_nodes, "gke-gpu", "nodeConfig.workloadMetadataConfig.mode", "GCE_METADATA"),
+    (nobody_gets_a_certificate_of_a_client, "gke-cluster", "masterAuth", None),
     (nodes_verify_their_boot, "gke-gpu", "nodeConfig.shieldedInstanceConfig.enableSecureBoot", False),
     (nodes_verify_their_boot, "gke-cluster", "enableShieldedNodes", False),
     (kubelets_answer_nobody_unknown, "gke-system", "nodeConfig.kubeletConfig", {}),

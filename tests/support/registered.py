@@ -26,7 +26,7 @@ REPLACING = {
     "gcp:compute/firewall:Firewall": ("name", "project", "direction"),
     CLUSTER: (
         *("name", "project", "location", "network", "subnetwork", "networkingMode", "datapathProvider"),
-        *("ipAllocationPolicy", "enableL4IlbSubsetting"),
+        *("ipAllocationPolicy", "enableL4IlbSubsetting", "masterAuth.clientCertificateConfig"),
     ),
     NODE_POOL: (
         *("name", "project", "location", "cluster", "nodeConfig.serviceAccount", "nodeConfig.oauthScopes"),

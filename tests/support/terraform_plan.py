@@ -11,11 +11,19 @@ BLOCKS = {
     "access_configs": "access_config",
     "allows": "allow",
     "attached_disks": "attached_disk",
+    "guest_accelerators": "guest_accelerator",
     "network_interfaces": "network_interface",
+    "secondary_ip_ranges": "secondary_ip_range",
     "source_ip_ranges_to_nats": "source_ip_ranges_to_nat",
     "subnetworks": "subnetwork",
+    "taints": "taint",
 }
-MAPS = {"labels", "metadata"}
+MAPS = {"labels", "metadata", "resource_labels"}
+TYPES = {
+    "gcp:projects/iAMMember:IAMMember": "google_project_iam_member",
+    "gcp:serviceaccount/account:Account": "google_service_account",
+}
+"""Types that are not called after their module in Terraform."""
 
 
 def terraform_plan(program: Program) -> dict[str, Any]:
@@ -24,7 +32,7 @@ def terraform_plan(program: Program) -> dict[str, Any]:
     for resource in program.leaves:
         if resource.is_google:
             _, module, pulumi_name = resource.type.split(":")
-            kind = f"google_{module.split('/')[0]}_{_snake(pulumi_name)}"
+            kind = TYPES.get(resource.type, f"google_{module.split('/')[0]}_{_snake(pulumi_name)}")
             name = resource.name.replace("-", "_")
             values = _blocks(resource.inputs)
             resources.append(
