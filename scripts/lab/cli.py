@@ -15,18 +15,29 @@ import typer
 
 from components.errors import UserError
 from components.machine.ssh import release
-from scripts.lab import RehearsalError, in_a_cluster, machine, podman, pulumi_engine, simulated_vm
+from scripts.lab import (
+    RehearsalError,
+    in_a_cluster,
+    in_place_of_gke,
+    machine,
+    podman,
+    pulumi_engine,
+    simulated_gke,
+    simulated_vm,
+)
 from scripts.lab.emulator import (
     command_adapter,
     docker_adapters,
     docker_ssh,
     dynamic_adapter,
     engine,
+    gke_adapters,
     google_adapters,
     kubernetes_adapters,
     local_adapter,
     tls_adapters,
 )
+from scripts.lab.emulator.gke_adapters import Project
 from scripts.lab.emulator.resource import Adapter
 from scripts.lab.emulator.state import ROOT, Record, State, load, locked
 from scripts.lab.engines import Engine, choose
@@ -100,6 +111,12 @@ def up(
         config = _config(stack, sets, set_files)
         with locked(ROOT, stack) as interrupted, _cut_off(stack):
             state = load(ROOT, stack)
+            if in_place_of_gke.is_for_gke(config):
+                if chosen is Engine.PULUMI:
+                    raise BadInputError(
+                        "--engine pulumi: only the embedded engine knows the simulated GKE", "use --engine embedded"
+                    )
+                chosen = Engine.EMBEDDED
             installation, line = choose(stack, state, chosen, str(config.get("target")))
             if installation and slow:
                 raise BadInputError("--delay is for the embedded engine", "add --engine embedded")
@@ -121,8 +138,8 @@ def _up(config: StackConfig, state: State, delays: Mapping[str, float], interrup
         _set_up(config, state, display, interrupted=interrupted, check_first=True)
         _note_what_is_kept(config, state)
         state.engine = "embedded"
-        with serving_hub(config):
-            engine.up(PROJECT, config, state, _adapters(config), display, delays=delays)
+        with serving_hub(config), _google(config.stack, wanted=in_place_of_gke.is_for_gke(config)) as project:
+            engine.up(PROJECT, config, state, _adapters(config, project), display, delays=delays)
     display.line(display.counts())
     display.line(display.timeline())
 
@@ -147,7 +164,7 @@ def setup(*, stack: Stack = "local", sets: Sets = []) -> None:  # noqa: B006
     with _user_errors():
         machine.require_root()
         config = _config(stack, sets, [])
-        if not _is_here(config) and not in_a_cluster.is_wanted(config):
+        if not _is_here(config) and not in_a_cluster.is_wanted(config) and not in_place_of_gke.is_for_gke(config):
             raise BadInputError(f"stack {stack} runs on its own host ({config.get('host')})", "set that up by hand")
         with locked(ROOT, stack) as interrupted, _cut_off(stack), Display() as display:
             _set_up(config, load(ROOT, stack), display, interrupted=interrupted, check_first=False)
@@ -225,9 +242,10 @@ def down(*, stack: Stack = "local") -> None:
 
 def _config(stack: str, sets: list[str], set_files: list[str]) -> StackConfig:
     config = read_config(PROJECT, stack, sets, set_files)
-    if not is_for_google(config):
-        return config
-    return rehearsed(config, {f"{config.project}:{each.partition('=')[0]}" for each in [*sets, *set_files]})
+    given = {f"{config.project}:{each.partition('=')[0]}" for each in [*sets, *set_files]}
+    if in_place_of_gke.is_for_gke(config):
+        return in_place_of_gke.rehearsed(config, given)
+    return rehearsed(config, given) if is_for_google(config) else config
 
 
 def _seconds(delays: list[str]) -> dict[str, float]:
@@ -242,15 +260,28 @@ def _is_here(config: StackConfig) -> bool:
     return machine.is_private(config) or is_for_google(config)
 
 
-def _adapters(config: StackConfig) -> dict[str, Adapter]:
-    return {**ADAPTERS, **google_adapters.adapters(config)}
+def _adapters(config: StackConfig, project: Project | None) -> dict[str, Adapter]:
+    google = google_adapters.adapters(config)
+    if project:
+        google = {**google, **gke_adapters.adapters(config.stack, project, simulated_gke.SimulatedGke())}
+    return {**ADAPTERS, **google}
+
+
+@contextmanager
+def _google(stack: str, *, wanted: bool) -> Iterator[Project | None]:
+    """Run the simulated project of a stack whose cluster is GKE's, until the block ends; None for other stacks."""
+    if wanted or in_place_of_gke.has_project(stack):
+        with in_place_of_gke.simulated(stack) as project:
+            yield project
+    else:
+        yield None
 
 
 def _note_what_is_kept(config: StackConfig, state: State) -> None:
     if in_a_cluster.is_wanted(config):
         state.kept[f"the tiny model in {MODELS}"] = f"rm -r {MODELS}"
         return
-    if str(config.get("target")) == "kubernetes":
+    if str(config.get("target")) == "kubernetes" or in_place_of_gke.is_for_gke(config):
         return
     if not is_for_google(config):
         directory = config.get("weightsDirectory")
@@ -275,12 +306,19 @@ def _set_up(config: StackConfig, state: State, display: Display, *, interrupted:
             f"rehearsing {config.stack}: Google Cloud is simulated, this machine stands for the VM, on its CPU with "
             f"the tiny model {config.get('model')}"
         )
+    if in_place_of_gke.is_for_gke(config):
+        display.line(
+            f"rehearsing {config.stack}: Google Cloud is simulated, the laboratory's cluster stands for GKE's, on this "
+            f"machine's CPU with the tiny model {config.get('model')}"
+        )
     if check_first:
         # Images take minutes: report a bad setting before that.
         with display.task("settings", "set-up"):
             engine.check(PROJECT, in_a_cluster.without_cluster(config) if in_a_cluster.is_wanted(config) else config)
     if in_a_cluster.is_wanted(config):
         in_a_cluster.set_up(config, state, display)
+    if in_place_of_gke.is_for_gke(config):
+        in_place_of_gke.set_up(config, state, display)
     if here:
         if interrupted:
             machine.end_sessions(config.stack)
@@ -317,9 +355,12 @@ def _destroy_with_pulumi(stack: pulumi_engine.Stack, state: State, interrupted: 
 
 def _destroy(stack: str, state: State, interrupted: bool) -> None:
     """Take a stack down with the embedded engine."""
+    in_gke = in_place_of_gke.has_project(stack)
     simulated = any(record.type.startswith(("gcp:", "pulumi:providers:gcp")) for record in state.resources.values())
 
     def remove_leftovers() -> None:
+        if in_gke:
+            return
         if simulated:
             simulated_vm.destroy(stack)  # with everything on it
             return
@@ -331,9 +372,9 @@ def _destroy(stack: str, state: State, interrupted: bool) -> None:
 
     namespaces = in_a_cluster.namespaces(state.resources)
     config = StackConfig(project="", stack=stack, values={}, secrets=frozenset())
-    with docker_ssh.key_held(state.resources.values()), Display() as display:
+    with docker_ssh.key_held(state.resources.values()), Display() as display, _google(stack, wanted=False) as project:
         _prepare_to_destroy(stack, state, state.resources, display, interrupted)
-        engine.destroy(config, state, _adapters(config), display, remove_leftovers)
+        engine.destroy(config, state, _adapters(config, project), display, remove_leftovers)
         for namespace in namespaces:
             in_a_cluster.tear_down(namespace, display)
     display.line(display.counts())
@@ -344,6 +385,8 @@ def _prepare_to_destroy(
 ) -> None:
     """Start what the resources are reached through, and note what will be left of them."""
     in_a_cluster.forget_if_gone(state)
+    if in_place_of_gke.has_project(stack) and not cluster.status():
+        state.resources.clear()  # the laboratory's cluster has taken all along
     if state.on_this_machine and resources:
         if interrupted:
             machine.end_sessions(stack)

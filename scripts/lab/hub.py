@@ -1,7 +1,7 @@
-"""A hub on loopback with the part of the Hugging Face Hub's protocol that huggingface_hub uses; it records requests.
+"""A hub on this machine with the part of the Hugging Face Hub's protocol that huggingface_hub uses.
 
-Like the real one, it redirects large files (LFS) to a signed address on another host, and small ones within the hub;
-the description of a gated model is public, its files are not.
+It records requests. Like the real one, it redirects large files (LFS) to a signed address on another host, and small
+ones within the hub; the description of a gated model is public, its files are not.
 """
 
 import hashlib
@@ -193,16 +193,18 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def running(model: str, files: dict[str, bytes], *, commit: str = COMMIT, port: int = 0) -> Iterator[Hub]:
+def running(
+    model: str, files: dict[str, bytes], *, commit: str = COMMIT, address: str = "127.0.0.1", port: int = 0
+) -> Iterator[Hub]:
     """Run a hub with this model until the block ends; `port` 0 chooses a free one."""
     hub = Hub(model=model, files=files, commit=commit)
     servers = []
     for name, own_port in (("hub", port), ("cdn", 0)):
         handler = type("Handler", (_Handler,), {"hub": hub, "server_name": name})
-        server = ThreadingHTTPServer(("127.0.0.1", own_port), handler)
+        server = ThreadingHTTPServer((address, own_port), handler)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         servers.append(server)
-    hub.endpoint, hub.cdn = (f"http://127.0.0.1:{server.server_port}" for server in servers)
+    hub.endpoint, hub.cdn = (f"http://{address}:{server.server_port}" for server in servers)
     try:
         yield hub
     finally:

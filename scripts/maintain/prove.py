@@ -25,7 +25,7 @@ PYTEST = (sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider")
 SLOW = {"ELASTIC_VLLM_PROVE": "1"}
 LONG = [f"tests/integration/test_{name}.py" for name in ("lifecycle", "rotate", "google_cloud")]
 """Tests that depend on ELASTIC_VLLM_PROVE, so they run whole, not only their slow tests."""
-IN_A_CLUSTER = ("kubernetes", "kubernetes_refused", "kubernetes_stacks", "cluster")
+IN_A_CLUSTER = ("kubernetes", "kubernetes_refused", "kubernetes_stacks", "gke", "cluster")
 """The last one leaves no cluster."""
 ELSEWHERE = [
     *LONG,

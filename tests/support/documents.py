@@ -52,6 +52,8 @@ NEEDS = {
     "scripts/elastic-vllm gke-credentials": "Google Cloud",
     "scripts/rehearse up --stack k8s": "a cluster: tests/integration/test_kubernetes.py",
     "scripts/rehearse down --stack k8s": "a cluster: tests/integration/test_kubernetes.py",
+    "scripts/rehearse up --stack gke": "a cluster: tests/integration/test_gke.py",
+    "scripts/rehearse down --stack gke": "a cluster: tests/integration/test_gke.py",
     "scripts/rehearse up --stack X": "a separate stack: tests/integration/test_podman.py",
     "scripts/elastic-vllm handoff --stack prod --key siem": "a key with that name: tests/integration/test_rotate.py",
     "podman system service": "a server without systemd",

@@ -3,6 +3,7 @@
 import fcntl
 import ipaddress
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,22 @@ ENFORCER = "kube-router"
 _WITHOUT_RULES = (
     "iptables-save -t filter | grep -Ev 'KUBE-(ROUTER|NWPLCY|POD-FW)-' | iptables-restore -T filter && ipset destroy"
 )
+# Where kubelet looks: without directories of memory nodes, it counts those of CPUs.
+_CPUS = """
+set -e
+for directory in /sys/devices/system/cpu /sys/devices/system/node; do
+  while mountpoint -q "$directory"; do umount "$directory"; done
+done
+[ "$1" -gt 0 ] || exit 0
+mount -t tmpfs node /sys/devices/system/node
+mount -t tmpfs cpu /sys/devices/system/cpu
+for number in $(seq 0 $(($1 - 1))); do
+  topology=/sys/devices/system/cpu/cpu$number/topology
+  mkdir -p "$topology"
+  echo 0 >"$topology/physical_package_id"
+  echo "$number" >"$topology/core_id"
+done
+"""
 _POLL_SECONDS = 0.5
 VOLUMES = 4
 """Volumes of shared storage, each for one claim."""
@@ -223,15 +240,32 @@ def _start_node(node: Machine, display: Display) -> None:
         _wait_for("containerd", NODE_SECONDS, task.say, lambda: _containerd_not_ready(node))
         images.import_program(node, configuration.PAUSE_IMAGE, PROGRAMS / "pause")
         images.import_program(node, f"{configuration.IMAGES}/coredns:{_coredns_version()}", PROGRAMS / "coredns")
-        kubelet = [
-            "kubelet",
-            f"--config={node.file('kubelet.yaml')}",
-            f"--kubeconfig={node.file('kubelet.kubeconfig')}",
-        ]
-        kubelet += [f"--node-ip={node.address}", f"--hostname-override={node.name}"]
-        started |= machines.start(node, "kubelet", kubelet)
+        started |= _start_kubelet(node)
         machines.start(node, "kube-proxy", ["kube-proxy", f"--config={node.file('kube-proxy.yaml')}"])
         task.outcome = "started" if started else "unchanged"
+
+
+def _start_kubelet(node: Machine) -> bool:
+    files = [f"--config={node.file('kubelet.yaml')}", f"--kubeconfig={node.file('kubelet.kubeconfig')}"]
+    names = [f"--node-ip={node.address}", f"--hostname-override={node.name}"]
+    return machines.start(node, "kubelet", ["kubelet", *files, *names])
+
+
+def set_cpus(node: Machine, number: int) -> None:
+    """Let a node have this number of CPUs as far as its kubelet knows, or those that it has (0). Raises UserError.
+
+    Its pods go on, and share the CPUs of this machine as before.
+    """
+    machines.run(node, "sh", "-c", _CPUS, "sh", str(number))
+    machines.stop(node, "kubelet")
+    _start_kubelet(node)
+    wanted = str(number or os.cpu_count())
+
+    def problem() -> str:
+        found = kubectl("get", "node", node.name, "--output=jsonpath={.status.capacity.cpu}")
+        return "" if found == wanted else f"it has {found} CPUs in place of {wanted}"
+
+    _wait_for(node.name, NODE_SECONDS, lambda _line: None, problem)
 
 
 def _connect_pods(nodes: Sequence[Machine]) -> None:

@@ -84,6 +84,13 @@ def import_from_docker(nodes: Sequence[Machine], name: str, say: Callable[[str],
     return bool(lacking)
 
 
+def name_on(nodes: Sequence[Machine], image: str, name: str) -> None:
+    """Give an image that nodes have another name, such as that in a registry. Raises UserError."""
+    for node in nodes:
+        done = subprocess.run([*_ctr(node), "tag", "--force", image, name], capture_output=True, check=False)
+        _check(node, name, done.returncode, done.stderr)
+
+
 def _ctr(node: Machine) -> list[str]:
     return [*machines.enter(node), str(PROGRAMS / "ctr"), "--namespace=k8s.io", "images"]
 
