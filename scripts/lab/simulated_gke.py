@@ -54,7 +54,7 @@ DISKS = 2
 """Disks of each class: a model, and its successor."""
 CREDENTIALS_VARIABLE = "GOOGLE_APPLICATION_CREDENTIALS"
 AUDIENCE = "https://oauth2.googleapis.com/token"
-"""What Google's libraries sign for, wherever the key says that they ask."""
+"""The address that Google's libraries sign for, wherever the key says that they ask."""
 TOKEN_SECONDS = 3600
 POLL_SECONDS = 1
 TABLE = "elastic_vllm_gke"

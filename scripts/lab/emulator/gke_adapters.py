@@ -307,7 +307,7 @@ KINDS = {
         refers_to=_of_pool,
     ),
 }
-"""What changes in place: the schemas of the provider's version 9.35."""
+"""Inputs that change in place, by the schemas of the provider's version 9.35."""
 
 
 def adapters(stack: str, project: Project, laboratory: Laboratory) -> Mapping[str, Adapter]:
