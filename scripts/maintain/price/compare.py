@@ -155,7 +155,7 @@ CLOSE = 1.03
 """Ratio of two figures from which on they count as different: the rounds differ by as much."""
 
 
-def _cell(value: float) -> str:
+def cell(value: float) -> str:
     """Return a figure with three digits, at most three of them after the point."""
     digits = 2 - math.floor(math.log10(max(abs(value), 0.1)))
     return f"{value:,.{max(digits, 0)}f}"
@@ -174,10 +174,10 @@ def _figures_table(opened: Opened, found: dict[str, Figures]) -> str:
                 cells.append("")
             elif name == DIRECT and title.startswith("added"):
                 percent = 50 if "p50" in title else 99
-                cells.append(f"(takes {_cell(latency_ms(found[DIRECT], percent))})")
+                cells.append(f"(takes {cell(latency_ms(found[DIRECT], percent))})")
             else:
-                cells.append(_cell(figure(found, name)))
-        cells.append(" / ".join(_cell(lag_ms(found[name], percent, few)) for percent in (50, 99)))
+                cells.append(cell(figure(found, name)))
+        cells.append(" / ".join(cell(lag_ms(found[name], percent, few)) for percent in (50, 99)))
         lines.append(f"| {gateway.title} | {'yes' if gateway.way.tls else 'no'} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -191,7 +191,7 @@ def _ahead(found: dict[str, Figures]) -> str:
         best = (max if more_is_better else min)(values, key=lambda name: values[name])
         ratio = values[best] / values[OURS] if more_is_better else values[OURS] / max(values[best], 1e-9)
         if best != OURS and values[OURS] != values[best] and ratio > CLOSE:
-            behind.append(f"{title} ({NAMES[best]}: {_cell(values[best])} against {_cell(values[OURS])})")
+            behind.append(f"{title} ({NAMES[best]}: {cell(values[best])} against {cell(values[OURS])})")
     first = "in every column" if not behind else f"in every column except {'; '.join(behind)}"
     return f"Of the gateways, {NAMES[OURS]} is first, or at most {CLOSE - 1:.0%} behind the first, {first}."
 

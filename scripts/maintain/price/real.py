@@ -58,7 +58,9 @@ class Load:
 
 
 @dataclass
-class _Stream:
+class Stream:
+    """A stream's answer, as far as it has come."""
+
     begun: float
     received: bytes = b""
     first: float = 0.0
@@ -112,7 +114,7 @@ def _streams(way: Way, model: str, tokens: int, moments: list[float]) -> tuple[l
             if coming and free and time.monotonic() - begun >= coming[0]:
                 coming.popleft()
                 connection = free.popleft()
-                selector.register(connection, selectors.EVENT_READ, _Stream(time.monotonic()))
+                selector.register(connection, selectors.EVENT_READ, Stream(time.monotonic()))
                 connection.sendall(request)
             pause = max(0.0, begun + coming[0] - time.monotonic()) if coming and free else PATIENCE_SECONDS
             ready = selector.select(pause)
@@ -214,10 +216,11 @@ def with_vllm(stack: str, outputs: dict[str, Any], rounds: int, say: Callable[[s
                 say(f"{number + 1} of {ABORTS}: a client leaves; {processes} other processes compute")
                 for way in both:
                     stops.setdefault((way.name, processes), []).append(seconds_to_stop(way, model, direct))
-    return f"{_load_table(loads)}\n\n{_stop_table(stops)}"
+    return f"{load_table(loads)}\n\n{stop_table(stops)}"
 
 
-def _load_table(loads: dict[str, Load]) -> str:
+def load_table(loads: dict[str, Load]) -> str:
+    """Return throughput and first tokens as Markdown, with the verdicts on what was promised."""
     lines = [
         f"| with vLLM | tokens per second, {STREAMS} streams of {TOKENS} tokens, median "
         f"| first token p50, {A_SECOND} requests per second | p99 |",
@@ -228,9 +231,9 @@ def _load_table(loads: dict[str, Load]) -> str:
         p50, p99 = (ms(list(chain.from_iterable(load.first_token_seconds)), percent) for percent in (50, 99))
         lines.append(f"| {NAMES[name]} | {rates[name]:.1f} | {p50:.1f} ms | {p99:.1f} ms |")
     pairs = list(zip(loads[OURS].tokens_a_second, loads[DIRECT].tokens_a_second, strict=True))
-    ratio, *ratios = _with_interval(pairs, lambda drawn: statistics.median(ours / direct for ours, direct in drawn))
+    ratio, *ratios = with_interval(pairs, lambda drawn: statistics.median(ours / direct for ours, direct in drawn))
     blocks = list(zip(loads[OURS].first_token_seconds, loads[DIRECT].first_token_seconds, strict=True))
-    more, *mores = _with_interval(blocks, _p99_more)
+    more, *mores = with_interval(blocks, _p99_more)
     kept = [ratio >= PROMISED_THROUGHPUT, more <= PROMISED_FIRST_TOKEN_MS]
     words = ["kept" if each else "not kept" for each in kept]
     lines += [
@@ -243,7 +246,7 @@ def _load_table(loads: dict[str, Load]) -> str:
     return "\n".join(lines)
 
 
-def _with_interval(pairs: Sequence[T], figure: Callable[[Sequence[T]], float]) -> tuple[float, float, float]:
+def with_interval(pairs: Sequence[T], figure: Callable[[Sequence[T]], float]) -> tuple[float, float, float]:
     """Return a figure of paired measurements, and the ends of its 95 % interval (percentile bootstrap)."""
     chance = random.Random(0)  # noqa: S311 - no secret
     found = sorted(figure(chance.choices(pairs, k=len(pairs))) for _ in range(RESAMPLES))
@@ -256,7 +259,8 @@ def _p99_more(blocks: Sequence[tuple[list[float], list[float]]]) -> float:
     return ours - direct
 
 
-def _stop_table(stops: dict[tuple[str, int], list[float]]) -> str:
+def stop_table(stops: dict[tuple[str, int], list[float]]) -> str:
+    """Return the times to stop as Markdown, with the verdict on what was promised."""
     lines = ["| from the client's disconnect to `num_requests_running` 0 | median | longest |", "| --- | --- | --- |"]
     for (name, processes), seconds in stops.items():
         busy = f", while {processes} other processes compute" if processes else ""
