@@ -9,7 +9,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx2
@@ -32,6 +32,7 @@ class Answer:
     profile: str
     intended: float
     """Moment on the clock of time.monotonic."""
+    is_stream: bool = True
     late_start: float = 0.0
     """Delay by this client, from the intended moment to the request."""
     first_token: float | None = None
@@ -77,7 +78,7 @@ class Client:
 
     async def ask(self, profile: Profile, request: dict[str, Any], intended: float) -> Answer:
         """Send one request; no failure is an exception."""
-        answer = Answer(profile.name, intended, limit_seconds=profile.limit_seconds)
+        answer = Answer(profile.name, intended, bool(request["stream"]), limit_seconds=profile.limit_seconds)
         answer.late_start = max(0.0, time.monotonic() - intended)
         self.under_way[id(answer)] = answer
         try:
@@ -99,7 +100,7 @@ class Client:
         async with self.http.stream("POST", url, json=request, headers=headers) as response:
             if response.status_code != httpx2.codes.OK:
                 answer.error = _refusal(response.status_code, await response.aread())
-            elif request["stream"]:
+            elif answer.is_stream:
                 await _read_stream(response, answer)
             else:
                 document = json.loads(await response.aread())
@@ -203,7 +204,7 @@ async def run_step(
     """Let work arrive for `seconds`, then wait for the last answers, at most as long as their limit.
 
     `choose` returns the profile of the work with that number. `enough`, asked twice a second, returns why there is no
-    use in going on, from the answers so far and those that are late already; empty: go on.
+    use in going on, from the answers so far and the requests in progress; empty: go on.
     """
     step = Step(per_hour)
     client.answers = step.answers
@@ -221,7 +222,7 @@ async def run_step(
         while pending and not step.stopped and time.monotonic() < start + seconds + 3 * last_limit:
             _, pending = await asyncio.wait(pending, timeout=0.5)
             on_progress(step, len(moments))
-            step.stopped = enough([*step.answers, *late(client)])
+            step.stopped = enough([*step.answers, *waiting(client)])
     finally:
         ended = time.monotonic()
         step.seconds = min(seconds, ended - start)
@@ -237,11 +238,7 @@ async def _due(client: Client, profile: Profile, intended: float, number: int) -
     await client.work(profile, intended, number)
 
 
-def late(client: Client) -> list[Answer]:
-    """Requests without an answer that are past Kibana's limit: they count as that late at least."""
+def waiting(client: Client) -> list[Answer]:
+    """Requests in progress, as they would be if nobody waited any longer."""
     now = time.monotonic()
-    return [
-        Answer(each.profile, each.intended, error=UNFINISHED, limit_seconds=each.limit_seconds, ended=now)
-        for each in client.under_way.values()
-        if now - each.intended > each.limit_seconds
-    ]
+    return [replace(each, error=UNFINISHED, ended=now) for each in client.under_way.values()]

@@ -81,8 +81,8 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
 
 
 def first_token(answer: Answer) -> float | None:
-    """Time to the first token; of a request that ended without one, the time that it waited in vain."""
-    if answer.first_token is None and answer.whole is None:
+    """Time to the first token of a stream; of one that ended without any, the time that it waited in vain."""
+    if answer.is_stream and answer.first_token is None and answer.whole is None:
         return answer.ended - answer.intended
     return answer.first_token
 
@@ -188,6 +188,7 @@ def carried(steps: Sequence[Figures]) -> Figures | None:
 
 
 LESS = "use a smaller model, faster or more GPUs, or shorter contexts"
+RAISE_LIMITS = "raise maxRequestsPerMinute or maxConcurrentRequests: they hold for each key"
 COMPUTING = "use faster or more GPUs, a second machine, or a smaller model"
 MEMORY = "use more GPU memory or a shorter maxModelLen (preflight shows the contexts that fit), or a second machine"
 
@@ -195,11 +196,13 @@ MEMORY = "use more GPU memory or a shorter maxModelLen (preflight shows the cont
 def advice(steps: Sequence[Figures]) -> str:
     """Advice for more, from what grew at the step past the limit."""
     broken = next((found for found in steps if found.past), None)
+    if not steps:
+        return "let it run longer (--minutes, --tokens)"
     if broken is None:
         return "the limit was not reached: let it run longer (--minutes), or begin higher (--from)"
     slower = (broken.between_tokens_p50 or 0.0) > SLOWER * (steps[0].between_tokens_p50 or math.inf)
     causes = (
-        (broken.own_limit, "raise maxRequestsPerMinute or maxConcurrentRequests: they hold for each key"),
+        (broken.own_limit, RAISE_LIMITS),
         (broken.client_busy, "run this command on a faster or idle machine: it was itself too busy"),
         ({"connection", "cut"} & broken.errors.keys(), "connections broke: see scripts/elastic-vllm diagnose first"),
         (broken is steps[0], f"not even the least load keeps the limits: {LESS}"),

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from scripts.cli.load.drive import Answer, Step
-from scripts.cli.load.figures import Figures, Limits, advice, carried, figures, percentile
+from scripts.cli.load.figures import Figures, Limits, advice, carried, figures, is_late, percentile
 
 LIMITS = Limits(first_token_seconds=2.0)
 
@@ -15,6 +15,11 @@ def answer(number: int = 0, **values: Any) -> Answer:
     own: dict[str, Any] = {"first_token": 0.1, "whole": 1.0, "between_tokens": 0.01, "limit_seconds": 60.0}
     own |= {"prompt_tokens": 100, "answer_tokens": 10, "ended": number + own["whole"]}
     return Answer("assistant", float(number), **own | values)
+
+
+def in_one_piece(number: int = 0, **values: Any) -> Answer:
+    """The same without a stream."""
+    return answer(number, is_stream=False, first_token=None, between_tokens=None, **values)
 
 
 def found(*answers: Answer, seconds: float = 10.0, cpu_share: float = 0.1) -> Figures:
@@ -66,8 +71,16 @@ def test_requests_that_the_gateway_refused_by_its_own_limit_do_not_count_for_the
 
 
 def test_an_answer_in_one_piece_has_no_first_token() -> None:
-    step = found(*(answer(number, first_token=None, between_tokens=None) for number in range(20)))
+    step = found(*map(in_one_piece, range(20)))
     assert (step.first_token_p95, step.whole_p95, step.past) == (None, 1.0, "")
+
+
+def test_who_waits_for_an_answer_in_one_piece_does_not_wait_for_a_first_token() -> None:
+    waiting = [in_one_piece(number, error="unfinished", whole=None, ended=50.0) for number in range(20)]
+    assert not any(is_late(each, LIMITS) for each in waiting)
+    assert found(*waiting).past == ""
+    too_long = [in_one_piece(number, error="unfinished", whole=None, ended=90.0) for number in range(20)]
+    assert found(*too_long).past == "20 of 20 answers were complete too late for Kibana, or never"
 
 
 def test_a_step_is_past_the_limit_if_answers_take_longer_and_longer() -> None:
@@ -104,6 +117,7 @@ def test_advice_where_no_step_or_every_step_keeps_the_limits() -> None:
     good, bad = found(*map(answer, range(20))), found(*(answer(number, first_token=3.0) for number in range(20)))
     assert "not even the least load" in advice([bad])
     assert "the limit was not reached" in advice([good])
+    assert advice([]) == "let it run longer (--minutes, --tokens)"
 
 
 def test_a_request_that_was_cut_short_before_it_was_late_says_nothing() -> None:
