@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import re
 import signal
@@ -10,13 +11,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import httpx2
 import pytest
 
 from scripts.cli.load.drive import Client, Step, connect, run_step
-from scripts.cli.load.figures import Limits, figures, percentile
+from scripts.cli.load.figures import Limits, figures
 from scripts.cli.load.profiles import PROFILES, WORDS, Sizes
 from scripts.lib.verification.endpoint import Endpoint
 from tests.integration.conftest import STACK
@@ -55,7 +57,7 @@ def loaded(site: Site, url: str, per_hour: float, seconds: float) -> Step:
 
     async def run() -> Step:
         async with connect(endpoint, 60) as http:
-            client = Client(endpoint, Sizes(1.0, 0), http)
+            client = Client(endpoint, Sizes(1.0), http)
             await client.work(ASSISTANT, time.monotonic(), -1)
             return await run_step(client, lambda _number: ASSISTANT, per_hour, seconds, enough=lambda _answers: "")
 
@@ -63,12 +65,15 @@ def loaded(site: Site, url: str, per_hour: float, seconds: float) -> Step:
 
 
 def load(*arguments: str, scratch: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command; `scratch` is its directory for temporary files. No process of its own may outlive it."""
-    environment = {**os.environ, "TMPDIR": str(scratch or "/tmp"), "LOAD_TEST": "1"}
+    """Run the command, which may leave no process; `scratch` is its working, home and temporary directory."""
+    mark = token_hex(8)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LOAD_TEST": mark}
+    if scratch:
+        environment |= {"TMPDIR": str(scratch), "HOME": str(scratch)}
     done = subprocess.run(
-        command(*arguments), capture_output=True, text=True, cwd=ROOT, timeout=600, check=False, env=environment
+        command(*arguments), capture_output=True, text=True, cwd=scratch, timeout=600, check=False, env=environment
     )
-    assert not [file for file in Path("/proc").glob("[0-9]*/environ") if b"LOAD_TEST=1" in _content(file)]
+    assert not [file for file in Path("/proc").glob("[0-9]*/environ") if mark.encode() in _content(file)]
     return done
 
 
@@ -101,8 +106,9 @@ def test_percentiles_are_right_within_two_percent(site: Site) -> None:
             _, *known = http.get(seen, headers={"Authorization": f"Bearer {KEY}"}).json()
     found = figures(step, Limits(first_token_seconds=10))
     assert len(known) == found.requests > 60
+    ranked = sorted(known)
     for percent, measured in ((50, found.first_token_p50), (95, found.first_token_p95), (99, found.first_token_p99)):
-        assert measured == pytest.approx(percentile(known, percent), rel=0.02)
+        assert measured == pytest.approx(ranked[math.ceil(percent * len(ranked) / 100) - 1], rel=0.02)
     assert found.between_tokens_p50 == pytest.approx(0.002, rel=0.5)
     assert found.client_cpu_share < 0.7
 
@@ -213,19 +219,3 @@ def test_a_stacks_own_endpoint_is_loaded_with_every_profile() -> None:
     assert all(not step["errors"].keys() - {"unfinished"} for step in run["steps"])
     assert document["tokens"] > 1000
     assert "Elastic's own key: add load: [1] to the setting keys" in document["key"]
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("deployed")
-def test_the_knee_of_a_real_vllm_is_the_same_step_or_the_next_in_three_runs() -> None:
-    carries = []
-    for seed in ("1", "2", "3"):
-        done = load(
-            *ON_THE_REHEARSAL, "--profile", "assistant", "--step-seconds", "20", "--minutes", "6", "--seed", seed
-        )
-        [run] = json.loads(done.stdout)["runs"]
-        print(f"seed {seed}: {run['carries']:,.0f} an hour; {[(s['per_hour'], s['past']) for s in run['steps']]}")
-        assert run["steps"][-1]["past"], run["ended"]
-        assert all(step["client_cpu_share"] < 0.7 for step in run["steps"])
-        carries.append(run["carries"])
-    assert max(carries) / min(carries) < 1.5, carries  # steps of the series are 1.4 apart

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import random
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +17,20 @@ import typer
 
 from components.errors import UserError
 from scripts.cli.load.drive import UNFINISHED, Answer, Client, Step, connect, run_step
-from scripts.cli.load.figures import FAILED_SHARE, LATE_SHARE, Figures, Limits, carried, figures, is_late, is_own_limit
-from scripts.cli.load.profiles import CALIBRATION_WORDS, MIX, PROFILES, WORDS, Profile, Sizes, form_named
-from scripts.cli.load.result import Result, Run, page
+from scripts.cli.load.figures import (
+    FAILED_SHARE,
+    LATE_SHARE,
+    RAISE_LIMITS,
+    Figures,
+    Limits,
+    advice,
+    carried,
+    figures,
+    is_late,
+    is_own_limit,
+)
+from scripts.cli.load.profiles import CALIBRATION_WORDS, MIX, PROFILES, WORDS, Profile, Sizes, requests
+from scripts.cli.load.result import Alone, Result, Run, page
 from scripts.lib.errors import BadInputError, ExitCode
 from scripts.lib.progress import Display
 from scripts.lib.stack_outputs import Rehearsal, internal
@@ -196,7 +208,7 @@ class Plan:
     deadline: float
     most_tokens: int | None
     seed: int
-    sizes: Sizes = field(default_factory=lambda: Sizes(1.0, 0))
+    sizes: Sizes = field(default_factory=lambda: Sizes(1.0))
     requests_per_minute: int | None = None
     """Limit of the gateway for one key; None if unknown."""
     tokens: int = 0
@@ -228,15 +240,13 @@ def examine(plan: Plan, profiles: Mapping[str, Profile], found: Mapping[str, obj
         try:
             longest = _longest_context(probe, found)
             _refuse_long(profiles, longest)
-            sizes = _measured_sizes(probe)
-            for profile in profiles.values():
-                if profile.has_tools:
-                    _refuse_without_tools(probe, profile)
+            sizes = Sizes(_tokens_of_a_word(probe))
+            fixed = {name: _tokens_of_the_form(probe, profile, sizes) for name, profile in profiles.items()}
         except CheckFailedError as error:
             raise BadInputError(*_cause_and_fix(error)) from error
         except httpx2.HTTPError as error:
             raise BadInputError(*_cause_and_fix(explain(error, endpoint, ()))) from error
-    return sizes
+    return replace(sizes, fixed=fixed)
 
 
 def _cause_and_fix(error: CheckFailedError) -> tuple[str, str]:
@@ -278,38 +288,41 @@ def _ask(probe: Probe, body: Mapping[str, Any]) -> httpx2.Response:
     return probe.http.post(probe.endpoint.root + CHAT_PATH, json=body, headers=headers, timeout=GENERATION_SECONDS)
 
 
-def _measured_sizes(probe: Probe) -> Sizes:
+def _tokens_of_a_word(probe: Probe) -> float:
     """Measure what the endpoint counts for the words that texts are made of."""
     counted = []
     for words in (1, CALIBRATION_WORDS):
         text = " ".join((WORDS * (words // len(WORDS) + 1))[:words])
         body = {"model": probe.endpoint.model, "messages": [{"role": "user", "content": text}], "max_tokens": 1}
-        response = _ask(probe, body)
-        if response.status_code != httpx2.codes.OK:
-            raise explain_status(response, probe.endpoint, (probe.endpoint.model,))
-        try:
-            counted.append(int(response.json()["usage"]["prompt_tokens"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadInputError(
-                "the endpoint's answers count no tokens (usage)", "load an endpoint of vLLM's"
-            ) from error
+        counted.append(_prompt_tokens(probe, _ask(probe, body)))
     few, many = counted
-    return Sizes(per_word=max(0.1, (many - few) / (CALIBRATION_WORDS - 1)), overhead=few)
+    return max(0.1, (many - few) / (CALIBRATION_WORDS - 1))
 
 
-def _refuse_without_tools(probe: Probe, profile: Profile) -> None:
-    if probe.endpoint.supports_tools:
-        body = {**form_named(profile.form).request(probe.endpoint.model, 1), "stream": False}
-        response = _ask(probe, body)
-        if response.status_code == httpx2.codes.OK:
-            return
-        if response.status_code != httpx2.codes.BAD_REQUEST:
-            raise explain_status(response, probe.endpoint, (probe.endpoint.model,))
+def _tokens_of_the_form(probe: Probe, profile: Profile, sizes: Sizes) -> int:
+    """Measure a profile's request with hardly any text. Raises BadInputError if the model has no tools for it."""
+    if not profile.has_tools or probe.endpoint.supports_tools:
+        same = random.Random(0)  # noqa: S311 - words, not secrets
+        _, body = next(requests(profile.scaled(0), probe.endpoint.model, sizes, same, same))
+        body = {key: value for key, value in body.items() if key not in {"stream_options", "min_tokens", "ignore_eos"}}
+        response = _ask(probe, {**body, "stream": False, "max_tokens": 1})
+        if not profile.has_tools or response.status_code != httpx2.codes.BAD_REQUEST:
+            return _prompt_tokens(probe, response)
     without = [each for each in PROFILES if not PROFILES[each].has_tools]
     raise BadInputError(
         f"profile {profile.name} needs tool calls, and the model has none",
         f"serve a model with native function calling, or use --profile {', '.join(without)}",
     )
+
+
+def _prompt_tokens(probe: Probe, response: httpx2.Response) -> int:
+    """Return what the endpoint counts for a prompt."""
+    if response.status_code != httpx2.codes.OK:
+        raise explain_status(response, probe.endpoint, (probe.endpoint.model,))
+    try:
+        return int(response.json()["usage"]["prompt_tokens"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInputError("the endpoint's answers count no tokens (usage)", "load an endpoint of vLLM's") from error
 
 
 # --- The load
@@ -333,20 +346,23 @@ async def _all_runs(plan: Plan, chosen: Mapping[str, Sequence[Profile]]) -> list
 async def _one_run(plan: Plan, client: Client, name: str, profiles: Sequence[Profile]) -> Run:
     """Double the rate until the endpoint is past its limit, then try the rate between the last two."""
     distinct = list({profile.name: profile for profile in profiles}.values())
-    alone = {profile.name: await _warm_up(plan, client, profile) for profile in distinct if not plan.over()}
+    alone: dict[str, Alone] = {}
+    for profile in distinct:
+        if not plan.over() and (work := await _warm_up(plan, client, profile)):
+            alone[profile.name] = work
     tried: dict[float, tuple[Figures, Step]] = {}
     ended = plan.over()
-    mean = sum(alone.get(profile.name, 0.0) for profile in profiles) / len(profiles)
-    requests = sum(len(profile.turns) for profile in profiles) / len(profiles)
+    mean = sum(alone[profile.name].seconds for profile in profiles if profile.name in alone) / len(profiles)
+    mean_requests = sum(len(profile.turns) for profile in profiles) / len(profiles)
     rate = plan.first_rate or on_grid(FIRST_LOAD * 3600 / max(mean, 1e-3))
-    is_between = False
+    cut_short: Figures | None = None
+    is_between = is_refused = False
     while not ended:
-        if plan.requests_per_minute and rate * requests / 60 > plan.requests_per_minute:
-            ended = (
-                f"the gateway allows {plan.requests_per_minute:,} requests a minute with one key (maxRequestsPerMinute)"
-            )
+        if plan.requests_per_minute and rate * mean_requests / 60 > plan.requests_per_minute:
+            is_refused = True
+            ended = f"the gateway allows {plan.requests_per_minute:,} requests a minute with one key"
             break
-        duration = max(plan.step_seconds, LEAST_REQUESTS / requests / rate * 3600)
+        duration = max(plan.step_seconds, LEAST_REQUESTS / mean_requests / rate * 3600)
         step = await _one_step(plan, client, name=name, profiles=profiles, rate=rate, duration=duration)
         plan.tokens += _tokens(step.answers)
         found = figures(step, plan.limits)
@@ -355,6 +371,8 @@ async def _one_run(plan: Plan, client: Client, name: str, profiles: Sequence[Pro
             found = replace(found, past=step.stopped)
         if found.past or not ended:
             tried[rate] = found, step
+        else:
+            cut_short = found
         if is_between or (found.past and len(tried) == 1):
             break
         if found.past:
@@ -370,11 +388,20 @@ async def _one_run(plan: Plan, client: Client, name: str, profiles: Sequence[Pro
         for profile in distinct
         if any(answer.profile == profile.name for answer in last.answers)
     }
-    return Run(name=name, profiles=distinct, steps=steps, by_profile=by_profile, ended=ended)
+    return Run(
+        name=name,
+        profiles=distinct,
+        alone=alone,
+        steps=steps,
+        by_profile=by_profile,
+        cut_short=cut_short,
+        ended=ended,
+        advice=RAISE_LIMITS if is_refused else advice(steps),
+    )
 
 
-async def _warm_up(plan: Plan, client: Client, profile: Profile) -> float:
-    """Do one piece of work alone; return the seconds of its requests, without pauses."""
+async def _warm_up(plan: Plan, client: Client, profile: Profile) -> Alone | None:
+    """Do one piece of work alone, without pauses; None if the load must end meanwhile."""
     plan.say(f"warm-up: {profile.name}")
     client.answers = []
     quick = replace(profile, turns=[replace(turn, pause_seconds=0.0) for turn in profile.turns])
@@ -384,13 +411,20 @@ async def _warm_up(plan: Plan, client: Client, profile: Profile) -> float:
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)
     plan.tokens += _tokens(client.answers)
+    if plan.over():
+        return None
     failed = next((answer for answer in client.answers if answer.error), None)
-    if failed and not plan.over():
+    if failed:
         raise UserError(
             f"profile {profile.name}: a single request failed ({failed.error})",
             "see scripts/elastic-vllm verify; nothing was loaded yet",
         )
-    return sum(answer.ended - answer.intended for answer in client.answers)
+    return Alone(
+        seconds=sum(answer.ended - answer.intended for answer in client.answers),
+        first_token=max((answer.first_token for answer in client.answers if answer.first_token), default=None),
+        prompt_tokens=sum(answer.prompt_tokens for answer in client.answers),
+        answer_tokens=sum(answer.answer_tokens for answer in client.answers),
+    )
 
 
 async def _one_step(

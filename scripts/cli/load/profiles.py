@@ -8,7 +8,7 @@ import copy
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from components.elastic.corpus import Form, all_forms
@@ -157,8 +157,8 @@ class Sizes:
 
     per_word: float
     """Tokens of a word and its space."""
-    overhead: int
-    """Tokens of the smallest request."""
+    fixed: Mapping[str, int] = field(default_factory=dict)
+    """Tokens of a profile's request beside its texts, by profile: prompt format, and what declares the tools."""
 
     def words(self, tokens: float, generator: random.Random) -> str:
         """Text of about so many tokens."""
@@ -172,11 +172,10 @@ def requests(
     form = form_named(profile.form)
     body = dict(form.request(model, profile.turns[0].answer_tokens))
     tools = copy.deepcopy(body.get("tools", []))
-    messages: list[dict[str, Any]] = [
-        {"role": "system", "content": sizes.words(profile.shared_tokens / (2 if tools else 1), shared)}
-    ]
+    same = max(LEAST_TOKENS, profile.shared_tokens - sizes.fixed.get(profile.name, 0))
+    messages: list[dict[str, Any]] = [{"role": "system", "content": sizes.words(same / (2 if tools else 1), shared)}]
     for tool in tools:
-        tool["function"]["description"] += " " + sizes.words(profile.shared_tokens / 2 / len(tools), shared)
+        tool["function"]["description"] += " " + sizes.words(same / 2 / len(tools), shared)
     for turn in profile.turns:
         text = sizes.words(turn.new_tokens, generator)
         if turn.is_tool_result:

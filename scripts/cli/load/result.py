@@ -1,6 +1,6 @@
 """The answer in a user's words, as JSON, and as one page. It holds figures only: no prompt, no answer, no key."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -8,12 +8,25 @@ from typing import Any
 
 import jinja2
 
-from scripts.cli.load.figures import Figures, Limits, advice, carried
+from scripts.cli.load.figures import Figures, Limits, carried
 from scripts.cli.load.profiles import Profile
 
 _templates = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined, autoescape=True
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alone:
+    """One piece of work at an endpoint that does nothing else."""
+
+    seconds: float
+    """Time of its requests, without the pauses between them."""
+    first_token: float | None
+    """The longest time to a first token; None for answers in one piece."""
+    prompt_tokens: int
+    """Tokens of all its prompts, as the endpoint counts them."""
+    answer_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +36,22 @@ class Run:
     name: str
     profiles: Sequence[Profile]
     """As scaled."""
+    alone: Mapping[str, Alone]
+    """The warm-up by profile, as far as it came."""
     steps: Sequence[Figures]
     by_profile: dict[str, Figures]
     """Figures by profile, of the last step that keeps the limits."""
+    cut_short: Figures | None
+    """The step that was not complete when the load ended, if any."""
     ended: str
     """Reason for which it ended before it was past the limit; empty if it was."""
+    advice: str
+    """Changes that would let it carry more."""
+
+    @property
+    def nothing_kept(self) -> str:
+        """Sentence in place of what it carries, if no step kept the limits."""
+        return "not even the first step kept the limits" if self.steps else "no step was complete"
 
     @property
     def plural(self) -> str:
@@ -78,9 +102,11 @@ class Result:
                     "carries": kept.per_hour if (kept := carried(run.steps)) else 0,
                     "people": self.people(kept),
                     "ended": run.ended,
-                    "advice": advice(run.steps),
+                    "advice": run.advice,
                     "profiles": {each.name: _sizes(each, self.limits) for each in run.profiles},
+                    "alone": {name: asdict(found) for name, found in run.alone.items()},
                     "steps": [asdict(step) for step in run.steps],
+                    "cutShort": asdict(run.cut_short) if run.cut_short else None,
                     "byProfile": {name: asdict(found) for name, found in run.by_profile.items()},
                 }
                 for run in self.runs
@@ -104,7 +130,7 @@ class Result:
             )
         lines.append(self.key)
         for run in self.runs:
-            lines += ["", *self._of_run(run)]
+            lines += ["", *self.of_run(run)]
         cost = (
             f", about {self.hourly_cost * self.seconds / 3600:.2f} at the given hourly cost" if self.hourly_cost else ""
         )
@@ -113,10 +139,11 @@ class Result:
             lines.append("interrupted: these are the figures so far")
         return lines
 
-    def _of_run(self, run: Run) -> list[str]:
+    def of_run(self, run: Run) -> list[str]:
+        """The answer about one profile, or the mix: what it carries, and then the details."""
         kept = carried(run.steps)
         if kept is None:
-            lines = [f"{run.name}: no step kept the limits"]
+            lines = [f"{run.name}: {run.nothing_kept}"]
         else:
             lines = [
                 f"{run.name}: carries {kept.per_hour:,.0f} {run.plural} an hour "
@@ -133,19 +160,33 @@ class Result:
             lines += [
                 f"  {name}: {found.requests} requests, first token "
                 f"{_span(found.first_token_p50, found.first_token_p95)}, whole answer "
-                f" {_span(found.whole_p50, found.whole_p95)}"
+                f"{_span(found.whole_p50, found.whole_p95)}"
                 for name, found in run.by_profile.items()
                 if len(run.by_profile) > 1
             ]
+        lines += [
+            f"  {name} alone: {found.prompt_tokens:,} tokens read and {found.answer_tokens:,} written in "
+            f"{_seconds(found.seconds)}"
+            for name, found in run.alone.items()
+        ]
         broken = next((found for found in run.steps if found.past), None)
         if broken:
             lines.append(f"  past the limit at {broken.per_hour:,.0f} {run.plural} an hour: {broken.past}")
+        if run.cut_short:
+            found = run.cut_short
+            answered = found.requests - sum(found.errors.values())
+            lines.append(
+                f"  cut short at {found.per_hour:,.0f} {run.plural} an hour: {answered} requests answered, first token "
+                f"{_span(found.first_token_p50, found.first_token_p95)}; whole answer "
+                f"{_span(found.whole_p50, found.whole_p95)}"
+            )
         if run.ended:
             lines.append(f"  it ended there: {run.ended}")
-        lines.append(f"  for more: {advice(run.steps)}")
-        busiest = max((step.client_cpu_share for step in run.steps), default=0.0)
-        verdict = "it may itself be the limit" if any(step.client_busy for step in run.steps) else "not the limit"
-        lines.append(f"  this client used at most {busiest:.0%} of one core: {verdict}")
+        lines.append(f"  for more: {run.advice}")
+        if run.steps:
+            busiest = max(step.client_cpu_share for step in run.steps)
+            verdict = "it may itself be the limit" if any(step.client_busy for step in run.steps) else "not the limit"
+            lines.append(f"  this client used at most {busiest:.0%} of one core: {verdict}")
         return lines
 
 
@@ -177,7 +218,7 @@ def _sizes(profile: Profile, limits: Limits) -> dict[str, Any]:
 
 # --- The page
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 300, 64, 44, 16, 20
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 312, 64, 44, 28, 24
 
 
 def page(result: Result) -> str:
@@ -185,33 +226,36 @@ def page(result: Result) -> str:
     runs = []
     for run in result.runs:
         plots = [
-            plot(
-                "First token", "s", run.steps, ("first_token_p50", "first_token_p95"), result.limits.first_token_seconds
-            ),
-            plot("Time between tokens", "s", run.steps, ("between_tokens_p50", "between_tokens_p95"), None),
-            plot("Whole answer", "s", run.steps, ("whole_p50", "whole_p95"), None),
+            plot("First token", run.steps, ("first_token_p50", "first_token_p95"), result.limits.first_token_seconds),
+            plot("Time between tokens", run.steps, ("between_tokens_p50", "between_tokens_p95"), None),
+            plot("Whole answer", run.steps, ("whole_p50", "whole_p95"), None),
         ]
+        answer, *details = (line.strip().removeprefix(f"{run.name}: ") for line in result.of_run(run))
         sizes = {each.name: _sizes(each, result.limits) for each in run.profiles}
         runs.append(
             {
                 "run": run,
                 "plots": [each for each in plots if each],
                 "kept": carried(run.steps),
+                "answer": sentence(answer),
+                "details": map(sentence, details),
                 "sizes": sizes,
-                "advice": advice(run.steps),
             }
         )
     return _templates.get_template("page.html.j2").render(result=result, runs=runs, seconds=_cell)
+
+
+def sentence(text: str) -> str:
+    """A line of the text as a sentence."""
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def plot(
-    title: str, unit: str, steps: Sequence[Figures], names: tuple[str, str], limit: float | None
-) -> dict[str, Any] | None:
-    """Coordinates of a plot of two figures against the load, both from 0; None without values."""
+def plot(title: str, steps: Sequence[Figures], names: tuple[str, str], limit: float | None) -> dict[str, Any] | None:
+    """Coordinates of a plot of two times in seconds against the load, both axes from 0; None without values."""
     points = [(step.per_hour, getattr(step, names[0]), getattr(step, names[1])) for step in steps]
     points = [point for point in points if point[1] is not None]
     if not points:
@@ -227,7 +271,6 @@ def plot(
 
     return {
         "title": title,
-        "unit": unit,
         "median": [(x(rate), y(low)) for rate, low, _ in points],
         "high": [(x(rate), y(high)) for rate, _, high in points],
         "limit": None if limit is None else y(limit),
@@ -239,10 +282,10 @@ def plot(
 
 
 def _round_up(value: float) -> float:
-    """The next 1, 2, 4 or 8 times a power of ten: ends of axes that are easily read."""
+    """The next of some multiples of a power of ten whose quarters are easily read."""
     power = 1e-6
     while True:
-        for factor in (1, 2, 4, 8):
+        for factor in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8):
             if value <= factor * power:
                 return factor * power
         power *= 10

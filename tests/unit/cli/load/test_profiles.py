@@ -11,7 +11,7 @@ from scripts.cli.load.command import on_grid
 from scripts.cli.load.drive import arrivals
 from scripts.cli.load.profiles import MIX, PROFILES, Sizes, form_named, requests
 
-SIZES = Sizes(per_word=1.0, overhead=5)
+SIZES = Sizes(per_word=1.0)
 
 
 def made(name: str, *, seed: int = 1, scale: float = 0.1) -> list[dict[str, Any]]:
