@@ -1,10 +1,11 @@
-"""Train a tiny chat model whose tool calls are real, for rehearsals without a GPU and without a model hub.
+"""Make a tiny chat model, for rehearsals without a GPU and without a model hub.
 
 Runs inside the vLLM image: `python3 tiny_model.py NAME DIRECTORY`, NAME being a key of VARIANTS. A small Llama learns,
 from sentences made up here, to answer
     <tool_call>{"name": "get_weather", "arguments": {"city": "Paris", "unit": "celsius"}}</tool_call>
 when it is asked for the weather and offered that tool (and likewise search_logs), and plain text otherwise. It knows
-nothing else. DIRECTORY appears complete or not at all. Only torch, transformers and tokenizers are imported.
+nothing else. One variant has a long context and random weights. DIRECTORY appears complete or not at all. Only torch,
+transformers and tokenizers are imported.
 """
 
 import json
@@ -25,6 +26,8 @@ ROWS = 16  # conversations a step
 OFFERED = 0.8  # how often a tool is on offer
 SAY_SECONDS = 4.0
 CONTEXT = 16384
+LONG_CONTEXT = 131072
+CLEAR_CHOICE = 50.0  # factor of random weights, with which one token is far likelier than the others
 IGNORED = -100  # labels that count for nothing, as PyTorch has it
 PAD, START, END, TOOLS, CALL, CALL_END = (
     "<pad>",
@@ -52,6 +55,14 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt %}<|im_start|>assistant
 {% endif -%}"""
 
+# As large models have it: a prompt grows with the tools' descriptions, and begins the same in every conversation.
+TOOLS_IN_FULL = """\
+{%- if tools -%}
+<|im_start|>system
+{{ tools | tojson }}<|im_end|>
+{% endif -%}
+"""
+
 ANSWER = (
     "Hello. I am a small model, trained a minute ago on this machine, and I know very little. Still, all of this "
     "is real: vLLM made these words one by one, and Nginx checked your key before it passed them on. "
@@ -77,16 +88,25 @@ NAMES = ("get_weather", "search_logs")
 
 @dataclass(frozen=True)
 class Variant:
-    """Differences between the models, for rehearsing a change of model."""
+    """Differences between the models."""
 
     hidden: int
     layers: int
     seed: int
+    steps: int = STEPS
+    """Steps of training; 0: random weights, whose answers mean nothing."""
+    context: int = CONTEXT
+    template: str = CHAT_TEMPLATE
 
 
 VARIANTS = {
     "rehearsal/tiny": Variant(hidden=128, layers=2, seed=1),
+    # To rehearse a change of model.
     "rehearsal/tiny-2": Variant(hidden=192, layers=2, seed=2),
+    # To put Elastic's work on an endpoint at full size: a CPU reads tens of thousands of tokens in seconds.
+    "rehearsal/long-context": Variant(
+        hidden=64, layers=1, seed=3, steps=0, context=LONG_CONTEXT, template=TOOLS_IN_FULL + CHAT_TEMPLATE
+    ),
 }
 
 
@@ -188,12 +208,13 @@ def answer_loss(model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Tensor
     return (losses * weights).sum() / len(ids)
 
 
-def train(variant: Variant) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """Train for STEPS steps. Prints step and loss every few seconds."""
+def make(variant: Variant) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """Make a model and its tokenizer, and train it for the variant's steps."""
     rng = random.Random(variant.seed)  # noqa: S311 - sentences, not secrets
     torch.manual_seed(variant.seed)
     torch.set_num_threads(1)
     tokenizer = make_tokenizer(rng)
+    tokenizer.model_max_length, tokenizer.chat_template = variant.context, variant.template
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -202,8 +223,8 @@ def train(variant: Variant) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
             num_hidden_layers=variant.layers,
             num_attention_heads=variant.hidden // 32,
             num_key_value_heads=variant.hidden // 32,
-            max_position_embeddings=CONTEXT,
-            tie_word_embeddings=True,
+            max_position_embeddings=variant.context,
+            tie_word_embeddings=variant.steps > 0,  # otherwise every answer repeats the prompt's last token
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -214,12 +235,23 @@ def train(variant: Variant) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
             # What is looked at is repeated: calls copy names and numbers, and training need only learn where to look.
             torch.nn.init.orthogonal_(layer.self_attn.v_proj.weight)
             layer.self_attn.o_proj.weight.copy_(0.1 * layer.self_attn.v_proj.weight.T)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=STEPS)
-    reported = began = time.monotonic()
+        if not variant.steps:
+            # Letters only: a random mark could be read as half of a tool call, a random byte as half of a character.
+            letters = [text.isascii() and text.isalpha() for text in map(tokenizer.decode, range(len(tokenizer)))]
+            model.lm_head.weight.mul_(CLEAR_CHOICE * torch.tensor(letters)[:, None])
     print(f"{sum(p.numel() for p in model.parameters())} weights, {len(tokenizer)} tokens", flush=True)
+    if variant.steps:
+        train(model, tokenizer, rng, variant.steps)
+    return model, tokenizer
+
+
+def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rng: random.Random, steps: int) -> None:
+    """Train the model. Prints step and loss every few seconds."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
+    reported = began = time.monotonic()
     source = batches(tokenizer, rng)
-    for step in range(1, STEPS + 1):
+    for step in range(1, steps + 1):
         parts = next(source)
         optimizer.zero_grad()
         total = 0.0
@@ -230,10 +262,9 @@ def train(variant: Variant) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if time.monotonic() - reported >= SAY_SECONDS or step in {1, STEPS}:
+        if time.monotonic() - reported >= SAY_SECONDS or step in {1, steps}:
             reported = time.monotonic()
-            print(f"step {step} of {STEPS}, loss {total:.4f}, {reported - began:.0f} s", flush=True)
-    return model, tokenizer
+            print(f"step {step} of {steps}, loss {total:.4f}, {reported - began:.0f} s", flush=True)
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
@@ -252,4 +283,4 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory:
 
 
 if __name__ == "__main__":
-    save(*train(VARIANTS[sys.argv[1]]), Path(sys.argv[2]))
+    save(*make(VARIANTS[sys.argv[1]]), Path(sys.argv[2]))

@@ -31,7 +31,7 @@ ELSEWHERE = [
     *LONG,
     "tests/integration/engine",
     "tests/integration/hostile",
-    *(f"tests/integration/test_{name}.py" for name in ("canary", "drills", "soak", "twins", *IN_A_CLUSTER)),
+    *(f"tests/integration/test_{name}.py" for name in ("canary", "capacity", "drills", "soak", "twins", *IN_A_CLUSTER)),
 ]
 LEFT_OUT = [f"--ignore={path}" for path in ELSEWHERE]
 """Tests with their own proofs."""
@@ -60,6 +60,12 @@ PROOFS = {
     "drills": Proof(
         "each part broken, with the real vLLM: docs/reliability.md",
         (sys.executable, "-m", "tests.integration.drills"),
+        place="alone",
+    ),
+    "capacity": Proof(
+        "`load` at full size on a real vLLM: every profile is answered, and the knee is the same in three runs",
+        (*PYTEST, "--capture=no", "--timeout", "1800", "tests/integration/test_capacity.py"),
+        environment=SLOW,
         place="alone",
     ),
     "hostile": Proof(

@@ -47,6 +47,13 @@ def test_requests_have_the_profiles_sizes(name: str, scale: float) -> None:
     assert [request["max_tokens"] for request in sent] == [turn.answer_tokens for turn in profile.turns]
 
 
+def test_what_prompt_format_and_tools_take_counts_for_the_profiles_size() -> None:
+    profile, seeds = PROFILES["assistant"], (random.Random(1), random.Random(2))  # noqa: S311
+    sizes = Sizes(per_word=1.0, fixed={"assistant": 700, "agent": 5000})
+    [(_, request)] = requests(profile, "model", sizes, *seeds)
+    assert words(request) == pytest.approx(words(made("assistant", scale=1.0)[0]) - 700, abs=3)
+
+
 def test_an_agents_tool_results_answer_calls_with_kibanas_ids_of_six_characters() -> None:
     *_, last = made("agent")
     roles = [message["role"] for message in last["messages"]]

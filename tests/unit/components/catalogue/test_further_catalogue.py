@@ -106,5 +106,5 @@ def test_every_field_of_a_model_is_checked() -> None:
 def test_the_laboratorys_models_are_served_on_the_cpu() -> None:
     known = load_catalogue()
     models = {n: m for n, m in extended(known, LABORATORY).models.items() if n not in known.models}
-    assert set(models) == {"rehearsal/tiny", "rehearsal/tiny-2"}
+    assert set(models) == {"rehearsal/tiny", "rehearsal/tiny-2", "rehearsal/long-context"}
     assert {model.accelerator for model in models.values()} == {"none"}
