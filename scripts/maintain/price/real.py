@@ -202,13 +202,12 @@ def with_vllm(stack: str, outputs: dict[str, Any], rounds: int, say: Callable[[s
             for way in both if number % 2 else both[::-1]:
                 first_tokens(way, model, loads[way.name], moments)
     finally:
+        # From here on all processes share all cores at the same priority.
         for container in containers.values():
             container.update(cpuset_cpus=every_core)
-    # From here on all processes share all cores at the same priority.
-    os.sched_setaffinity(0, set(range(os.cpu_count() or 1)))
-    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-    for pid in processes_of(containers["nginx"]):
-        os.sched_setscheduler(pid, os.SCHED_OTHER, os.sched_param(0))
+        os.sched_setaffinity(0, set(range(os.cpu_count() or 1)))
+        for pid in (0, *processes_of(containers["nginx"])):
+            os.sched_setscheduler(pid, os.SCHED_OTHER, os.sched_param(0))
     stops: dict[tuple[str, int], list[float]] = {}
     for processes in (0, BUSY_PROCESSES):
         with busy(processes):
