@@ -92,6 +92,9 @@ def test_without_a_complete_step_the_one_in_progress_is_what_is_known() -> None:
     assert "for more: let it run longer (--minutes, --tokens)" in text
     assert "interrupted: these are the figures so far" in text
     assert "one core" not in text
+    shown = page(result_of(run))
+    assert "No step was complete." in shown
+    assert "started an hour" not in shown
 
 
 def test_a_first_step_past_the_limit_is_told_from_no_step() -> None:
