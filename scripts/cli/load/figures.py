@@ -197,7 +197,7 @@ def advice(steps: Sequence[Figures]) -> str:
     """Advice for more, from what grew at the step past the limit."""
     broken = next((found for found in steps if found.past), None)
     if not steps:
-        return "let it run longer (--minutes, --tokens)"
+        return "let it run longer (--minutes, --tokens) or begin higher (--from): a step has at least 20 requests"
     if broken is None:
         return "the limit was not reached: let it run longer (--minutes), or begin higher (--from)"
     slower = (broken.between_tokens_p50 or 0.0) > SLOWER * (steps[0].between_tokens_p50 or math.inf)
