@@ -272,10 +272,15 @@ def _way(name: str, *, has_tls: bool = True) -> Way:
 
 def first(pid: int) -> None:
     """Give a process priority over all others, whose work is not to be measured."""
+    for task in tasks_out_of_their_group(pid):
+        os.sched_setscheduler(task, os.SCHED_RR, os.sched_param(PRIORITY))
+
+
+def tasks_out_of_their_group(pid: int) -> list[int]:
+    """Return a process's threads, which from now on have their priority among those of the whole machine."""
     if ROOT_GROUP.exists():
-        ROOT_GROUP.write_text(str(pid))  # Docker's groups have no real-time share
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        os.sched_setscheduler(int(task.name), os.SCHED_RR, os.sched_param(PRIORITY))
+        ROOT_GROUP.write_text(str(pid))  # Docker's groups have no real-time share, and count as one process each
+    return [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
 
 
 @contextmanager
