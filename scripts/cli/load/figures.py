@@ -14,7 +14,7 @@ LATE_SHARE = 0.05
 BUSY_CLIENT = 0.7
 """Share of a core from which this client may itself be what is slow."""
 LATE_CLIENT_SHARE = 0.1
-"""Delay of its own requests (99th percentile) from which it may be, as a share of what people bear."""
+"""Delay of its own requests from which it may be, as a share of what people bear: in the percentile of the verdict."""
 GROWTH = 0.2
 """Seconds that an answer takes longer with every second of a step, from which work piles up: it is due about a quarter
 faster than it is done."""
@@ -67,7 +67,7 @@ class Figures:
     cached_share: float | None
     """Share of prompt tokens from the prefix cache; None where the endpoint does not report it."""
     client_cpu_share: float
-    client_late_p99: float
+    client_late_p95: float
     """Delay of this client's own requests."""
     client_busy: bool
     """True if this client was so busy that the figures may be its own."""
@@ -137,7 +137,7 @@ def figures(step: Step, limits: Limits) -> Figures:
         past = f"{whole_late} of {len(waited)} answers were complete too late for Kibana, or never"
     elif growth(waited) > GROWTH * seconds * 3 / 4:
         past = f"answers took longer and longer: {growth(waited):.1f} s more at its end than at its beginning"
-    client_late = percentile([answer.late_start for answer in step.answers], 99) or 0.0
+    client_late = percentile([answer.late_start for answer in step.answers], 95) or 0.0
     return Figures(
         per_hour=step.per_hour,
         seconds=step.seconds,
@@ -160,7 +160,7 @@ def figures(step: Step, limits: Limits) -> Figures:
         answer_tokens_per_second=sum(answer.answer_tokens for answer in counted) / seconds,
         cached_share=sum(cached) / prompts if cached and prompts else None,
         client_cpu_share=step.cpu_share,
-        client_late_p99=client_late,
+        client_late_p95=client_late,
         client_busy=step.cpu_share > BUSY_CLIENT or client_late > LATE_CLIENT_SHARE * limits.first_token_seconds,
         past=past,
     )

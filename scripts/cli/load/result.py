@@ -148,7 +148,7 @@ class Result:
             lines = [
                 f"{run.name}: carries {kept.per_hour:,.0f} {run.plural} an hour "
                 f"({kept.requests_per_hour:,.0f} requests), which is "
-                f"{self.people(kept)} people with {self.per_person:g} an hour each (an assumption: --per-person)",
+                f"{self.people(kept):,} people with {self.per_person:g} an hour each (an assumption: --per-person)",
                 f"  first token: {_span(kept.first_token_p50, kept.first_token_p95)}; whole answer: "
                 f"{_span(kept.whole_p50, kept.whole_p95)} (half and 95 % of the requests)",
                 f"  {kept.answer_tokens_per_second:,.0f} tokens a second written, "
@@ -186,7 +186,11 @@ class Result:
         if run.steps:
             busiest = max(step.client_cpu_share for step in run.steps)
             verdict = "it may itself be the limit" if any(step.client_busy for step in run.steps) else "not the limit"
-            lines.append(f"  this client used at most {busiest:.0%} of one core: {verdict}")
+            latest = max(step.client_late_p95 for step in run.steps)
+            lines.append(
+                f"  this client used at most {busiest:.0%} of one core, and 95 % of its requests were at most "
+                f"{_seconds(latest)} late: {verdict}"
+            )
         return lines
 
 
@@ -251,7 +255,7 @@ def sentence(text: str) -> str:
 
 
 def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+    return "" if value is None else f"{value:.3g}"
 
 
 def plot(title: str, steps: Sequence[Figures], names: tuple[str, str], limit: float | None) -> dict[str, Any] | None:

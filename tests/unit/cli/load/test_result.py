@@ -68,7 +68,9 @@ def test_the_answer_is_in_a_users_words() -> None:
     assert "  10 tokens a second written, 100 read; 60% of them from the prefix cache" in lines
     assert "  assistant alone: 6,213 tokens read and 300 written in 2.5 s" in lines
     assert "  past the limit at 2,048 questions an hour: 95 % of the answers began within 3.0 s, not 2 s" in lines
-    assert lines[-3] == "  this client used at most 25% of one core: not the limit"
+    assert lines[-3] == (
+        "  this client used at most 25% of one core, and 95 % of its requests were at most 0 ms late: not the limit"
+    )
 
 
 @pytest.mark.parametrize("hourly_cost", [None, 7.2])
@@ -103,7 +105,11 @@ def test_a_first_step_past_the_limit_is_told_from_no_step() -> None:
 
 def test_a_busy_client_is_said_to_be_perhaps_the_limit() -> None:
     busy = figures(Step(1024, 20.0, [answer(number) for number in range(20)], 0.8), LIMITS)
-    assert "this client used at most 80% of one core: it may itself be the limit" in result_of(run_of(busy)).text()
+    late = figures(Step(1024, 20.0, [answer(number, late_start=0.3) for number in range(20)], 0.2), LIMITS)
+    for found, why in ((busy, "80% of one core"), (late, "at most 300 ms late")):
+        *_, line = (line for line in result_of(run_of(found)).lines() if "this client" in line)
+        assert why in line
+        assert line.endswith("it may itself be the limit")
 
 
 def test_the_document_is_json_with_every_step() -> None:
