@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -86,14 +85,6 @@ def _content(file: Path) -> bytes:
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "scripts.cli.app", "load", *arguments]
-
-
-@pytest.fixture
-def ahead_of_other_tests() -> Iterator[None]:
-    """Let this process and the stand-in compute first: the tests beside them take both cores."""
-    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-    yield
-    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 @pytest.mark.usefixtures("ahead_of_other_tests")
