@@ -132,7 +132,7 @@ def figures(step: Step, limits: Limits) -> Figures:
     elif counted and failed > FAILED_SHARE * len(counted):
         past = f"{failed} of {len(counted)} requests failed ({', '.join(sorted(errors))})"
     elif first_p95 is not None and first_p95 > limits.first_token_seconds:
-        past = f"95 % of the answers began within {first_p95:.1f} s, not {limits.first_token_seconds:g} s"
+        past = f"95 % of the answers began within {first_p95:.3g} s, not {limits.first_token_seconds:g} s"
     elif whole_late > LATE_SHARE * len(waited):
         past = f"{whole_late} of {len(waited)} answers were complete too late for Kibana, or never"
     elif growth(waited) > GROWTH * seconds * 3 / 4:

@@ -57,7 +57,7 @@ def test_the_share_of_the_prefix_cache_is_of_all_prompt_tokens() -> None:
         ({"error": "own limit: too_many_requests"}, "the gateway's own limit refused 2 of 20 requests"),
         (
             {"error": "unfinished", "first_token": None, "whole": None, "ended": 100.0},
-            "95 % of the answers began within 98.0 s, not 2 s",
+            "95 % of the answers began within 98 s, not 2 s",
         ),
     ],
 )

@@ -67,7 +67,7 @@ def test_the_answer_is_in_a_users_words() -> None:
     assert "  first token: 400 ms and 400 ms; whole answer: 1.0 s and 1.0 s (half and 95 % of the requests)" in lines
     assert "  10 tokens a second written, 100 read; 60% of them from the prefix cache" in lines
     assert "  assistant alone: 6,213 tokens read and 300 written in 2.5 s" in lines
-    assert "  past the limit at 2,048 questions an hour: 95 % of the answers began within 3.0 s, not 2 s" in lines
+    assert "  past the limit at 2,048 questions an hour: 95 % of the answers began within 3 s, not 2 s" in lines
     assert lines[-3] == (
         "  this client used at most 25% of one core, and 95 % of its requests were at most 0 ms late: not the limit"
     )
