@@ -46,9 +46,10 @@ check_weights() {
   local fetch=${FETCH:-"copy the model's directory again, or set modelSource to hub"}
   [ -d "$directory" ] || fail "no weights in $directory (${PLACE_SETTINGS:-model, weightsDirectory})" "$fetch"
 
+  # The server's own user reads them. On a host only the bits for others let it; in a pod its group may as well.
   if [ -n "${AS_SERVER:-}" ]; then
     unreadable=$(find -L "$directory" ! -type l \( ! -readable -o \( -type d ! -executable \) \) -print -quit 2>/dev/null)
-  else # nothing else grants it that
+  else
     unreadable=$(find -L "$directory" \( \( -type f ! -perm -o=r \) -o \( -type d ! -perm -o=rx \) \) -print -quit)
   fi
   [ -z "$unreadable" ] ||
@@ -63,7 +64,7 @@ check_weights() {
   pointer=$(find "$directory/" -maxdepth 1 -type f -size -2 \
     -regex '.*\.\(safetensors\|json\|model\|jinja\|txt\|py\|tiktoken\)' \
     -exec grep -q '^version https://git-lfs.github.com/spec/' -- {} \; -print -quit)
-  [ -z "$pointer" ] || fail "$pointer is a pointer of Git LFS, not the file" "run there: git lfs pull"
+  [ -z "$pointer" ] || fail "$pointer is a pointer of Git LFS, not the file" "run there: git lfs pull; or $fetch"
 
   # The files that vLLM 0.32 loads (model_loader/default_loader.py).
   if [ "${LOAD_FORMAT:-auto}" = mistral ] || { [ "${LOAD_FORMAT:-auto}" = auto ] && compgen -G "$directory/consolidated*.safetensors" >/dev/null; }; then
