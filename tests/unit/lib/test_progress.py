@@ -6,7 +6,6 @@ import pty
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -35,36 +34,43 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "POLL_SECONDS", 0.005)
 
 
-def until(shown: Callable[[], str], text: str) -> str:
-    """Return everything that is shown until the text is in it."""
-    seen, end = "", time.monotonic() + 5
-    while text not in seen and time.monotonic() < end:
-        seen += shown()
-    return seen
+def until(stream: io.StringIO, text: str) -> str:
+    """Return everything that is shown once the text is in it. capsys would lose a line that comes while it reads."""
+    end = time.monotonic() + 5
+    while text not in stream.getvalue() and time.monotonic() < end:
+        time.sleep(0.001)
+    return stream.getvalue()
 
 
 def test_without_a_terminal_a_long_task_is_announced_with_its_progress(
-    quick: None, capsys: pytest.CaptureFixture[str]
+    quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", shown)
     with Display() as display, display.task("image", "set-up") as task:
         task.say("pulling\nlayer 1\r layer 2 \n\n")
-        seen = until(lambda: capsys.readouterr().out, "layer 2")
+        seen = until(shown, "layer 2\n")
         task.outcome = "pulled"
     assert "started    image                            set-up\n" in seen
     assert "…          image                               0 s  layer 2\n" in seen
-    assert capsys.readouterr().out.startswith("pulled     image ")
+    assert "\npulled     image " in shown.getvalue()
 
 
 def test_silence_lasts_ten_seconds_at_most() -> None:
     assert progress.HEARTBEAT_SECONDS + progress.POLL_SECONDS < 10
 
 
-def test_results_are_apart_from_progress(quick: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_are_apart_from_progress(
+    quick: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)
     with Display(results_on_stdout=True) as display, display.task("checks") as task:
         task.say("chat")
         display.line("ok chat")
-        seen = until(lambda: capsys.readouterr().err, "chat")
+        seen = until(shown, "chat\n")
     assert "…          checks" in seen
+    assert capsys.readouterr().out == "ok chat\n"
     with Display(results_on_stdout=True) as display, display.task("checks"):
         display.line("ok chat")
     assert capsys.readouterr().out == "ok chat\n"
